@@ -1,0 +1,11 @@
+"""Gymnasium environments: real worlds to learn from and the dreams learned from them.
+
+Owns: registration. `Dream/<World>-v0` and `Real/<World>-v0` have the same spaces, so one agent runs in both, and
+`gymnasium.make("envs:Real/LabMaze-v0")` imports this module by itself. Imports no world and no model: an entry point
+is a string that Gymnasium resolves when the environment is made.
+"""
+
+from gymnasium.envs.registration import register
+
+register(id="Real/LabMaze-v0", entry_point="envs.sources.labmaze:LabMazeEnv")
+register(id="Dream/LabMaze-v0", entry_point="envs.dream:DreamEnv")

@@ -1,0 +1,181 @@
+"""Play a dreamt world in a window, or without one.
+
+Owns: the command line and what is wired to what. Imported by nothing. The window opens before torch is imported; the
+world loads in the background.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import tyro
+
+from worldmodel.errors import ConfigError, MissingPackageError, SeedError, WorldModelError
+
+if TYPE_CHECKING:
+    from envs.session import PlayableEnv, PlaySession
+    from envs.worker import Report
+
+DEFAULT_FRAMES = 300
+
+
+@dataclass(frozen=True)
+class Options:
+    """Walk through a world that a diffusion model dreams frame by frame. Keys: W A S D or arrows; F1 shows all."""
+
+    world: str = "labmaze"
+    """labmaze: the dream. real: the maze that it was learned from (needs mujoco and labmaze)."""
+    checkpoint: str | None = None
+    """Trained world to load, a name or a folder; without it, the one that ships with this project."""
+    device: str = "auto"
+    """Where to dream: auto, cpu, cuda, cuda:1, mps."""
+    steps: int | None = None
+    """Denoising steps a frame: fewer are faster. Without it, as the world was trained."""
+    memory: int | None = None
+    """Past frames to remember. Without it, as the world was trained."""
+    seed: int = 0
+    """Which dream; R goes on to the next."""
+    fps: float | None = None
+    """Steps a second, in the window and in videos. Without it, the world's own (15)."""
+    scale: int | None = None
+    """Screen (and video) pixels per frame pixel, at first. Without it, a window of 640 x 640 and videos of 256 rows."""
+    threads: int | None = None
+    """CPU threads for torch. Without it, torch decides."""
+    video: Path | None = None
+    """Record an MP4 from the first frame on."""
+    headless: bool = False
+    """Play without a window, as fast as it goes; the last line printed is a JSON object with the speed."""
+    frames: int | None = None
+    """With --headless: steps to take (300)."""
+    actions: str | None = None
+    """With --headless: random, or keys such as "wwwwaaad" or "w*30 a*15 wd*10 .*5" (. is no key), repeated."""
+
+    @property
+    def is_real(self) -> bool:
+        """The real world is asked for, not a dream."""
+        return self.world.lower() == "real"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the program and return its exit status: 0, 2 after an error of ours, 130 after Ctrl-C."""
+    try:
+        options = tyro.cli(Options, prog="play.py", args=arguments, config=(tyro.conf.FlagCreatePairsOff,))
+        check_options(options)
+        if options.headless:
+            print(json.dumps(play_headless(options)), flush=True)
+        else:
+            play_in_window(options)
+    except WorldModelError as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+def check_options(options: Options) -> None:
+    """Refuse what can be refused before anything is loaded.
+
+    Raises:
+        ConfigError: an option is out of range, or does not go with another.
+        SeedError: the seed is negative.
+    """
+    if options.seed < 0:
+        raise SeedError(f"--seed {options.seed} is negative; use a whole number of at least 0")
+    for name in ("steps", "scale", "threads", "frames"):
+        value = getattr(options, name)
+        if value is not None and value < 1:
+            raise ConfigError(f"--{name} must be at least 1; got {value}")
+    if options.memory is not None and options.memory < 0:
+        raise ConfigError(f"--memory must be at least 0; got {options.memory}")
+    if options.fps is not None and not 0 < options.fps <= 1000:
+        raise ConfigError(f"--fps must be above 0 and at most 1000; got {options.fps}")
+    if options.video is not None and options.video.suffix.lower() != ".mp4":
+        raise ConfigError(f"--video {str(options.video)!r} must end in .mp4; give a name such as play.mp4")
+    for name in ("frames", "actions"):
+        if getattr(options, name) is not None and not options.headless:
+            raise ConfigError(f"--{name} goes only with --headless; add it, or leave --{name} out")
+    if options.is_real:
+        for name in ("checkpoint", "steps", "memory", "threads"):
+            if getattr(options, name) is not None:
+                raise ConfigError(f"--{name} does not go with --world real, which has no model; leave it out")
+
+
+def play_headless(options: Options) -> dict[str, object]:
+    """Play without a window; return the report of `run_headless` and load_s, the seconds until the first frame."""
+    from envs.headless import parse_actions, run_headless
+
+    start_s = time.perf_counter()
+    session = make_session(options, lambda share, text: None)
+    load_s = time.perf_counter() - start_s
+    try:
+        actions = parse_actions(options.actions or "random", session.action_set, options.seed)
+        if options.video is not None:
+            session.start_video(options.video, options.scale)
+        report = run_headless(session, actions, options.frames or DEFAULT_FRAMES)
+    finally:
+        session.close()
+    return report | {"load_s": round(load_s, 2)}
+
+
+def play_in_window(options: Options) -> None:
+    """Open the window, load behind it, play until it is closed."""
+    from envs.player import Player, check_display
+    from envs.worker import WorldWorker
+
+    check_display()
+    worker = WorldWorker(lambda report: make_session(options, report), options.video, options.scale)
+    kind = "the real world" if options.is_real else f"a dream of {options.world}"
+    Player(worker, title=f"Playable world model: {kind}", scale=options.scale).run()
+
+
+def make_session(options: Options, report: Report) -> PlaySession:
+    """Load the world and begin its first dream, telling `report` what comes next."""
+    from envs.session import PlaySession
+
+    env: PlayableEnv = make_real(report) if options.is_real else make_dream(options, report)
+    report(0.85, "making the first frame")
+    try:
+        return PlaySession(env, options.seed, options.fps)
+    except BaseException:
+        env.close()
+        raise
+
+
+def make_dream(options: Options, report: Report) -> PlayableEnv:
+    """Import torch, then load the model."""
+    report(0.05, "loading PyTorch")
+    try:
+        import torch
+    except ImportError as error:
+        raise MissingPackageError(f"dreaming needs PyTorch ({error}); run: pip install torch") from error
+
+    if options.threads is not None:
+        torch.set_num_threads(options.threads)
+    report(0.4, "loading the model")
+    from envs.dream import DreamEnv
+
+    return DreamEnv(
+        world=options.world.lower(),
+        checkpoint=options.checkpoint,
+        device=options.device,
+        num_steps=options.steps,
+        memory_frames=options.memory,
+    )
+
+
+def make_real(report: Report) -> PlayableEnv:
+    """Build the world that dreams are learned from."""
+    report(0.1, "building the maze")
+    from envs.sources.labmaze import LabMazeEnv
+
+    return LabMazeEnv()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,618 @@
+"""play.py and what it is made of: action texts, the session, the worker thread, the window (on SDL's dummy driver)."""
+
+import itertools
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+import types
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import play
+from envs.actions import LABMAZE_ACTIONS
+from envs.headless import parse_actions, run_headless
+from envs.session import PlayableEnv, PlaySession
+from envs.video import VideoWriter
+from envs.worker import Report, WorldWorker, _raise_stopped
+from worldmodel.errors import (
+    ActionError,
+    CheckpointError,
+    ConfigError,
+    DisplayError,
+    MissingPackageError,
+    SeedError,
+    StorageError,
+    WorldModelError,
+)
+
+NAMES = LABMAZE_ACTIONS.names
+
+
+class StubEnv:
+    """Stands for DreamEnv: remembers the actions, draws the seed and the step, ends at step 5."""
+
+    action_set = LABMAZE_ACTIONS
+    fps = 100
+    num_steps = 2
+    memory_frames = 4
+    device = "cpu"
+
+    def __init__(self, step_s: float = 0.0) -> None:
+        self.metadata: dict[str, Any] = {}
+        self.actions: list[str] = []
+        self.seeds: list[int] = []
+        self.memory_used = 0
+        self.is_closed = False
+        self._step_s = step_s
+        self._step = 0
+
+    def reset(self, *, seed: int | None = None) -> tuple[np.ndarray, dict[str, Any]]:
+        assert seed is not None
+        self.seeds.append(seed)
+        self._step = self.memory_used = 0
+        return self._frame(), {}
+
+    def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        time.sleep(self._step_s)
+        self._step += 1
+        self.memory_used = min(self._step, 4)
+        self.actions.append(NAMES[action])
+        return self._frame(), 0.5, self._step == 5, self._step == 8, {}
+
+    def close(self) -> None:
+        self.is_closed = True
+
+    def _frame(self) -> np.ndarray:
+        frame = np.zeros((64, 64, 3), np.uint8)
+        frame[:, :32] = (200, 30 * self.seeds[-1] % 256, self._step % 256)
+        return frame
+
+
+class PlainEnv(StubEnv):
+    """Stands for a real world: has nothing of a model, and its rate in the metadata."""
+
+    fps = num_steps = memory_frames = device = None  # type: ignore[assignment]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.metadata = {"render_fps": 20}
+
+    def __getattribute__(self, name: str) -> Any:
+        if name in ("fps", "num_steps", "memory_frames", "memory_used", "device"):
+            raise AttributeError(name)
+        return super().__getattribute__(name)
+
+
+def names(text: str, count: int, seed: int = 0) -> list[str]:
+    return [NAMES[action] for action in itertools.islice(parse_actions(text, LABMAZE_ACTIONS, seed), count)]
+
+
+# --- action texts ---
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("wwa", ["forward", "forward", "turn_left", "forward", "forward"]),
+        ("w*2 .*1 d", ["forward", "forward", "noop", "turn_right", "forward"]),
+        ("wd*2 s.", ["forward_right", "forward_right", "back", "noop", "forward_right"]),
+        ("wd", ["forward", "turn_right", "forward", "turn_right", "forward"]),
+        ("ws*1", ["noop"] * 5),
+    ],
+)
+def test_action_text(text: str, expected: list[str]) -> None:
+    assert names(text, 5) == expected
+
+
+@pytest.mark.parametrize("text", ["", "  ", "q", "w*", "*3", "w*0", "w*-1", "w*1.5", "w.*2", "w*99999999", "w*²", "W"])
+def test_bad_action_text(text: str) -> None:
+    with pytest.raises(ActionError, match=r"use 'random', or letters of a d s w .*'w\*30 a\*15 wd\*10 \.\*5'"):
+        parse_actions(text, LABMAZE_ACTIONS)
+
+
+def test_random_actions_follow_the_seed_and_are_held() -> None:
+    first = names("random", 400, seed=1)
+    assert first == names("random", 400, seed=1)
+    assert first != names("random", 400, seed=2)
+    assert set(first) == set(NAMES)
+    changes = sum(before != after for before, after in itertools.pairwise(first))
+    assert 20 < changes < 100
+
+
+# --- session ---
+
+
+def test_session_keeps_account_past_the_end() -> None:
+    session = PlaySession(StubEnv(), seed=3)
+    assert (session.fps, session.view.seed, session.view.step, session.view.action_name) == (100, 3, 0, "")
+    for _ in range(9):
+        view = session.step(1)
+    assert (view.step, view.reward_total, view.ending, view.action_name) == (9, 4.5, "terminated", "forward")
+    assert (view.memory_used, view.memory_frames, view.num_steps) == (4, 4, 2)
+    assert session.reset(4).ending == "" and session.view.reward_total == 0
+
+
+def test_session_of_a_world_without_a_model() -> None:
+    session = PlaySession(PlainEnv())
+    view = session.step(0)
+    assert (session.fps, session.device, view.memory_used, view.memory_frames, view.num_steps) == (20, *[None] * 4)
+
+
+def test_session_refuses() -> None:
+    with pytest.raises(SeedError, match="-1"):
+        PlaySession(StubEnv(), seed=-1)
+    with pytest.raises(ActionError, match="7"):
+        PlaySession(StubEnv()).step(7)
+
+
+def test_session_video_has_first_frame_and_every_step(tmp_path: Path) -> None:
+    import av
+
+    session = PlaySession(StubEnv(), fps=10)
+    session.start_video(tmp_path / "a.mp4")
+    for _ in range(4):
+        session.step(0)
+    session.close()
+    assert not session.is_recording
+    with av.open(str(tmp_path / "a.mp4")) as container:
+        stream = container.streams.video[0]
+        assert (stream.frames, stream.width, stream.height) == (5, 256, 256) and stream.average_rate == 10
+
+
+# --- without a window ---
+
+
+def test_headless_report() -> None:
+    env = StubEnv(step_s=0.01)
+    report = run_headless(PlaySession(env, seed=2), parse_actions("wd*1 .", LABMAZE_ACTIONS), 6)
+    assert env.actions == ["forward_right", "noop"] * 3
+    assert 10 <= report["median_ms"] <= report["p95_ms"]  # type: ignore[operator]
+    assert 0 < report["fps"] <= 100  # type: ignore[operator]
+    expected = {"frames": 6, "denoising_steps": 2, "memory_frames": 4, "device": "cpu", "seed": 2, "reward": 3.0}
+    assert expected.items() <= report.items()
+
+
+def test_headless_refuses_no_frames() -> None:
+    with pytest.raises(ConfigError, match="0"):
+        run_headless(PlaySession(StubEnv()), itertools.repeat(0), 0)
+
+
+def run_main(monkeypatch: pytest.MonkeyPatch, env: StubEnv, *arguments: str) -> int:
+    monkeypatch.setattr(play, "make_real", lambda report: env)
+    return play.main(["--world", "real", *arguments])
+
+
+def test_main_headless(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    env = StubEnv()
+    arguments = ["--headless", "--frames", "7", "--seed", "5", "--actions", "ww.", "--video", str(tmp_path / "a.mp4")]
+    assert run_main(monkeypatch, env, *arguments) == 0
+    report = json.loads(capsys.readouterr().out.splitlines()[-1])
+    wanted = {"frames", "fps", "median_ms", "p95_ms", "denoising_steps", "memory_frames", "device"}
+    assert wanted <= report.keys() and report["frames"] == 7
+    assert env.seeds == [5] and env.is_closed
+    assert env.actions == ["forward", "forward", "noop", "forward", "forward", "noop", "forward"]
+    assert (tmp_path / "a.mp4").stat().st_size > 0
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--headless", "--actions", "x"],
+        ["--headless", "--frames", "0"],
+        ["--headless", "--video", "a.avi"],
+        ["--headless", "--steps", "2"],
+        ["--seed", "-3"],
+        ["--frames", "3"],
+        ["--actions", "w"],
+        ["--scale", "0"],
+        ["--fps", "nan"],
+    ],
+    ids=" ".join,
+)
+def test_main_says_errors_in_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], arguments: list[str]
+) -> None:
+    assert run_main(monkeypatch, StubEnv(), *arguments) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.startswith("error: ") and err.count("\n") == 1
+
+
+def test_main_hands_options_to_the_dream(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    given: dict[str, Any] = {}
+
+    def make(**arguments: Any) -> StubEnv:
+        given.update(arguments)
+        return StubEnv()
+
+    module = types.ModuleType("envs.dream")
+    module.DreamEnv = make  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "envs.dream", module)
+    arguments = "--headless --frames 1 --steps 3 --memory 50 --device cpu --checkpoint runs/x --world LabMaze"
+    assert play.main(arguments.split()) == 0
+    expected = {"world": "labmaze", "checkpoint": "runs/x", "device": "cpu", "num_steps": 3, "memory_frames": 50}
+    assert given == expected
+    monkeypatch.setitem(sys.modules, "torch", None)
+    capsys.readouterr()
+    assert play.main(arguments.split()) == 2
+    assert "pip install torch" in capsys.readouterr().err
+
+
+def run_python(program: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    hidden = ("DISPLAY", "WAYLAND_DISPLAY", "SDL_VIDEODRIVER", "SDL_VIDEO_DRIVER")
+    clean = {name: value for name, value in os.environ.items() if name not in hidden}
+    program = "import sys; sys.path.insert(0, 'tests')\n" + program
+    return subprocess.run(
+        [sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        env=clean | environment,
+        cwd=Path(__file__).parents[1],
+    )
+
+
+def test_headless_needs_no_pygame_and_the_window_no_torch() -> None:
+    program = (
+        "import play, test_player\n"
+        "play.make_real = lambda report: test_player.StubEnv()\n"
+        "assert play.main(['--world', 'real', '--headless', '--frames', '2']) == 0\n"
+        "assert 'pygame' not in sys.modules\n"
+        "import envs.player\n"
+        "assert 'pygame' in sys.modules and 'torch' not in sys.modules\n"
+    )
+    done = run_python(program)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="other systems always have a display")
+@pytest.mark.parametrize("environment", [{}, {"DISPLAY": ":9876"}], ids=["none set", "none there"])
+def test_no_display(environment: dict[str, str]) -> None:
+    done = run_python("import play; sys.exit(play.main(['--world', 'real']))", **environment)
+    assert done.returncode == 2
+    # Libraries under SDL may complain first, each in its own words.
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("error: ") and "--headless" in last and "xvfb-run" in last
+    assert "Traceback" not in done.stderr
+
+
+def test_without_pygame(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pygame", None)
+    monkeypatch.delitem(sys.modules, "envs.player", raising=False)
+    with pytest.raises(MissingPackageError, match="pip install pygame-ce"):
+        import envs.player  # noqa: F401
+
+
+# --- the window ---
+
+Script = Callable[[Any, WorldWorker], Iterator[Callable[[], bool]]]
+
+
+@pytest.fixture
+def window(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Any]:
+    """Return a function that plays a stub in an invisible window, step by step along a script.
+
+    The script yields conditions; it goes on when the condition holds, once a turn of the window's loop at most. After
+    its end the window is closed as by its user.
+    """
+    monkeypatch.setenv("SDL_VIDEODRIVER", "dummy")
+    from envs.player import Player, pygame
+
+    def run(
+        script: Script,
+        env: PlayableEnv | None = None,
+        make: Callable[[Report], PlaySession] | None = None,
+        **settings: Any,
+    ) -> WorldWorker:
+        worker = WorldWorker(make or (lambda report: PlaySession(env or StubEnv())))
+        player = Player(worker, "test", folder=tmp_path, **settings)
+        steps = script(player, worker)
+        state = {"condition": lambda: True}
+        deadline_s = time.monotonic() + 10
+
+        def scripted_draw(draw: Callable[[], None] = player._draw) -> None:
+            draw()
+            if time.monotonic() > deadline_s:
+                raise TimeoutError("the script waits for something that does not come")
+            if state["condition"]():
+                condition = next(steps, None)
+                if condition is None:
+                    pygame.event.post(pygame.event.Event(pygame.QUIT))
+                state["condition"] = condition or (lambda: False)
+
+        monkeypatch.setattr(player, "_draw", scripted_draw)
+        player.run()
+        return worker
+
+    return run
+
+
+def key(name: str, is_down: bool = True) -> None:
+    import pygame
+
+    kind = pygame.KEYDOWN if is_down else pygame.KEYUP
+    pygame.event.post(pygame.event.Event(kind, key=pygame.key.key_code(name)))
+
+
+def test_held_keys_combine(window: Callable[..., Any]) -> None:
+    env = StubEnv()
+
+    def script(player: Any, worker: WorldWorker) -> Iterator[Callable[[], bool]]:
+        yield lambda: worker.view is not None
+        key("w")
+        yield lambda: env.actions[-1:] == ["forward"]
+        key("right")
+        yield lambda: env.actions[-1] == "forward_right"
+        key("w", is_down=False)
+        yield lambda: env.actions[-1] == "turn_right"
+        key("right", is_down=False)
+        yield lambda: env.actions[-1] == "noop"
+
+    window(script, env)
+    assert env.is_closed
+    assert not {"back", "turn_left", "forward_left"} & set(env.actions)
+
+
+def test_tap_shorter_than_a_step_counts_once(window: Callable[..., Any]) -> None:
+    env = StubEnv(step_s=0.15)
+
+    def script(player: Any, worker: WorldWorker) -> Iterator[Callable[[], bool]]:
+        yield lambda: len(env.actions) == 1
+        key("s")
+        key("s", is_down=False)
+        yield lambda: len(env.actions) == 5
+
+    window(script, env)
+    assert env.actions.count("back") == 1
+
+
+def test_new_dream_takes_the_next_seed_also_when_paused(window: Callable[..., Any]) -> None:
+    env = StubEnv()
+
+    def script(player: Any, worker: WorldWorker) -> Iterator[Callable[[], bool]]:
+        yield lambda: worker.view is not None and worker.view.step > 2
+        key("r")
+        yield lambda: worker.view is not None and worker.view.seed == 1
+        key("p")
+        yield lambda: worker.is_paused
+        count = len(env.actions)
+        until_s = time.monotonic() + 0.2
+        yield lambda: time.monotonic() > until_s
+        assert len(env.actions) == count
+        assert "paused (P goes on)" in player._notes()
+        key("r")
+        yield lambda: len(env.actions) > count
+
+    window(script, env)
+    assert env.seeds == [0, 1, 2]
+
+
+def test_end_of_an_episode_is_told_and_play_goes_on(window: Callable[..., Any]) -> None:
+    notes = []
+
+    def script(player: Any, worker: WorldWorker) -> Iterator[Callable[[], bool]]:
+        yield lambda: worker.view is not None and worker.view.step > 7
+        notes.extend(player._notes())
+        key("r")
+        yield lambda: worker.view is not None and worker.view.seed == 1
+        assert player._notes() == []
+
+    window(script)
+    assert len(notes) == 1 and notes[0].startswith("terminated")
+
+
+def test_picture_is_scaled_whole_and_resizable(window: Callable[..., Any]) -> None:
+    import pygame
+
+    def script(player: Any, worker: WorldWorker) -> Iterator[Callable[[], bool]]:
+        player.is_hud_shown = False
+        yield lambda: worker.view is not None and worker.view.step > 0 and player._is_sized
+        screen = pygame.display.get_surface()
+        assert screen is not None and screen.get_size() == (192, 192)
+        assert screen.get_at((95, 100))[0] == 200 and screen.get_at((96, 100))[0] == 0
+        pygame.display.set_mode((400, 150), pygame.RESIZABLE)
+        step = worker.view.step if worker.view else 0
+        yield lambda: worker.view is not None and worker.view.step > step + 5
+        screen = pygame.display.get_surface()
+        assert screen is not None
+        row = [screen.get_at((x, 75))[0] for x in range(400)]
+        assert row == [0] * 136 + [200] * 64 + [0] * 200
+        key("t")
+        yield lambda: player.is_smooth
+        step = worker.view.step if worker.view else 0
+        yield lambda: worker.view is not None and worker.view.step > step + 5
+        screen = pygame.display.get_surface()
+        assert screen is not None and 0 < screen.get_at((200, 75))[0] < 200
+
+    window(script, scale=3)
+
+
+def test_screenshot_video_and_help(window: Callable[..., Any], tmp_path: Path) -> None:
+    import cv2
+
+    env = StubEnv()
+
+    def script(player: Any, worker: WorldWorker) -> Iterator[Callable[[], bool]]:
+        yield lambda: worker.view is not None
+        key("v")
+        yield lambda: worker.is_recording
+        count = len(env.actions)
+        key("f12")
+        key("f1")
+        yield lambda: player.is_help_shown and len(env.actions) > count + 5
+        key("v")
+        yield lambda: not worker.is_recording
+        key("v")
+        yield lambda: worker.is_recording
+        key("escape")
+        yield lambda: False
+
+    window(script, env)
+    assert sorted(path.suffix for path in tmp_path.iterdir()) == [".mp4", ".mp4", ".png"]
+    picture = cv2.imread(str(next(tmp_path.glob("*.png"))))
+    assert picture is not None and picture.shape == (640, 640, 3)
+    assert tuple(picture[500, 100])[2] == 200
+
+
+def test_place_that_cannot_be_written_is_told(window: Callable[..., Any], tmp_path: Path) -> None:
+    env = StubEnv()
+
+    def script(player: Any, worker: WorldWorker) -> Iterator[Callable[[], bool]]:
+        player.folder = tmp_path / "missing"
+        yield lambda: worker.view is not None
+        key("f12")
+        yield lambda: worker.notice.text.startswith("no screenshot")
+        count = len(env.actions)
+        yield lambda: len(env.actions) > count + 2
+
+    window(script, env)
+
+
+def test_full_disk_ends_the_recording_not_the_play(
+    window: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    env = StubEnv()
+    add = VideoWriter.add
+
+    def fill_up(writer: VideoWriter, frame: np.ndarray) -> None:
+        if writer.num_frames == 3:
+            raise StorageError("disk full")
+        add(writer, frame)
+
+    monkeypatch.setattr(VideoWriter, "add", fill_up)
+
+    def script(player: Any, worker: WorldWorker) -> Iterator[Callable[[], bool]]:
+        yield lambda: worker.view is not None
+        key("v")
+        yield lambda: worker.notice.text.startswith("recording stopped: disk full")
+        assert not worker.is_recording
+        count = len(env.actions)
+        yield lambda: len(env.actions) > count + 5
+
+    window(script, env)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_window_lives_while_loading_and_while_a_step_is_slow(window: Callable[..., Any]) -> None:
+    turns = {"loading": 0, "stepping": 0}
+    texts = set()
+
+    def make(report: Report) -> PlaySession:
+        report(0.3, "loading the model")
+        time.sleep(0.8)
+        return PlaySession(StubEnv(step_s=0.8))
+
+    def script(player: Any, worker: WorldWorker) -> Iterator[Callable[[], bool]]:
+        while worker.view is None:
+            turns["loading"] += 1
+            texts.add(worker.progress.text)
+            yield lambda: True
+        while worker.view.step < 1:
+            turns["stepping"] += 1
+            yield lambda: True
+
+    window(script, make=make)
+    # Blocked, it would be one or two; free, it is 48; a busy machine lies between.
+    assert turns["loading"] >= 5 and turns["stepping"] >= 5
+    assert "loading the model" in texts
+
+
+def test_pace(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a made-up clock: a period between steps; lateness of less than a period is made up for, more is forgotten."""
+    now_s, starts_s = 0.0, []
+    durations_s = [0.01, 0.01, 0.05, 0.01, 0.01, 0.2, 0.01, 0.01, 0.01]
+
+    class ClockedEnv(StubEnv):
+        def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+            nonlocal now_s
+            starts_s.append(round(now_s, 3))
+            now_s += durations_s[len(starts_s) - 1]
+            return super().step(action)
+
+    worker = WorldWorker(lambda report: PlaySession(ClockedEnv(), fps=25))
+
+    def wait(wait_s: float | None) -> Callable[[PlaySession], None] | None:
+        nonlocal now_s
+        assert wait_s is not None
+        now_s += max(wait_s, 0.0)
+        return _raise_stopped if len(starts_s) == len(durations_s) else None
+
+    monkeypatch.setattr("envs.worker.time", types.SimpleNamespace(perf_counter=lambda: now_s))
+    monkeypatch.setattr(worker, "_next_order", wait)
+    worker.start()
+    worker._thread.join(5)
+    assert worker.error is None
+    assert starts_s == [0.0, 0.04, 0.08, 0.13, 0.16, 0.2, 0.4, 0.44, 0.48]
+
+
+@pytest.mark.parametrize("error", [CheckpointError("no world there"), ZeroDivisionError("a bug")])
+def test_failure_to_load_closes_the_window(window: Callable[..., Any], error: Exception) -> None:
+    def make(report: Report) -> PlaySession:
+        raise error
+
+    with pytest.raises(type(error), match=str(error)):
+        window(lambda player, worker: iter([lambda: False]), make=make)
+
+
+def test_failure_of_a_step_closes_the_window(window: Callable[..., Any]) -> None:
+    class BrokenEnv(StubEnv):
+        def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+            raise WorldModelError("out of memory")
+
+    env = BrokenEnv()
+    with pytest.raises(WorldModelError, match="out of memory"):
+        window(lambda player, worker: iter([lambda: False]), env)
+    assert env.is_closed
+
+
+def test_quit_while_loading_ends_at_the_next_stage() -> None:
+    stages = []
+    is_loading, may_go_on = threading.Event(), threading.Event()
+
+    def make(report: Report) -> PlaySession:
+        is_loading.set()
+        may_go_on.wait(5)
+        for stage in ("one", "two"):
+            report(0.5, stage)
+            stages.append(stage)
+        return PlaySession(StubEnv())
+
+    worker = WorldWorker(make)
+    worker.start()
+    assert is_loading.wait(5)
+    stopper = threading.Thread(target=worker.stop)
+    stopper.start()
+    while not worker._is_stopping.is_set():
+        time.sleep(0.001)
+    may_go_on.set()
+    stopper.join(5)
+    assert not worker.is_alive and stages == [] and worker.error is None
+
+
+def test_fit() -> None:
+    from envs.player import fit
+
+    assert fit((64, 64), (640, 700), is_whole=True) == (640, 640)
+    assert fit((64, 64), (700, 900), is_whole=True) == (640, 640)
+    assert fit((64, 64), (700, 900), is_whole=False) == (700, 700)
+    assert fit((64, 32), (32, 100), is_whole=True) == (32, 16)
+    assert fit((64, 64), (1, 1), is_whole=True) == (1, 1)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="other systems always have a display")
+def test_check_display(monkeypatch: pytest.MonkeyPatch) -> None:
+    from envs.player import check_display
+
+    for name in ("DISPLAY", "WAYLAND_DISPLAY", "SDL_VIDEODRIVER", "SDL_VIDEO_DRIVER"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(DisplayError, match="DISPLAY"):
+        check_display()
+    for name in ("WAYLAND_DISPLAY", "DISPLAY", "SDL_VIDEODRIVER"):
+        monkeypatch.setenv(name, "x")
+        check_display()
+        monkeypatch.delenv(name)

@@ -1,0 +1,143 @@
+"""Program: train the denoiser. `python -m train.denoiser --data DIR --codec DIR --out DIR --preset P --minutes M`.
+
+Owns the denoiser's options and optimizers. The loss is `worldmodel.objective`'s, the loop is `train.loop`'s.
+"""
+
+import dataclasses
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from envs.episodes import open_shards
+from train.data import LatentData, encode_recording
+from train.loop import Machine, TrainOptions, start_machine, train_model
+from train.options import options_to_json, parse_options, run_program, save_json
+from worldmodel.checkpoint import codec_hash, load_codec, load_denoiser, save_bundle
+from worldmodel.denoiser import Denoiser, DenoiserConfig
+from worldmodel.errors import CheckpointError, ConfigError
+from worldmodel.objective import DenoiserLoss, ObjectiveConfig, sample_chance
+from worldmodel.presets import get_preset
+
+
+@dataclass(frozen=True)
+class DenoiserOptions(TrainOptions):
+    """Train the denoiser on the latents of a recording."""
+
+    codec: Path = field(default_factory=lambda: Path("runs/codec"))
+    """Folder of the trained codec (train.codec)."""
+    batch_size: int = 8
+    """Clips a step and process."""
+    clip_frames: int = 32
+    """Frames of a clip. Memory is learned only over clips longer than the recent window."""
+    chunk: int = 8
+    """Frames a chunk of attention; speed only."""
+    learning_rate: float = 2e-3
+    """Peak learning rate of the matrices (Muon); everything else (AdamW) gets half."""
+    weight_decay: float = 0.01
+    """Decoupled weight decay."""
+    initial: str | None = None
+    """A bundle to take the first weights from, instead of chance."""
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    """Levels, contexts and weights of the loss."""
+
+
+def make_optimizers(denoiser: Denoiser, options: DenoiserOptions) -> list[torch.optim.Optimizer]:
+    """Return Muon for the matrices of the blocks and AdamW for the rest."""
+    matrices = [p for name, p in denoiser.named_parameters() if name.startswith("blocks.") and name.endswith("weight")]
+    chosen = {id(p) for p in matrices}
+    rest = [p for p in denoiser.parameters() if id(p) not in chosen]
+    rate, decay = options.learning_rate, options.weight_decay
+    return [
+        torch.optim.Muon(matrices, lr=rate, weight_decay=decay, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(rest, lr=0.5 * rate, betas=(0.9, 0.98), weight_decay=0.0),
+    ]
+
+
+def train_denoiser(options: DenoiserOptions, machine: Machine) -> dict[str, Any]:
+    """Encode the recording if needed, train a denoiser, save it beside the codec; return the summary.
+
+    Raises:
+        DataError: the recording cannot be used. CheckpointError: no codec, or resume without a state.
+        StorageError: a full disk.
+    """
+    codec = load_codec(options.codec)
+    identity = codec_hash(options.codec)
+    config = get_preset(options.preset).denoiser
+    if options.clip_frames < 2 or options.clip_frames % options.chunk:
+        raise ConfigError(f"clip_frames must be a multiple of chunk {options.chunk}; got {options.clip_frames}")
+    if (config.latent_channels, config.latent_size) != (codec.config.latent_channels, codec.config.latent_size):
+        raise CheckpointError(
+            f"the codec in {options.codec} makes latents of {codec.config.latent_channels} x {codec.config.latent_size}"
+            f"^2; preset {options.preset!r} takes {config.latent_channels} x {config.latent_size}^2: train its codec"
+        )
+    latent_folder = options.data / "latents"
+    if machine.is_main:
+        encode_recording(codec.to(machine.device), options.data, latent_folder, machine.device, identity)
+    if machine.world_size > 1:
+        torch.distributed.barrier()
+    num_actions = len(open_shards(options.data)[0].action_names)
+    data = LatentData.load(latent_folder, "train", identity)
+    if machine.device.type == "cuda":
+        data = data.to(machine.device)
+    config = dataclasses.replace(
+        config, num_actions=num_actions, reward_values=reward_values(data.rewards, config.reward_values)
+    )
+    torch.manual_seed(options.seed)
+    denoiser = build_denoiser(config, options.initial)
+    loss = DenoiserLoss(denoiser, options.objective, options.chunk)
+
+    def sample(generator: torch.Generator) -> dict[str, torch.Tensor]:
+        clips = data.sample_clips(options.batch_size, options.clip_frames, generator)
+        clips["actions"][:, 0] = config.num_actions  # nobody knows what led to the first frame
+        seed = int(torch.randint(2**62, (1,), generator=generator))
+        on_device = torch.Generator(machine.device).manual_seed(seed)
+        return clips | sample_chance(options.objective, clips["latents"].shape, config.num_previous, on_device)
+
+    frames = options.batch_size * options.clip_frames
+    passes = 4.0 if options.objective.own_share > 0 else 3.0
+    flops = passes * frames * denoiser.flops_per_frame(options.clip_frames)
+    averaged, summary = train_model(options, machine, loss, make_optimizers(denoiser, options), sample, frames, flops)
+    if machine.is_main:
+        save_bundle(options.out, codec=codec.cpu(), denoiser=averaged.denoiser)
+        content = {"options": options_to_json(options), "summary": summary, "recorded_frames": len(data.latents)}
+        save_json(options.out / "denoiser_training.json", content | {"mazes_or_episodes": len(data.starts)})
+    return summary
+
+
+def reward_values(rewards: torch.Tensor, default: tuple[float, ...]) -> tuple[float, ...]:
+    """Return the rewards that occur (at most 16, in order); the default if there is only one.
+
+    Raises:
+        ConfigError: more than 16 different rewards.
+    """
+    found = tuple(sorted({round(float(v), 6) for v in torch.unique(rewards)}))
+    if len(found) > 16:
+        raise ConfigError(f"the recording has {len(found)} different rewards; the reward head takes at most 16")
+    return found if len(found) > 1 else default
+
+
+def build_denoiser(config: DenoiserConfig, initial: str | None) -> Denoiser:
+    """Return a denoiser of this shape, with the weights of the bundle `initial` if given.
+
+    Raises:
+        CheckpointError: the bundle's denoiser has another shape.
+    """
+    if initial is None:
+        return Denoiser(config)
+    denoiser = load_denoiser(initial)
+    if denoiser.config != config:
+        raise CheckpointError(f"the denoiser of {initial} is {denoiser.config}; this training makes {config}")
+    return denoiser.train()
+
+
+def main() -> None:
+    """Parse options, train, print the summary."""
+    options = parse_options(DenoiserOptions, "python -m train.denoiser")
+    summary = train_denoiser(options, start_machine(options.device))
+    print({k: round(v, 4) if isinstance(v, float) else v for k, v in summary.items()})
+
+
+if __name__ == "__main__":
+    run_program(main)

@@ -1,0 +1,322 @@
+"""The training loop that all training programs share, as functions.
+
+Owns: device, processes, learning-rate course, EMA, progress, TensorBoard, and a training state that survives kill -9. Does
+not know what is trained: a program hands in a loss over batches. All chance of step k on process r comes from
+(seed, k, r), so that a resumed run sees the data and the noise that the unbroken run would have seen.
+"""
+
+import contextlib
+import json
+import os
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import safe_open
+from safetensors.torch import save
+from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from tqdm import tqdm
+
+from worldmodel.devices import pick_device
+from worldmodel.errors import CheckpointError, ConfigError, MissingPackageError
+from worldmodel.files import write_file
+
+STATE_FILE = "training.safetensors"
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """What every training program accepts."""
+
+    data: Path
+    """Folder of a recording (train.record)."""
+    out: Path
+    """Folder of the results; made if missing."""
+    preset: str = "small"
+    """Size of the model: tiny, small or base."""
+    minutes: float = 10.0
+    """Training time. Resumed time counts: a run of 10 minutes, resumed with 30, trains 20 more."""
+    steps: int | None = None
+    """Train this many steps instead of a time."""
+    batch_size: int = 64
+    """Examples a step and process."""
+    learning_rate: float = 1e-3
+    """Peak learning rate."""
+    decay_share: float = 0.4
+    """Share of the run at its end over which the learning rate falls to zero."""
+    ema: float = 0.998
+    """Decay of the exponential moving average of the weights."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
+    compile: bool = True
+    """Compile the model (torch.compile) where a compiler is found."""
+    seed: int = 0
+    """Seed of weights, data order and noise."""
+    resume: bool = False
+    """Go on from the last state in --out."""
+    save_minutes: float = 4.0
+    """Time between saved states."""
+
+    def __post_init__(self) -> None:
+        if self.minutes <= 0 or (self.steps is not None and self.steps < 1):
+            raise ConfigError(f"minutes must be above 0 and steps at least 1; got {self.minutes}, {self.steps}")
+        if self.batch_size < 1 or self.learning_rate <= 0 or not 0 <= self.ema < 1 or not 0 <= self.decay_share <= 1:
+            raise ConfigError(
+                "batch_size must be at least 1, learning_rate above 0, ema in [0, 1), decay_share in [0, 1]; got "
+                f"{self.batch_size}, {self.learning_rate}, {self.ema}, {self.decay_share}"
+            )
+
+
+@dataclass
+class Machine:
+    """Where this process trains: its device, its place among the processes (torchrun), and its number format."""
+
+    device: torch.device
+    rank: int = 0
+    world_size: int = 1
+    autocast_dtype: torch.dtype | None = None
+    owns_group: bool = field(default=False, repr=False)
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process logs and saves."""
+        return self.rank == 0
+
+    def autocast(self) -> contextlib.AbstractContextManager[Any]:
+        """Return the autocast context of a training step."""
+        if self.autocast_dtype is None:
+            return contextlib.nullcontext()
+        return torch.autocast(self.device.type, self.autocast_dtype)
+
+
+def has_fast_bfloat16(device: torch.device) -> bool:
+    """Whether bf16 matrix products are worth it: a GPU with them, or a CPU with AMX tiles."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported()
+    return bool(getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)())
+
+
+def start_machine(device_name: str) -> Machine:
+    """Return this process' machine; under torchrun joins the other processes.
+
+    Raises:
+        DeviceError: no such device.
+    """
+    rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    device = pick_device(device_name)
+    if device.type == "cuda":
+        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", device.index or 0)))
+        torch.cuda.set_device(device)
+        torch.set_float32_matmul_precision("high")
+    owns_group = world_size > 1 and not torch.distributed.is_initialized()
+    if owns_group:
+        torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    dtype = torch.bfloat16 if has_fast_bfloat16(device) else None
+    return Machine(device, rank, world_size, dtype, owns_group)
+
+
+def step_generator(seed: int, step: int, rank: int) -> torch.Generator:
+    """Return the CPU generator that all chance of one step on one process comes from."""
+    entropy = np.random.SeedSequence([seed, step, rank]).generate_state(1, np.uint64)[0]
+    return torch.Generator().manual_seed(int(entropy) >> 1)
+
+
+def rate_at(progress: float, decay_share: float, step: int, warmup_steps: int = 100) -> float:
+    """Return the learning-rate factor: warm-up by steps, then flat, then linear to zero over the last share."""
+    fall = 1.0 if decay_share == 0 else min(1.0, max(0.0, 1.0 - progress) / decay_share)
+    return min(1.0, (step + 1) / warmup_steps) * fall
+
+
+def _flatten(prefix: str, value: Any, tensors: dict[str, torch.Tensor]) -> Any:
+    """Move the tensors of nested dicts and lists into `tensors`; return the JSON rest with their names in place."""
+    if isinstance(value, torch.Tensor):
+        tensors[prefix] = value.detach().cpu().contiguous().clone()
+        return {"__tensor__": prefix}
+    if isinstance(value, dict):
+        keys = [("i", k) if isinstance(k, int) else ("s", k) for k in value]
+        return {"__items__": [[kind, k, _flatten(f"{prefix}/{k}", value[k], tensors)] for kind, k in keys]}
+    if isinstance(value, list | tuple):
+        return [_flatten(f"{prefix}/{i}", item, tensors) for i, item in enumerate(value)]
+    return value
+
+
+def _restore(value: Any, tensors: dict[str, torch.Tensor]) -> Any:
+    if isinstance(value, dict) and "__tensor__" in value:
+        return tensors[value["__tensor__"]]
+    if isinstance(value, dict):
+        return {int(k) if kind == "i" else k: _restore(v, tensors) for kind, k, v in value["__items__"]}
+    if isinstance(value, list):
+        return [_restore(item, tensors) for item in value]
+    return value
+
+
+def save_state(folder: Path, content: dict[str, Any]) -> None:
+    """Write nested dicts and lists of tensors and JSON values to one safetensors file, whole or not at all.
+
+    Raises:
+        StorageError: the disk is full or the folder cannot be written.
+    """
+    tensors: dict[str, torch.Tensor] = {}
+    rest = json.dumps(_flatten("", content, tensors))
+    write_file(folder / STATE_FILE, save(tensors, metadata={"state": rest}))
+
+
+def load_state(folder: Path) -> dict[str, Any]:
+    """Read what `save_state` wrote.
+
+    Raises:
+        CheckpointError: there is none, or it is damaged.
+    """
+    path = folder / STATE_FILE
+    if not path.is_file():
+        raise CheckpointError(f"nothing to resume: {path} does not exist; start without --resume")
+    try:
+        with safe_open(path, "pt") as file:
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  not a dict
+            return _restore(json.loads(file.metadata()["state"]), tensors)
+    except Exception as error:  # safetensors raises its own plain types for a damaged file
+        raise CheckpointError(f"{path} is damaged ({error}); delete it and start without --resume") from error
+
+
+def _writer(folder: Path) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise MissingPackageError("training logs need tensorboard: pip install tensorboard") from error
+    return SummaryWriter(str(folder / "tensorboard"))
+
+
+def train_model(
+    options: TrainOptions,
+    machine: Machine,
+    model: nn.Module,
+    optimizers: list[torch.optim.Optimizer],
+    sample_batch: Callable[[torch.Generator], dict[str, torch.Tensor]],
+    frames_per_step: int,
+    flops_per_step: float = 0.0,
+) -> tuple[nn.Module, dict[str, Any]]:
+    """Train until the time or the steps are over, saving states on the way.
+
+    Args:
+        options: the program's options.
+        machine: from `start_machine`.
+        model: called as model(**batch), returns (loss, dict of scalars to log). Its weights are trained in place.
+        optimizers: of the model's parameters.
+        sample_batch: generator -> batch of tensors on the CPU or the device.
+        frames_per_step: frames a step and process, for the rate shown.
+        flops_per_step: floating-point operations a step and process, for the rate shown; 0 leaves it out.
+
+    Returns:
+        the model with averaged weights, and a summary: steps, minutes, frames, frames_per_s, and the last logged values.
+
+    Raises:
+        CheckpointError: --resume without a readable state, or of another model.
+        StorageError: the state cannot be written.
+    """
+    options.out.mkdir(parents=True, exist_ok=True)
+    model.to(machine.device)
+    average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(options.ema), use_buffers=True)
+    step, seconds_before = 0, 0.0
+    if options.resume:
+        state = load_state(options.out)
+        try:
+            model.load_state_dict(state["model"])
+            average.load_state_dict(state["average"])
+            for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
+                optimizer.load_state_dict(saved)
+        except (KeyError, ValueError, RuntimeError) as error:
+            raise CheckpointError(f"{options.out / STATE_FILE} is of another model: {error}") from error
+        step, seconds_before = state["step"], state["seconds"]
+    peaks = [[group.get("peak_lr", group["lr"]) for group in optimizer.param_groups] for optimizer in optimizers]
+    for optimizer, rates in zip(optimizers, peaks, strict=True):
+        for group, rate in zip(optimizer.param_groups, rates, strict=True):
+            group["peak_lr"] = rate
+    runner = compile_model(model) if options.compile else model
+    if machine.world_size > 1:
+        ids = [machine.device.index] if machine.device.type == "cuda" else None
+        runner = nn.parallel.DistributedDataParallel(runner, device_ids=ids)
+    writer = _writer(options.out) if machine.is_main else None
+    bar = tqdm(total=options.steps, initial=step, disable=not machine.is_main, unit="step", mininterval=2.0)
+    started = last_saved = time.monotonic()
+    first_step, logs, fast_from = step, {}, (0, started)
+
+    def save_now() -> None:
+        if machine.is_main:
+            saved = {"model": model.state_dict(), "average": average.state_dict(), "step": step}
+            saved |= {"optimizers": [o.state_dict() for o in optimizers], "seconds": seconds_before + elapsed}
+            save_state(options.out, saved)
+
+    elapsed = 0.0
+    for step in _steps(step, options, machine, lambda: seconds_before + time.monotonic() - started):
+        elapsed = time.monotonic() - started
+        done = step / options.steps if options.steps else (seconds_before + elapsed) / (60 * options.minutes)
+        factor = rate_at(done, options.decay_share, step)
+        for optimizer in optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = group["peak_lr"] * factor
+        batch = sample_batch(step_generator(options.seed, step, machine.rank))
+        with machine.autocast():
+            loss, scalars = runner(**{k: v.to(machine.device, non_blocking=True) for k, v in batch.items()})
+        loss.backward()
+        norm = nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        average.update_parameters(model)
+        step += 1
+        if step == first_step + 3:
+            fast_from = (step, time.monotonic())  # compilation is over
+        if step % 20 == 0 or step == options.steps:
+            rate = (step - fast_from[0]) / max(1e-9, time.monotonic() - fast_from[1])
+            logs = {"loss": loss.item(), "gradient_norm": float(norm), "learning_rate_factor": factor}
+            logs |= {k: float(v) for k, v in scalars.items()}
+            logs["frames_per_s"] = rate * frames_per_step * machine.world_size
+            if flops_per_step:
+                logs["tflops"] = rate * flops_per_step * machine.world_size / 1e12
+            bar.set_postfix({k: f"{v:.4g}" for k, v in logs.items()}, refresh=False)
+            if writer is not None:
+                for name, value in logs.items():
+                    writer.add_scalar(name, value, step)
+        bar.update()
+        if time.monotonic() - last_saved > 60 * options.save_minutes:
+            elapsed = time.monotonic() - started
+            save_now()
+            last_saved = time.monotonic()
+    elapsed = time.monotonic() - started
+    bar.close()
+    save_now()
+    if writer is not None:
+        writer.close()
+    if machine.owns_group:
+        torch.distributed.destroy_process_group()
+    minutes = (seconds_before + elapsed) / 60
+    summary = {"steps": step, "minutes": minutes, "frames": step * frames_per_step * machine.world_size, **logs}
+    return average.module, summary
+
+
+def _steps(step: int, options: TrainOptions, machine: Machine, seconds: Callable[[], float]) -> Iterator[int]:
+    """Yield step numbers until the run is over; the main process decides for all."""
+    while True:
+        is_over = step >= options.steps if options.steps else seconds() >= 60 * options.minutes
+        if machine.world_size > 1:
+            flag = torch.tensor(float(is_over), device=machine.device)
+            torch.distributed.broadcast(flag, 0)
+            is_over = bool(flag.item())
+        if is_over:
+            return
+        yield step
+        step += 1
+
+
+def compile_model(model: nn.Module) -> nn.Module:
+    """Return the model compiled; the model itself, with a notice, where no compiler works."""
+    try:
+        return torch.compile(model, dynamic=False)
+    except RuntimeError as error:
+        print(f"not compiled: {error}")
+        return model

@@ -1,0 +1,264 @@
+"""Frame-causal attention over a clip, and over a clip plus cached memory.
+
+Owns rotary positions, the two visibility rules and three ways to compute the same attention: dense (the reference), chunked
+(training) and cached (play). Reads a cache, never writes one. Knows no noise, no actions.
+
+Each frame has P patch tokens and S summary tokens, in this order. Within a frame every token sees every token. Across
+frames a `recent` layer sees the patch tokens of the last `reach` frames; a `memory` layer sees the summary tokens of the
+last `reach` frames. So older frames survive only in their summaries: learned, bounded compression.
+"""
+
+from typing import Literal
+
+import torch
+from einops import rearrange, repeat
+from torch import nn
+from torch.nn import functional as F
+
+from worldmodel.errors import ConfigError
+
+Kind = Literal["recent", "memory"]
+
+
+class RotaryPosition(nn.Module):
+    """Rotary angles over time (half of the pairs) and the patch grid (a quarter each).
+
+    Source: RoFormer (Su et al. 2021), split over axes.
+    """
+
+    def __init__(self, head_width: int, grid: int, num_summary: int) -> None:
+        """Prepare frequencies for heads of `head_width` channels, a `grid` x `grid` patch grid and summary tokens."""
+        super().__init__()
+        if head_width % 8:
+            raise ConfigError(f"the width of an attention head must be a multiple of 8; got {head_width}")
+        pairs = head_width // 2
+        num_time, num_space = pairs // 2, pairs // 4
+        time = torch.logspace(0, -3.3, num_time)  # 1 rad a frame down to 1 rad in 2,000 frames
+        space = torch.logspace(0.2, -1.0, num_space)
+        row, column = torch.meshgrid(torch.arange(grid), torch.arange(grid), indexing="ij")
+        patches = torch.cat([row.reshape(-1, 1) * space, column.reshape(-1, 1) * space], -1)
+        summaries = torch.zeros(num_summary, 2 * num_space)
+        self.register_buffer("time", time, persistent=False)
+        self.register_buffer("space", torch.cat([patches, summaries]).float(), persistent=False)
+
+    def forward(self, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return cosines and sines.
+
+        Args:
+            positions: integer (B, T) frame positions; B may be 1 to share them.
+
+        Returns:
+            two float32 (B, T, 1, N, head_width / 2).
+        """
+        angles = positions[..., None].double() * self.time.double()  # float32 loses phase after 10,000 frames
+        both = torch.cat(
+            [
+                repeat(angles.float(), "b t f -> b t n f", n=self.space.shape[0]),
+                repeat(self.space, "n f -> b t n f", b=positions.shape[0], t=positions.shape[1]),
+            ],
+            -1,
+        )[:, :, None]
+        return both.cos(), both.sin()
+
+
+def rotate(x: torch.Tensor, rotary: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+    """Rotate the two halves of the last axis of x (B, T, H, N, d) by the angles (B, T, 1, N, d / 2)."""
+    cos, sin = rotary
+    first, second = x.float().chunk(2, -1)
+    return torch.cat([first * cos - second * sin, first * sin + second * cos], -1).to(x.dtype)
+
+
+def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    """Softmax attention with an additive bias; on the CPU written out, which its compiler fuses better than the kernel.
+
+    Args:
+        q: (..., Q, d).
+        k: (..., K, d).
+        v: (..., K, d).
+        bias: float, broadcastable to (..., Q, K); -inf hides a key.
+    """
+    if q.is_cuda:
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=None if bias is None else bias.to(q.dtype))
+    scores = torch.matmul(q, k.transpose(-1, -2)).float() * q.shape[-1] ** -0.5
+    if bias is not None:
+        scores = scores + bias
+    return torch.matmul(scores.softmax(-1).to(v.dtype), v)
+
+
+def visible(query: torch.Tensor, key: torch.Tensor, is_shared: torch.Tensor, reach: int) -> torch.Tensor:
+    """Return which keys a query frame sees: all of its own, and the shared tokens of the `reach` frames before it.
+
+    Args:
+        query: integer (..., Q) frame position of each query token.
+        key: integer (..., K) frame position of each key token.
+        is_shared: bool (K,), whether other frames may see the key (patch or summary, by the kind of layer).
+        reach: frames.
+    """
+    age = query[..., :, None] - key[..., None, :]
+    return (age == 0) | ((age > 0) & (age <= reach) & is_shared)
+
+
+def to_bias(is_visible: torch.Tensor) -> torch.Tensor:
+    """Return the additive bias: 0 where visible, -inf elsewhere."""
+    return torch.zeros(is_visible.shape, device=is_visible.device).masked_fill_(~is_visible, float("-inf"))
+
+
+class FrameAttention(nn.Module):
+    """Multi-head attention between the tokens of frames, of kind `recent` or `memory`."""
+
+    def __init__(self, width: int, heads: int, kind: Kind, num_patches: int, num_summary: int, reach: int) -> None:
+        """Build a layer.
+
+        Args:
+            width: channels of a token, a multiple of heads.
+            heads: attention heads.
+            kind: whose tokens other frames see: patches (recent) or summaries (memory).
+            num_patches: patch tokens a frame.
+            num_summary: summary tokens a frame.
+            reach: how many past frames are seen.
+        """
+        super().__init__()
+        if width % heads:
+            raise ConfigError(f"width {width} must be a multiple of heads {heads}")
+        self.heads = heads
+        self.kind: Kind = kind
+        self.num_patches = num_patches
+        self.num_summary = num_summary
+        self.reach = reach
+        self.to_qkv = nn.Linear(width, 3 * width, bias=False)
+        self.to_out = nn.Linear(width, width, bias=False)
+        self.q_scale = nn.Parameter(torch.ones(width // heads))
+        self.k_scale = nn.Parameter(torch.ones(width // heads))
+
+    @property
+    def shared(self) -> slice:
+        """The tokens of a frame that other frames see."""
+        return slice(0, self.num_patches) if self.kind == "recent" else slice(self.num_patches, None)
+
+    def project(
+        self, x: torch.Tensor, rotary: tuple[torch.Tensor, torch.Tensor]
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Return rotated queries, rotated keys and values, each (B, T, H, N, d), of tokens x (B, T, N, D)."""
+        q, k, v = rearrange(self.to_qkv(x), "b t n (s h d) -> s b t h n d", s=3, h=self.heads)
+        shape = (q.shape[-1],)
+        q = F.rms_norm(q.float(), shape, self.q_scale)
+        k = F.rms_norm(k.float(), shape, self.k_scale)
+        return rotate(q, rotary).to(v.dtype), rotate(k, rotary).to(v.dtype), v
+
+    def merge(self, out: torch.Tensor) -> torch.Tensor:
+        """Join heads (B, T, H, N, d) and project to (B, T, N, D)."""
+        return self.to_out(rearrange(out, "b t h n d -> b t n (h d)"))
+
+    def forward(
+        self, x: torch.Tensor, rotary: tuple[torch.Tensor, torch.Tensor], chunk: int | None = None
+    ) -> torch.Tensor:
+        """Attend within a clip.
+
+        Args:
+            x: float (B, T, N, D).
+            rotary: from `RotaryPosition` at positions 0..T-1 of shape (1, T).
+            chunk: frames a chunk, a divisor of T; None computes every pair of frames (the reference).
+
+        Returns:
+            float (B, T, N, D).
+        """
+        q, k, v = self.project(x, rotary)
+        frames = x.shape[1]
+        if chunk is None or chunk >= frames:
+            return self.merge(self._dense(q, k, v))
+        return self.merge(self._chunked(q, k, v, chunk))
+
+    def _dense(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        frames, tokens = q.shape[1], q.shape[3]
+        position = torch.arange(frames, device=q.device).repeat_interleave(tokens)
+        is_shared = torch.zeros(tokens, dtype=torch.bool, device=q.device)
+        is_shared[self.shared] = True
+        bias = to_bias(visible(position, position, is_shared.repeat(frames), self.reach))
+        q, k, v = (rearrange(y, "b t h n d -> b h (t n) d") for y in (q, k, v))
+        return rearrange(attend(q, k, v, bias), "b h (t n) d -> b t h n d", n=tokens)
+
+    def _chunked(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, chunk: int) -> torch.Tensor:
+        """Queries of a chunk of frames against their own chunk and the shared tokens of earlier frames in reach."""
+        frames, tokens, device = q.shape[1], q.shape[3], q.device
+        if frames % chunk:
+            raise ConfigError(f"chunk {chunk} must divide the {frames} frames of a clip")
+        chunks = frames // chunk
+        own_q, own_k, own_v = (rearrange(y, "b (c t) h n d -> (b c) h (t n) d", c=chunks) for y in (q, k, v))
+        shared_k, shared_v = k[..., self.shared, :], v[..., self.shared, :]
+        num_shared = shared_k.shape[3]
+        past_frames = min(-(-self.reach // chunk) * chunk, frames - chunk)
+        if past_frames == frames - chunk:  # every earlier frame: one copy for all chunks
+            past_k, past_v = (
+                repeat(y[:, :past_frames], "b t h n d -> (b c) h (t n) d", c=chunks) for y in (shared_k, shared_v)
+            )
+            past = torch.arange(past_frames, device=device).expand(chunks, -1)
+        else:
+            past_k, past_v = (self._unfold(y, chunk, chunks, past_frames) for y in (shared_k, shared_v))
+            past = torch.arange(-past_frames, 0, device=device) + chunk * torch.arange(chunks, device=device)[:, None]
+        query = torch.arange(frames, device=device).view(chunks, chunk).repeat_interleave(tokens, 1)
+        past = past.repeat_interleave(num_shared, 1)
+        age = query[:, :, None] - past[:, None, :]
+        is_past = (age > 0) & (age <= self.reach) & (past >= 0)[:, None, :]
+        # A chunk's own keys: the frame itself, and shared tokens of its earlier frames that the past does not repeat.
+        is_past &= past[:, None, :] < (chunk * torch.arange(chunks, device=device))[:, None, None]
+        is_shared = torch.zeros(tokens, dtype=torch.bool, device=device)
+        is_shared[self.shared] = True
+        is_own = visible(query, query, is_shared.repeat(chunk), self.reach)
+        bias = to_bias(torch.cat([is_past, is_own], -1))  # (chunks, Q, K)
+        bias = repeat(bias, "c q k -> (b c) 1 q k", b=q.shape[0])
+        out = attend(own_q, torch.cat([past_k, own_k], 2), torch.cat([past_v, own_v], 2), bias)
+        return rearrange(out, "(b c) h (t n) d -> b (c t) h n d", c=chunks, n=tokens)
+
+    @staticmethod
+    def _unfold(y: torch.Tensor, chunk: int, chunks: int, past_frames: int) -> torch.Tensor:
+        """Return for each chunk the `past_frames` frames before it: (B, T, H, S, d) -> (B c, H, past S, d)."""
+        padded = F.pad(y, (0, 0, 0, 0, 0, 0, past_frames, 0))
+        parts = [padded[:, c * chunk : c * chunk + past_frames] for c in range(chunks)]
+        return rearrange(torch.stack(parts, 1), "b c t h n d -> (b c) h (t n) d")
+
+    def forward_cached(
+        self,
+        x: torch.Tensor,
+        rotary: tuple[torch.Tensor, torch.Tensor],
+        cached_k: torch.Tensor,
+        cached_v: torch.Tensor,
+        bias: torch.Tensor,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Attend from J new frames to cached shared tokens and to one another.
+
+        Args:
+            x: float (B, J, N, D).
+            rotary: at the frames' positions, (B, J) or (1, J).
+            cached_k: (B, H, K, d) rotated keys.
+            cached_v: (B, H, K, d).
+            bias: float32 (B, 1, J N, K + J N), from `cached_bias`.
+
+        Returns:
+            output (B, J, N, D), and the new frames' shared keys and values (B, J, H, shared, d).
+        """
+        q, k, v = self.project(x, rotary)
+        tokens = q.shape[3]
+        own_q, own_k, own_v = (rearrange(y, "b t h n d -> b h (t n) d") for y in (q, k, v))
+        out = attend(own_q, torch.cat([cached_k, own_k], 2), torch.cat([cached_v, own_v], 2), bias)
+        out = rearrange(out, "b h (t n) d -> b t h n d", n=tokens)
+        return self.merge(out), k[..., self.shared, :], v[..., self.shared, :]
+
+    def cached_bias(self, positions: torch.Tensor, cached_positions: torch.Tensor) -> torch.Tensor:
+        """Return the bias for `forward_cached`.
+
+        Args:
+            positions: integer (B, J) of the new frames.
+            cached_positions: integer (B, R) of the cached frames; negative marks an empty slot.
+
+        Returns:
+            float32 (B, 1, J N, R shared + J N).
+        """
+        tokens = self.num_patches + self.num_summary
+        is_shared = torch.zeros(tokens, dtype=torch.bool, device=positions.device)
+        is_shared[self.shared] = True
+        num_shared = self.num_patches if self.kind == "recent" else self.num_summary
+        query = positions.repeat_interleave(tokens, 1)
+        age = query[:, :, None] - cached_positions[:, None, :]
+        is_past = (age > 0) & (age <= self.reach) & (cached_positions >= 0)[:, None, :]
+        is_own = visible(query, query, is_shared.repeat(positions.shape[1]), self.reach)
+        return to_bias(torch.cat([is_past.repeat_interleave(num_shared, 2), is_own], -1))[:, None]

@@ -1,0 +1,199 @@
+"""The bundle a world is kept in: safetensors, config.json and a manifest of SHA-256 hashes.
+
+Owns: strict saving and loading. A missing, extra or misshapen weight or a wrong hash is an error. No pickle. Knows no
+training and no playing.
+"""
+
+import dataclasses
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import nn
+
+from worldmodel.codec import Codec, CodecConfig
+from worldmodel.denoiser import Denoiser, DenoiserConfig
+from worldmodel.errors import CheckpointError, ConfigError
+from worldmodel.files import write_file
+
+ASSETS = Path(__file__).parent / "assets"
+FORMAT = "worldmodel-bundle"
+VERSION = 1
+
+
+def resolve(name_or_folder: str | Path) -> Path:
+    """Return the folder of a bundle: a folder as given, or the name of a world in the package.
+
+    Raises:
+        CheckpointError: neither exists.
+    """
+    folder = Path(name_or_folder)
+    if (folder / "config.json").is_file():
+        return folder
+    shipped = ASSETS / str(name_or_folder).lower()
+    if (shipped / "config.json").is_file():
+        return shipped
+    names = sorted(p.parent.name for p in ASSETS.glob("*/config.json"))
+    raise CheckpointError(f"no checkpoint {str(name_or_folder)!r}: give a folder with config.json, or one of {names}")
+
+
+def save_bundle(
+    folder: Path,
+    *,
+    codec: Codec | None = None,
+    denoiser: Denoiser | None = None,
+    openings: dict[str, torch.Tensor] | None = None,
+    info: dict[str, Any] | None = None,
+    dtype: torch.dtype = torch.bfloat16,
+) -> None:
+    """Write a bundle, or replace the parts given in one that exists.
+
+    Args:
+        folder: made if missing.
+        codec: weights and config of the codec.
+        denoiser: weights and config of the denoiser.
+        openings: `frames` uint8 (K, T, H, W, 3) and `actions` uint8 (K, T - 1), real play to start dreams from.
+        info: what players need beside the model: world, action_names, fps.
+        dtype: number format of the weights.
+
+    Raises:
+        StorageError: a file cannot be written.
+    """
+    config: dict[str, Any] = {"format": FORMAT, "version": VERSION, "files": {}}
+    if (folder / "config.json").is_file():
+        config = _read_config(folder)
+    parts: dict[str, nn.Module] = {}
+    if codec is not None:
+        config["codec"], parts["codec"] = dataclasses.asdict(codec.config), codec
+    if denoiser is not None:
+        config["denoiser"], parts["denoiser"] = dataclasses.asdict(denoiser.config), denoiser
+    contents = {}
+    for name, module in parts.items():
+        state = {k: v.detach().to("cpu", dtype).contiguous() for k, v in module.state_dict().items()}
+        contents[name] = save(state)
+    if openings is not None:
+        contents["openings"] = save({k: v.contiguous() for k, v in openings.items()})
+    for name, content in contents.items():
+        write_file(folder / f"{name}.safetensors", content)
+        config["files"][name] = hashlib.sha256(content).hexdigest()
+    if info is not None:
+        config["info"] = info
+    write_file(folder / "config.json", (json.dumps(config, indent=2) + "\n").encode())
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    try:
+        config = json.loads((folder / "config.json").read_text())
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{folder / 'config.json'} cannot be read: {error}") from error
+    if not isinstance(config, dict) or config.get("format") != FORMAT or config.get("version") != VERSION:
+        raise CheckpointError(f"{folder / 'config.json'} is not a {FORMAT} of version {VERSION}; train or fetch it again")
+    return config
+
+
+def _read_tensors(folder: Path, config: dict[str, Any], name: str) -> dict[str, torch.Tensor]:
+    path = folder / f"{name}.safetensors"
+    want = config.get("files", {}).get(name)
+    if want is None:
+        raise CheckpointError(f"{folder} holds no {name}; it has {sorted(config.get('files', {}))}")
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}; restore the bundle") from error
+    found = hashlib.sha256(content).hexdigest()
+    if found != want:
+        raise CheckpointError(f"{path} is damaged: SHA-256 {found[:12]}..., config.json says {want[:12]}...; restore it")
+    try:
+        return load(content)
+    except SafetensorError as error:
+        raise CheckpointError(f"{path} is not a safetensors file: {error}") from error
+
+
+def load_weights(module: nn.Module, tensors: dict[str, torch.Tensor], where: str) -> None:
+    """Load weights strictly.
+
+    Raises:
+        CheckpointError: a weight is missing, extra, or of another shape; names the first.
+    """
+    own = module.state_dict()
+    for kind, names in (("missing", sorted(own.keys() - tensors.keys())), ("extra", sorted(tensors.keys() - own.keys()))):
+        if names:
+            raise CheckpointError(f"{where}: {len(names)} {kind} weights, first {names[0]!r}: of another model or version")
+    for name, value in own.items():
+        if tensors[name].shape != value.shape:
+            raise CheckpointError(f"{where}: {name} is {tuple(tensors[name].shape)}; expected {tuple(value.shape)}")
+        if not torch.isfinite(tensors[name]).all():
+            raise CheckpointError(f"{where}: {name} holds values that are not finite; train it again or restore it")
+    module.load_state_dict({k: v.to(own[k].dtype) for k, v in tensors.items()})
+
+
+def _build(kind: type, values: Any, where: str) -> Any:
+    try:
+        values = {k: tuple(v) if isinstance(v, list) else v for k, v in dict(values).items()}
+        return kind(**values)
+    except (TypeError, ValueError, ConfigError) as error:
+        raise CheckpointError(f"{where}: bad {kind.__name__}: {error}") from error
+
+
+def load_codec(name_or_folder: str | Path) -> Codec:
+    """Load the codec of a bundle, float32 on the CPU, in evaluation mode.
+
+    Raises:
+        CheckpointError: missing, damaged, or not fitting.
+    """
+    folder = resolve(name_or_folder)
+    config = _read_config(folder)
+    tensors = _read_tensors(folder, config, "codec")
+    codec = Codec(_build(CodecConfig, config.get("codec"), str(folder)))
+    load_weights(codec, tensors, str(folder / "codec.safetensors"))
+    return codec.eval()
+
+
+def load_denoiser(name_or_folder: str | Path) -> Denoiser:
+    """Load the denoiser of a bundle, float32 on the CPU, in evaluation mode.
+
+    Raises:
+        CheckpointError: missing, damaged, or not fitting.
+    """
+    folder = resolve(name_or_folder)
+    config = _read_config(folder)
+    tensors = _read_tensors(folder, config, "denoiser")
+    denoiser = Denoiser(_build(DenoiserConfig, config.get("denoiser"), str(folder)))
+    load_weights(denoiser, tensors, str(folder / "denoiser.safetensors"))
+    return denoiser.eval()
+
+
+def load_openings(name_or_folder: str | Path) -> dict[str, torch.Tensor]:
+    """Load the openings of a bundle: `frames` uint8 (K, T, H, W, 3) and `actions` uint8 (K, T - 1).
+
+    Raises:
+        CheckpointError: missing, damaged, or of wrong shape.
+    """
+    folder = resolve(name_or_folder)
+    tensors = _read_tensors(folder, _read_config(folder), "openings")
+    frames, actions = tensors.get("frames"), tensors.get("actions")
+    is_fine = frames is not None and actions is not None and frames.ndim == 5 and frames.dtype == torch.uint8
+    if not is_fine or actions.shape != (frames.shape[0], frames.shape[1] - 1):  # type: ignore[union-attr]
+        raise CheckpointError(f"{folder / 'openings.safetensors'}: frames and actions do not fit; restore the bundle")
+    return tensors
+
+
+def load_info(name_or_folder: str | Path) -> dict[str, Any]:
+    """Load what the bundle says of its world: world, action_names, fps and the like; empty if it says nothing.
+
+    Raises:
+        CheckpointError: missing or unreadable.
+    """
+    return dict(_read_config(resolve(name_or_folder)).get("info", {}))
+
+
+def codec_hash(name_or_folder: str | Path) -> str:
+    """Return the SHA-256 of the bundle's codec weights, the identity of its latents."""
+    folder = resolve(name_or_folder)
+    config = _read_config(folder)
+    _read_tensors(folder, config, "codec")
+    return str(config["files"]["codec"])

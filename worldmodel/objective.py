@@ -1,0 +1,166 @@
+"""The training objective of the denoiser: which levels frames get, and the loss at those levels.
+
+Owns: the distribution of levels and contexts, and the loss in clean space. No loops, no data files, no optimizer.
+
+Levels are independent per frame (diffusion forcing, Chen et al. 2024), so one network serves every schedule. Most clips
+lean towards what next-frame play needs: many frames nearly clean, as context, and the previous frames given on the
+channels lightly noised, so that small errors of the model's own frames do not grow.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from worldmodel.denoiser import Denoiser
+from worldmodel.errors import ConfigError
+from worldmodel.noise import add_noise, expand_levels
+
+
+@dataclass(frozen=True)
+class ObjectiveConfig:
+    """Settings of the objective.
+
+    Attributes:
+        context_noise: highest level of a context frame, in attention and on the channels.
+        forcing_share: share of clips with independent uniform levels and in-flight previous frames everywhere.
+        pure_noise_share: share of the frames in flight that are pure noise, where every sampler starts.
+        own_share: share of frames whose context is the model's own prediction instead of the truth (0 skips that pass).
+        head_weight: weight of the reward and termination losses.
+        level_offset: a frame at level l weighs 1 / (l + level_offset).
+    """
+
+    context_noise: float = 0.25
+    forcing_share: float = 0.2
+    pure_noise_share: float = 0.3
+    own_share: float = 0.0
+    head_weight: float = 0.02
+    level_offset: float = 0.15
+
+    def __post_init__(self) -> None:
+        for name in ("context_noise", "forcing_share", "pure_noise_share", "own_share"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ConfigError(f"objective {name} must be in [0, 1]; got {getattr(self, name)}")
+
+
+def sample_chance(
+    config: ObjectiveConfig, shape: torch.Size, num_previous: int, generator: torch.Generator
+) -> dict[str, torch.Tensor]:
+    """Draw everything random that one training step needs, on the generator's device.
+
+    Args:
+        config: the objective.
+        shape: of the latents, (B, T, C, h, w).
+        num_previous: frames on the channels.
+        generator: source of all chance.
+
+    Returns:
+        levels (B, T); noise and context_noise (B, T, C, h, w); context_levels (B, T), of the channels' copies;
+        is_forced (B,), clips whose channels hold the frames in flight; is_own (B, T), frames whose context copy is the
+        model's own prediction.
+    """
+    batch, frames = shape[:2]
+    device = generator.device
+
+    def uniform(*size: int) -> torch.Tensor:
+        return torch.rand(size, generator=generator, device=device)
+
+    in_flight = torch.where(uniform(batch, frames) < config.pure_noise_share, 1.0, uniform(batch, frames))
+    context = config.context_noise * uniform(batch, frames) * uniform(batch, 1)
+    is_context = uniform(batch, frames) < 0.25 + 0.5 * uniform(batch, 1)
+    is_forced = uniform(batch) < config.forcing_share
+    levels = torch.where(is_context & ~is_forced[:, None], context, in_flight)
+    return {
+        "levels": levels,
+        "noise": torch.randn(shape, generator=generator, device=device),
+        "context_noise": torch.randn(shape, generator=generator, device=device),
+        "context_levels": config.context_noise * uniform(batch, frames) * uniform(batch, 1),
+        "is_forced": is_forced,
+        "is_own": (uniform(batch, frames) < config.own_share) & (uniform(batch, 1) < 0.75),
+    }
+
+
+def stack_previous(
+    frames: torch.Tensor, levels: torch.Tensor, num_previous: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return for each frame the frames before it, nearest first; zeros at level 1 before the first.
+
+    Args:
+        frames: (B, T, C, h, w).
+        levels: (B, T).
+        num_previous: K.
+
+    Returns:
+        (B, T, K, C, h, w) and (B, T, K).
+    """
+    padded = F.pad(frames, (0, 0, 0, 0, 0, 0, num_previous, 0))
+    padded_levels = F.pad(levels, (num_previous, 0), value=1.0)
+    length, ages = frames.shape[1], range(1, num_previous + 1)
+    past = torch.stack([padded[:, num_previous - k : num_previous - k + length] for k in ages], 2)
+    past_levels = torch.stack([padded_levels[:, num_previous - k : num_previous - k + length] for k in ages], 2)
+    return past, past_levels
+
+
+class DenoiserLoss(nn.Module):
+    """The loss of a denoiser over clips, as a module so that it compiles and parallelizes whole."""
+
+    def __init__(self, denoiser: Denoiser, config: ObjectiveConfig, chunk: int | None = 8) -> None:
+        """Wrap the denoiser to be trained; `chunk` as in `Denoiser.forward`."""
+        super().__init__()
+        self.denoiser = denoiser
+        self.config = config
+        self.chunk = chunk
+        self.register_buffer("reward_values", torch.tensor(denoiser.config.reward_values), persistent=False)
+
+    def forward(
+        self,
+        latents: torch.Tensor,
+        actions: torch.Tensor,
+        rewards: torch.Tensor,
+        terminated: torch.Tensor,
+        levels: torch.Tensor,
+        noise: torch.Tensor,
+        context_noise: torch.Tensor,
+        context_levels: torch.Tensor,
+        is_forced: torch.Tensor,
+        is_own: torch.Tensor,
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """Return the loss and scalars to log.
+
+        Args:
+            latents: float (B, T, C, h, w), clean.
+            actions: int64 (B, T), the action into each frame.
+            rewards: float (B, T), of the step into each frame.
+            terminated: bool (B, T), of the step into each frame.
+            levels, noise, context_noise, context_levels, is_forced, is_own: from `sample_chance`.
+        """
+        noisy = add_noise(latents, noise, levels)
+        source = latents
+        if self.config.own_share > 0:
+            with torch.no_grad():
+                first = self._predict(noisy, levels, latents, context_noise, context_levels, is_forced, actions)
+                source = torch.where(expand_levels(is_own, latents), first.clean.to(latents.dtype), latents)
+                is_context = is_own & (levels <= self.config.context_noise)
+                noisy = torch.where(expand_levels(is_context, noisy), add_noise(source, noise, levels), noisy)
+        prediction = self._predict(noisy, levels, source, context_noise, context_levels, is_forced, actions)
+        error = (prediction.clean - latents).square().mean((2, 3, 4))
+        loss = (error / (levels + self.config.level_offset)).mean()
+        reward_index = (rewards[..., None] - self.reward_values).abs().argmin(-1)
+        reward_loss = F.cross_entropy(prediction.reward_logits.flatten(0, 1), reward_index.flatten())
+        end_loss = F.binary_cross_entropy_with_logits(prediction.terminated_logit, terminated.float())
+        is_first = levels > 0.98
+        scalars = {
+            "error_at_noise": (error * is_first).sum().detach() / is_first.sum().clamp_min(1),
+            "reward_loss": reward_loss.detach(),
+            "terminated_loss": end_loss.detach(),
+        }
+        return loss + self.config.head_weight * (reward_loss + end_loss), scalars
+
+    def _predict(self, noisy, levels, source, context_noise, context_levels, is_forced, actions):  # type: ignore[no-untyped-def]
+        context = add_noise(source, context_noise, context_levels)
+        forced = expand_levels(is_forced, noisy)
+        shown = torch.where(forced, noisy, context)
+        shown_levels = torch.where(is_forced[:, None], levels, context_levels)
+        previous, previous_levels = stack_previous(shown, shown_levels, self.denoiser.config.num_previous)
+        return self.denoiser(noisy, levels, actions, previous, previous_levels, self.chunk)
