@@ -98,7 +98,7 @@ def encode_recording(codec: Codec, data: Path, out: Path, device: torch.device, 
                 content[name].append(torch.cat([values.new_zeros(1), values]))  # index t: the step INTO frame t
             lengths.append(episode.num_frames)
         if lengths:
-            tensors = {name: torch.cat(parts) for name, parts in content.items()}
+            tensors = {name: torch.cat(parts).contiguous() for name, parts in content.items()}
             write_file(path, save(tensors | {"lengths": torch.tensor(lengths)}))
             encoded += sum(lengths)
     return encoded

@@ -22,7 +22,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
-from worldmodel.devices import pick_device
+from worldmodel.devices import has_fast_bfloat16, pick_device
 from worldmodel.errors import CheckpointError, ConfigError, MissingPackageError
 from worldmodel.files import write_file
 
@@ -92,13 +92,6 @@ class Machine:
         if self.autocast_dtype is None:
             return contextlib.nullcontext()
         return torch.autocast(self.device.type, self.autocast_dtype)
-
-
-def has_fast_bfloat16(device: torch.device) -> bool:
-    """Whether bf16 matrix products are worth it: a GPU with them, or a CPU with AMX tiles."""
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported()
-    return bool(getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)())
 
 
 def start_machine(device_name: str) -> Machine:

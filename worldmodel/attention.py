@@ -26,6 +26,9 @@ class RotaryPosition(nn.Module):
     Source: RoFormer (Su et al. 2021), split over axes.
     """
 
+    time: torch.Tensor
+    space: torch.Tensor
+
     def __init__(self, head_width: int, grid: int, num_summary: int) -> None:
         """Prepare frequencies for heads of `head_width` channels, a `grid` x `grid` patch grid and summary tokens."""
         super().__init__()
@@ -141,8 +144,8 @@ class FrameAttention(nn.Module):
         """Return rotated queries, rotated keys and values, each (B, T, H, N, d), of tokens x (B, T, N, D)."""
         q, k, v = rearrange(self.to_qkv(x), "b t n (s h d) -> s b t h n d", s=3, h=self.heads)
         shape = (q.shape[-1],)
-        q = F.rms_norm(q.float(), shape, self.q_scale)
-        k = F.rms_norm(k.float(), shape, self.k_scale)
+        q = F.rms_norm(q.float(), shape) * self.q_scale
+        k = F.rms_norm(k.float(), shape) * self.k_scale
         return rotate(q, rotary).to(v.dtype), rotate(k, rotary).to(v.dtype), v
 
     def merge(self, out: torch.Tensor) -> torch.Tensor:

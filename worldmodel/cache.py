@@ -64,9 +64,14 @@ class MemoryCache:
                     ring_v[layer, rows, :, slot] = v[:, j].to(ring_v.dtype)
             self.count += 1
 
-    def clear(self, rows: torch.Tensor) -> None:
-        """Forget everything of the dreams selected by `rows`, bool or integer (n,)."""
-        self.count[rows] = 0
+    def put(self, rows: torch.Tensor, other: "MemoryCache") -> None:
+        """Replace the memory of the dreams of `rows`, int64 (n,), by the n memories of `other`."""
+        for f in fields(self):
+            mine, theirs = getattr(self, f.name), getattr(other, f.name)
+            if mine.ndim == 1:
+                mine[rows] = theirs
+            else:
+                mine[:, rows] = theirs
 
     def clone(self) -> "MemoryCache":
         """Return an independent copy."""

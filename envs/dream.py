@@ -1,0 +1,199 @@
+"""The dream as a Gymnasium environment: the spaces of the real world, frames made by diffusion.
+
+Owns: openings drawn by seed, seeds, truncation, and numpy at the border. The dreaming is `worldmodel.world`'s.
+"""
+
+from typing import Any, SupportsFloat
+
+import gymnasium
+import numpy as np
+from gymnasium import spaces
+
+from envs.actions import LABMAZE_ACTIONS, ActionSet
+from worldmodel.errors import CheckpointError, ConfigError, SeedError, StateError
+
+ACTION_SETS: dict[str, ActionSet] = {"LabMaze": LABMAZE_ACTIONS}
+
+
+class DreamEnv(gymnasium.Env[np.ndarray, int]):
+    """A world dreamt by a video-diffusion model.
+
+    | what | value |
+    |---|---|
+    | observation | `Box(0, 255, (H, W, 3), uint8)`, as in `Real/LabMaze-v0` |
+    | action | `Discrete(7)`: noop, forward, back, turn left, turn right, forward+left, forward+right |
+    | time | 15 steps a second |
+    | start | a real opening of the bundle, drawn by the seed; the first observation is its last frame |
+    | reward | what the reward head says of the step; +1 for reaching a target in LabMaze |
+    | terminated | what the termination head says; the dream can be stepped on |
+    | truncated | after `max_episode_steps` |
+
+    Equal seeds and actions give equal frames on one machine.
+
+    Args:
+        world: name of a bundle in the package, used when `checkpoint` is None.
+        checkpoint: folder or name of a bundle.
+        device: "auto", "cpu", "cuda", "cuda:N" or "mps".
+        num_steps: denoising steps a frame; None: what the world was released with.
+        memory_frames: past frames remembered; None: what the world was trained with.
+        render_mode: None or "rgb_array".
+        max_episode_steps: steps until truncation; None: never.
+
+    Raises:
+        CheckpointError: no such bundle, or it is damaged or incomplete.
+        ConfigError: a setting is not accepted. DeviceError: no such device.
+    """
+
+    metadata = {"render_modes": ["rgb_array"], "render_fps": 15}
+
+    def __init__(
+        self,
+        world: str = "labmaze",
+        checkpoint: str | None = None,
+        device: str = "auto",
+        num_steps: int | None = None,
+        memory_frames: int | None = None,
+        render_mode: str | None = "rgb_array",
+        max_episode_steps: int | None = None,
+    ) -> None:
+        if render_mode is not None and render_mode not in self.metadata["render_modes"]:
+            raise ConfigError(f"render_mode {render_mode!r} is not accepted; use None or 'rgb_array'")
+        if max_episode_steps is not None and max_episode_steps < 1:
+            raise ConfigError(f"max_episode_steps must be at least 1 or None; got {max_episode_steps}")
+        from worldmodel.checkpoint import load_openings  # torch: seconds to import
+        from worldmodel.world import WorldModel, WorldState
+
+        name = world if checkpoint is None else checkpoint
+        self._model = WorldModel.load(name, device=device, num_steps=num_steps, memory_frames=memory_frames)
+        self._openings = load_openings(name)
+        world_name = str(self._model.info.get("world", "LabMaze"))
+        if world_name not in ACTION_SETS:
+            raise CheckpointError(f"{name} dreams of {world_name!r}; known worlds: {sorted(ACTION_SETS)}")
+        self.action_set = ACTION_SETS[world_name]
+        if self._model.num_actions != self.action_set.num_actions:
+            raise CheckpointError(
+                f"{name} takes {self._model.num_actions} actions; {world_name} has {self.action_set.num_actions}"
+            )
+        self.action_space = self.action_set.space
+        size = self._model.codec.config.image_size
+        self.observation_space = spaces.Box(0, 255, (size, size, 3), np.uint8)
+        self.render_mode = render_mode
+        self.max_episode_steps = max_episode_steps
+        self._state: WorldState | None = None
+        self._frame: np.ndarray | None = None
+        self._steps = 0
+
+    @property
+    def fps(self) -> float:
+        """Steps a second of world time."""
+        return float(self._model.info.get("fps", 15))
+
+    @property
+    def num_steps(self) -> int:
+        """Denoising steps a frame."""
+        return self._model.config.num_steps
+
+    @property
+    def memory_frames(self) -> int:
+        """Past frames that can be remembered."""
+        return self._model.memory_frames
+
+    @property
+    def memory_used(self) -> int:
+        """Past frames remembered now."""
+        return 0 if self._state is None else self._model.memory_used(self._state)[0]
+
+    @property
+    def device(self) -> Any:
+        """The torch.device of the model."""
+        return self._model.device
+
+    @property
+    def num_openings(self) -> int:
+        """Openings that a reset can draw from."""
+        return int(self._openings["frames"].shape[0])
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[np.ndarray, dict[str, Any]]:
+        """Start a dream from an opening.
+
+        Args:
+            seed: non-negative; None goes on with the random stream.
+            options: {"opening": int} chooses the opening instead of drawing it.
+
+        Returns:
+            Frame uint8 (H, W, 3), and info with "opening".
+
+        Raises:
+            SeedError: the seed is negative or not an integer. ConfigError: an option is unknown or out of range.
+        """
+        if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int | np.integer) or seed < 0):
+            raise SeedError(f"seed must be a whole number of at least 0; got {seed!r}")
+        super().reset(seed=None if seed is None else int(seed))
+        options = dict(options or {})
+        drawn = int(self.np_random.integers(self.num_openings))
+        opening = options.pop("opening", drawn)
+        if options or not isinstance(opening, int | np.integer) or not 0 <= opening < self.num_openings:
+            raise ConfigError(
+                f"reset options accept only 'opening' from 0 to {self.num_openings - 1}; got opening {opening!r} and "
+                f"{sorted(options)}"
+            )
+        frames = self._openings["frames"][opening : opening + 1]
+        actions = self._openings["actions"][opening : opening + 1].long()
+        dream_seed = int(self.np_random.integers(2**62))
+        self._state = self._model.reset(frames, actions, [dream_seed])
+        self._frame = frames[0, -1].numpy().copy()
+        self._steps = 0
+        return self._frame.copy(), {"opening": int(opening)}
+
+    def step(self, action: Any) -> tuple[np.ndarray, SupportsFloat, bool, bool, dict[str, Any]]:
+        """Dream one frame.
+
+        Args:
+            action: index into `action_set.names`.
+
+        Returns:
+            Frame uint8 (H, W, 3), reward, terminated, truncated, info.
+
+        Raises:
+            StateError: reset was not called. ActionError: not an integer, or out of range.
+        """
+        import torch
+
+        index = self.action_set.check(action)
+        if self._state is None:
+            raise StateError("step was called before the first reset; call reset(seed=...) first")
+        result = self._model.step(self._state, torch.tensor([index]))
+        self._frame = result.frames[0].cpu().numpy().copy()
+        self._steps += 1
+        truncated = self.max_episode_steps is not None and self._steps >= self.max_episode_steps
+        return self._frame.copy(), float(result.rewards[0]), bool(result.terminated[0]), truncated, {}
+
+    def render(self) -> np.ndarray | None:  # type: ignore[override]
+        """Return the present frame, uint8 (H, W, 3), or None when render_mode is None.
+
+        Raises:
+            StateError: reset was not called.
+        """
+        if self.render_mode is None:
+            return None
+        if self._frame is None:
+            raise StateError("render was called before the first reset; call reset(seed=...) first")
+        return self._frame.copy()
+
+    def snapshot(self) -> Any:
+        """Return a copy of the dream's state, for `restore`.
+
+        Raises:
+            StateError: reset was not called.
+        """
+        if self._state is None or self._frame is None:
+            raise StateError("snapshot was called before the first reset; call reset(seed=...) first")
+        return self._state.clone(), self._frame.copy(), self._steps
+
+    def restore(self, snapshot: Any) -> np.ndarray:
+        """Go back (or across) to a snapshot, which stays usable; return its frame uint8 (H, W, 3)."""
+        state, frame, steps = snapshot
+        self._state, self._frame, self._steps = state.clone(), frame.copy(), steps
+        return self._frame.copy()
