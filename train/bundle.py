@@ -1,0 +1,173 @@
+"""Program: make a world that can be played. `python -m train.bundle --denoiser DIR --data DIR --out DIR [--report FILE]`.
+
+Owns: the choice of openings, what a bundle says of its world, and the limit on its size. Knows no training; the model
+card is `train.card`'s, the file format `worldmodel.checkpoint`'s.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from envs.episodes import ShardInfo, open_shards, read_episode
+from train.card import TrainingRecord, write_card
+from train.options import parse_options, run_program
+from train.recorded import STEPS_PER_SECOND
+from worldmodel.checkpoint import load_codec, load_denoiser, save_bundle
+from worldmodel.errors import CheckpointError, ConfigError, DataError
+
+MEGABYTE = 1e6
+
+
+@dataclass(frozen=True)
+class BundleOptions:
+    """Put a trained codec and denoiser, real openings and a model card into one folder that play.py loads."""
+
+    denoiser: Path
+    """Folder of the trained denoiser (train.denoiser); it holds the codec too."""
+    data: Path
+    """Folder of the recording that the openings are taken from."""
+    out: Path
+    """Folder of the bundle; made if missing."""
+    report: Path | None = None
+    """report.json of train.evaluate, for the figures of the model card."""
+    split: str = "test"
+    """Mazes that openings are taken from: test, so that nobody plays on in what was trained on, or train."""
+    openings: int = 48
+    """How many openings."""
+    opening_frames: int = 48
+    """Frames of an opening."""
+    num_steps: int = 4
+    """Denoising steps a frame, unless the player says otherwise."""
+    context_level: float = 0.05
+    """Noise at which remembered frames are shown to the denoiser."""
+    max_megabytes: float = 25.0
+    """Largest size of the weights together, in millions of bytes."""
+    seed: int = 0
+    """Which openings."""
+
+    def __post_init__(self) -> None:
+        if self.openings < 1 or self.opening_frames < 2:
+            raise ConfigError(
+                f"openings must be at least 1 and opening_frames at least 2; got {self.openings}, {self.opening_frames}"
+            )
+        if self.num_steps < 1 or not 0 <= self.context_level < 1:
+            raise ConfigError(
+                f"num_steps must be at least 1 and context_level in [0, 1); got {self.num_steps}, {self.context_level}"
+            )
+
+
+def choose_openings(shards: list[ShardInfo], openings: int, opening_frames: int, seed: int) -> dict[str, torch.Tensor]:
+    """Cut openings from episodes, spread evenly: no episode serves twice before every other has served once.
+
+    The last frame of an episode is left out: where it ended at a goal there is nothing to go on from.
+
+    Args:
+        shards: of one world.
+        openings: K.
+        opening_frames: T.
+        seed: which episodes, and where in them.
+
+    Returns:
+        `frames` uint8 (K, T, H, W, 3), `actions` uint8 (K, T - 1), `maze_seeds` int64 (K,).
+
+    Raises:
+        DataError: no episode is long enough, or a shard is damaged.
+    """
+    episodes = [episode for shard in shards for episode in shard.episodes]
+    fitting = [episode for episode in episodes if episode.num_steps >= opening_frames]
+    if not fitting:
+        longest = max(episode.num_steps for episode in episodes)
+        raise DataError(
+            f"openings of {opening_frames} frames asked for; the longest of {len(episodes)} episodes has {longest} before "
+            "its last: ask for shorter openings (--opening-frames) or record longer episodes"
+        )
+    rng = np.random.default_rng(seed)
+    rounds = -(-openings // len(fitting))
+    order = np.concatenate([rng.permutation(len(fitting)) for _ in range(rounds)])[:openings]
+    frames, actions = [], []
+    for index in order:
+        start = int(rng.integers(fitting[index].num_steps - opening_frames + 1))
+        arrays = read_episode(fitting[index], start, start + opening_frames)
+        frames.append(arrays["frames"])
+        actions.append(arrays["actions"])
+    return {
+        "frames": torch.from_numpy(np.stack(frames)),
+        "actions": torch.from_numpy(np.stack(actions)),
+        "maze_seeds": torch.tensor([fitting[index].maze_seed for index in order]),
+    }
+
+
+def make_bundle(options: BundleOptions) -> dict[str, Any]:
+    """Write the bundle and its card; return its sizes.
+
+    Returns:
+        `weights_megabytes`, `openings_megabytes`, `codec_parameters`, `denoiser_parameters`, `openings`, `out`.
+
+    Raises:
+        CheckpointError: the trained model is missing or damaged, or too large.
+        DataError: the recording cannot be used, or the report is no JSON object.
+        StorageError: a file cannot be written.
+    """
+    codec, denoiser = load_codec(options.denoiser), load_denoiser(options.denoiser)
+    counts = {"codec": codec, "denoiser": denoiser}
+    sizes = {name: sum(value.numel() for value in module.state_dict().values()) for name, module in counts.items()}
+    weights_megabytes = 2 * sum(sizes.values()) / MEGABYTE  # a bundle keeps bfloat16
+    if weights_megabytes > options.max_megabytes:
+        raise CheckpointError(
+            f"the weights in {options.denoiser} take {weights_megabytes:.1f} MB; a bundle may have "
+            f"{options.max_megabytes:g} MB: train a smaller preset or raise --max-megabytes"
+        )
+    report = {} if options.report is None else _read_report(options.report)
+    training = TrainingRecord.find(options.denoiser)
+    shards = open_shards(options.data, image_size=codec.config.image_size, num_actions=denoiser.config.num_actions)
+    chosen = [shard for shard in shards if shard.split == options.split]
+    if not chosen:
+        raise DataError(f"{options.data} has no {options.split!r} shards among {len(shards)}: choose another --split")
+    openings = choose_openings(chosen, options.openings, options.opening_frames, options.seed)
+    maze_seeds = openings.pop("maze_seeds").tolist()
+    info = {
+        "world": chosen[0].world,
+        "action_names": list(chosen[0].action_names),
+        "fps": STEPS_PER_SECOND,
+        "num_steps": options.num_steps,
+        "context_level": options.context_level,
+        "settings": chosen[0].settings,
+        "opening_split": options.split,
+        "opening_maze_seeds": maze_seeds,
+    }
+    save_bundle(options.out, codec=codec, denoiser=denoiser, openings=openings, info=info)
+    summary = {
+        "weights_megabytes": weights_megabytes,
+        "openings_megabytes": sum(value.nbytes for value in openings.values()) / MEGABYTE,
+        "codec_parameters": sizes["codec"],
+        "denoiser_parameters": sizes["denoiser"],
+        "openings": len(maze_seeds),
+        "out": str(options.out),
+    }
+    write_card(options.out, shards, info, summary, training, report)
+    return summary
+
+
+def _read_report(path: Path) -> dict[str, Any]:
+    try:
+        report = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise DataError(
+            f"report {path} cannot be read ({error}): run train.evaluate again or leave --report out"
+        ) from error
+    if not isinstance(report, dict):
+        raise DataError(f"report {path} is a {type(report).__name__}; expected the JSON object of train.evaluate")
+    return report
+
+
+def main() -> None:
+    """Read the options, make the bundle, print its sizes as JSON."""
+    print(json.dumps(make_bundle(parse_options(BundleOptions, "python -m train.bundle"))))
+
+
+if __name__ == "__main__":
+    run_program(main)
