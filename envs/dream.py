@@ -182,6 +182,10 @@ class DreamEnv(gymnasium.Env[np.ndarray, int]):
             raise StateError("render was called before the first reset; call reset(seed=...) first")
         return self._frame.copy()
 
+    def get_keys_to_action(self) -> dict[tuple[str, ...], int]:
+        """Return key bindings for `gymnasium.utils.play.play`."""
+        return self.action_set.keys_to_action
+
     def snapshot(self) -> Any:
         """Return a copy of the dream's state, for `restore`.
 

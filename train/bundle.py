@@ -1,4 +1,4 @@
-"""Program: make a world that can be played. `python -m train.bundle --denoiser DIR --data DIR --out DIR [--report FILE]`.
+"""Program: make a world that can be played. `python -m train.bundle --denoiser DIR --data DIR --out DIR`.
 
 Owns: the choice of openings, what a bundle says of its world, and the limit on its size. Knows no training; the model
 card is `train.card`'s, the file format `worldmodel.checkpoint`'s.
@@ -82,8 +82,8 @@ def choose_openings(shards: list[ShardInfo], openings: int, opening_frames: int,
     if not fitting:
         longest = max(episode.num_steps for episode in episodes)
         raise DataError(
-            f"openings of {opening_frames} frames asked for; the longest of {len(episodes)} episodes has {longest} before "
-            "its last: ask for shorter openings (--opening-frames) or record longer episodes"
+            f"openings of {opening_frames} frames asked for; the longest of {len(episodes)} episodes has {longest} "
+            "before its last: ask for shorter openings (--opening-frames) or record longer episodes"
         )
     rng = np.random.default_rng(seed)
     rounds = -(-openings // len(fitting))

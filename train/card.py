@@ -23,9 +23,9 @@ from worldmodel.errors import CheckpointError
 from worldmodel.files import write_file
 
 LICENSE_TEXT = """\
-Weights: MIT, as the code that made them. The opening frames, and what the model learned to draw, show textures of DeepMind
-Lab, (c) Google LLC, licensed CC BY 4.0 (https://creativecommons.org/licenses/by/4.0/), taken through the package labmaze
-(Apache-2.0) and rendered with MuJoCo (Apache-2.0)."""
+Weights: MIT, as the code that made them. The opening frames, and what the model learned to draw, show textures of
+DeepMind Lab, (c) Google LLC, licensed CC BY 4.0 (https://creativecommons.org/licenses/by/4.0/), taken through the
+package labmaze (Apache-2.0) and rendered with MuJoCo (Apache-2.0)."""
 
 
 @dataclass(frozen=True)
@@ -94,8 +94,8 @@ def command_line(program: str, kind: type, values: dict[str, Any]) -> str:
 def _changed(kind: type, values: dict[str, Any], prefix: str) -> list[tuple[str, Any, Any]]:
     changed = []
     for option in dataclasses.fields(kind):
-        made = option.default_factory is not dataclasses.MISSING
-        default = option.default_factory() if made else option.default  # type: ignore[misc]
+        factory = option.default_factory
+        default = option.default if factory is dataclasses.MISSING else factory()
         value = values.get(option.name)
         if option.name not in values or option.name in ("resume", "device"):
             continue
@@ -182,21 +182,24 @@ def write_card(
     totals = summarize(shards)
     settings = ", ".join(f"{name} {value}" for name, value in info["settings"].items())
     shares = ", ".join(f"{name} {share:.1%}" for name, share in totals["action_shares"].items())
+    size, frames = shards[0].image_size, f"{totals['frames']:,} frames"
+    weights, today = f"{sizes['weights_megabytes']:.1f} MB", f"{datetime.now(UTC):%Y-%m-%d}"
     text = f"""# {info["world"]}, dreamt
 
-A video-diffusion model of the world {info["world"]}: it makes the next {shards[0].image_size} x {shards[0].image_size}
-frame from the frames before and the player's action. Made {datetime.now(UTC):%Y-%m-%d} by `python -m train.bundle`.
+A video-diffusion model of the world {info["world"]}: from the frames before and the player's action it makes the next.
+Frames of {size} x {size} pixels, {info["fps"]} steps a second. Made {today} by `python -m train.bundle`.
 
     python play.py --checkpoint {out.name if out.is_absolute() else out}
 
-Codec {sizes["codec_parameters"]:,} and denoiser {sizes["denoiser_parameters"]:,} parameters, bfloat16,
-{sizes["weights_megabytes"]:.1f} MB together. Played at {info["fps"]} steps a second with {info["num_steps"]} denoising steps
-and context level {info["context_level"]} unless told otherwise. {sizes["openings"]} real openings to start from, of
-{info["opening_split"]} mazes.
+- Codec {sizes["codec_parameters"]:,} and denoiser {sizes["denoiser_parameters"]:,} parameters, bfloat16, {weights}.
+- {info["num_steps"]} denoising steps a frame and context level {info["context_level"]}, unless told otherwise.
+- {sizes["openings"]} real openings to start from, taken from {info["opening_split"]} mazes.
 
 ## Data
-{totals["frames"]:,} frames in {totals["episodes"]} episodes of {totals["mazes"]} mazes, {totals["test_episodes"]} of them kept
-for testing; {settings}. Actions: {shares}.
+{frames} in {totals["episodes"]} episodes of {totals["mazes"]} mazes; {totals["test_episodes"]} episodes only test.
+
+- World: {settings}.
+- Actions: {shares}.
 
 ## Training
 {_training(training, shards, shards[0].path.parent.name)}

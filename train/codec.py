@@ -50,7 +50,7 @@ class CodecLoss(nn.Module):
         """
         raw = self.codec.encode_raw(pixels)
         scale = raw.detach().float().std()
-        decoded = self.codec.decode_raw(raw + 0.06 * scale * jitter.to(raw.dtype)).float()
+        decoded = self.codec.decode_raw(raw + 0.04 * scale * jitter.to(raw.dtype)).float()
         error = decoded - pixels
         squared = error.square().mean()
         edges = F.l1_loss(error[..., 1:, :], error[..., :-1, :]) + F.l1_loss(error[..., 1:], error[..., :-1])

@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from envs.episodes import EpisodeInfo, ShardInfo, open_shards, read_episode
 from worldmodel.codec import Codec
+from worldmodel.devices import has_fast_bfloat16
 from worldmodel.errors import DataError
 from worldmodel.files import write_file
 from worldmodel.frames import to_pixels
@@ -54,7 +55,7 @@ def encode_frames(codec: Codec, frames: torch.Tensor, device: torch.device, batc
     """Encode frames uint8 (N, H, W, 3) to latents float16 (N, C, h, w) on the CPU."""
     parts = []
     for part in frames.split(batch_size):
-        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+        with torch.autocast(device.type, torch.bfloat16, enabled=has_fast_bfloat16(device)):
             latents = codec.encode(to_pixels(part.to(device)))
         parts.append(latents.to(torch.float16).cpu())
     return torch.cat(parts)

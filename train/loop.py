@@ -49,7 +49,7 @@ class TrainOptions:
     """Peak learning rate."""
     decay_share: float = 0.4
     """Share of the run at its end over which the learning rate falls to zero."""
-    ema: float = 0.998
+    ema: float = 0.99
     """Decay of the exponential moving average of the weights."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""

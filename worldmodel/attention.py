@@ -8,7 +8,9 @@ frames a `recent` layer sees the patch tokens of the last `reach` frames; a `mem
 last `reach` frames. So older frames survive only in their summaries: learned, bounded compression.
 """
 
-from typing import Literal
+import math
+from collections.abc import Callable
+from typing import Any, Literal, Self
 
 import torch
 from einops import rearrange, repeat
@@ -44,6 +46,14 @@ class RotaryPosition(nn.Module):
         self.register_buffer("time", time, persistent=False)
         self.register_buffer("space", torch.cat([patches, summaries]).float(), persistent=False)
 
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Self:
+        """Move to a device, but never to another number format: bfloat16 frequencies would be other positions."""
+        exact: dict[str, Any] = dict(self.named_buffers())
+        super()._apply(fn, recurse)
+        for name, buffer in exact.items():
+            setattr(self, name, buffer.to(getattr(self, name).device))
+        return self
+
     def forward(self, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return cosines and sines.
 
@@ -53,10 +63,13 @@ class RotaryPosition(nn.Module):
         Returns:
             two float32 (B, T, 1, N, head_width / 2).
         """
-        angles = positions[..., None].double() * self.time.double()  # float32 loses phase after 10,000 frames
+        # float32 loses phase after 10,000 frames: multiply in float64, and keep only the turn. MPS has no float64.
+        exact_on = torch.device("cpu") if positions.device.type == "mps" else positions.device
+        angles = positions.to(exact_on)[..., None].double() * self.time.to(exact_on).double()
+        angles = torch.remainder(angles, 2 * math.pi).float().to(positions.device)
         both = torch.cat(
             [
-                repeat(angles.float(), "b t f -> b t n f", n=self.space.shape[0]),
+                repeat(angles, "b t f -> b t n f", n=self.space.shape[0]),
                 repeat(self.space, "n f -> b t n f", b=positions.shape[0], t=positions.shape[1]),
             ],
             -1,
@@ -251,7 +264,8 @@ class FrameAttention(nn.Module):
 
         Args:
             positions: integer (B, J) of the new frames.
-            cached_positions: integer (B, R) of the cached frames; negative marks an empty slot.
+            cached_positions: integer (B, R) of the cached frames; negative marks an empty slot. A ring of fewer frames
+                than the layer's reach shortens the reach, so that frames of one call see no further than single ones.
 
         Returns:
             float32 (B, 1, J N, R shared + J N).
@@ -260,8 +274,9 @@ class FrameAttention(nn.Module):
         is_shared = torch.zeros(tokens, dtype=torch.bool, device=positions.device)
         is_shared[self.shared] = True
         num_shared = self.num_patches if self.kind == "recent" else self.num_summary
+        reach = min(self.reach, cached_positions.shape[1])
         query = positions.repeat_interleave(tokens, 1)
         age = query[:, :, None] - cached_positions[:, None, :]
-        is_past = (age > 0) & (age <= self.reach) & (cached_positions >= 0)[:, None, :]
-        is_own = visible(query, query, is_shared.repeat(positions.shape[1]), self.reach)
+        is_past = (age > 0) & (age <= reach) & (cached_positions >= 0)[:, None, :]
+        is_own = visible(query, query, is_shared.repeat(positions.shape[1]), reach)
         return to_bias(torch.cat([is_past.repeat_interleave(num_shared, 2), is_own], -1))[:, None]

@@ -7,8 +7,9 @@ training and no playing.
 import dataclasses
 import hashlib
 import json
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError
@@ -17,12 +18,13 @@ from torch import nn
 
 from worldmodel.codec import Codec, CodecConfig
 from worldmodel.denoiser import Denoiser, DenoiserConfig
-from worldmodel.errors import CheckpointError, ConfigError
+from worldmodel.errors import CheckpointError
 from worldmodel.files import write_file
 
 ASSETS = Path(__file__).parent / "assets"
 FORMAT = "worldmodel-bundle"
 VERSION = 1
+Model = TypeVar("Model", bound=nn.Module)
 
 
 def resolve(name_or_folder: str | Path) -> Path:
@@ -91,7 +93,12 @@ def _read_config(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{folder / 'config.json'} cannot be read: {error}") from error
     if not isinstance(config, dict) or config.get("format") != FORMAT or config.get("version") != VERSION:
-        raise CheckpointError(f"{folder / 'config.json'} is not a {FORMAT} of version {VERSION}; train or fetch it again")
+        raise CheckpointError(
+            f"{folder / 'config.json'} is not a {FORMAT} of version {VERSION}; train or fetch it again"
+        )
+    for name in ("files", "info"):
+        if not isinstance(config.get(name, {}), dict):
+            raise CheckpointError(f"{folder / 'config.json'}: {name} is {config[name]!r}, not a table; restore the bundle")
     return config
 
 
@@ -106,7 +113,9 @@ def _read_tensors(folder: Path, config: dict[str, Any], name: str) -> dict[str, 
         raise CheckpointError(f"{path} cannot be read: {error.strerror}; restore the bundle") from error
     found = hashlib.sha256(content).hexdigest()
     if found != want:
-        raise CheckpointError(f"{path} is damaged: SHA-256 {found[:12]}..., config.json says {want[:12]}...; restore it")
+        raise CheckpointError(
+            f"{path} is damaged: SHA-256 {found[:12]}..., config.json says {str(want)[:12]}...; restore it"
+        )
     try:
         return load(content)
     except SafetensorError as error:
@@ -120,9 +129,12 @@ def load_weights(module: nn.Module, tensors: dict[str, torch.Tensor], where: str
         CheckpointError: a weight is missing, extra, or of another shape; names the first.
     """
     own = module.state_dict()
-    for kind, names in (("missing", sorted(own.keys() - tensors.keys())), ("extra", sorted(tensors.keys() - own.keys()))):
+    missing, extra = sorted(own.keys() - tensors.keys()), sorted(tensors.keys() - own.keys())
+    for kind, names in (("missing", missing), ("extra", extra)):
         if names:
-            raise CheckpointError(f"{where}: {len(names)} {kind} weights, first {names[0]!r}: of another model or version")
+            raise CheckpointError(
+                f"{where}: {len(names)} {kind} weights, first {names[0]!r}: of another model or version"
+            )
     for name, value in own.items():
         if tensors[name].shape != value.shape:
             raise CheckpointError(f"{where}: {name} is {tuple(tensors[name].shape)}; expected {tuple(value.shape)}")
@@ -131,12 +143,13 @@ def load_weights(module: nn.Module, tensors: dict[str, torch.Tensor], where: str
     module.load_state_dict({k: v.to(own[k].dtype) for k, v in tensors.items()})
 
 
-def _build(kind: type, values: Any, where: str) -> Any:
+def _build(model: Callable[[Any], Model], kind: Callable[..., Any], folder: Path, values: Any) -> Model:
     try:
         values = {k: tuple(v) if isinstance(v, list) else v for k, v in dict(values).items()}
-        return kind(**values)
-    except (TypeError, ValueError, ConfigError) as error:
-        raise CheckpointError(f"{where}: bad {kind.__name__}: {error}") from error
+        return model(kind(**values))
+    except (TypeError, ValueError, RuntimeError) as error:  # a ConfigError is a ValueError; torch raises all three
+        name = getattr(kind, "__name__", "config")
+        raise CheckpointError(f"{folder / 'config.json'}: {values} makes no {name}: {error}; restore it") from error
 
 
 def load_codec(name_or_folder: str | Path) -> Codec:
@@ -148,7 +161,7 @@ def load_codec(name_or_folder: str | Path) -> Codec:
     folder = resolve(name_or_folder)
     config = _read_config(folder)
     tensors = _read_tensors(folder, config, "codec")
-    codec = Codec(_build(CodecConfig, config.get("codec"), str(folder)))
+    codec = _build(Codec, CodecConfig, folder, config.get("codec"))
     load_weights(codec, tensors, str(folder / "codec.safetensors"))
     return codec.eval()
 
@@ -162,7 +175,7 @@ def load_denoiser(name_or_folder: str | Path) -> Denoiser:
     folder = resolve(name_or_folder)
     config = _read_config(folder)
     tensors = _read_tensors(folder, config, "denoiser")
-    denoiser = Denoiser(_build(DenoiserConfig, config.get("denoiser"), str(folder)))
+    denoiser = _build(Denoiser, DenoiserConfig, folder, config.get("denoiser"))
     load_weights(denoiser, tensors, str(folder / "denoiser.safetensors"))
     return denoiser.eval()
 
@@ -176,8 +189,14 @@ def load_openings(name_or_folder: str | Path) -> dict[str, torch.Tensor]:
     folder = resolve(name_or_folder)
     tensors = _read_tensors(folder, _read_config(folder), "openings")
     frames, actions = tensors.get("frames"), tensors.get("actions")
-    is_fine = frames is not None and actions is not None and frames.ndim == 5 and frames.dtype == torch.uint8
-    if not is_fine or actions.shape != (frames.shape[0], frames.shape[1] - 1):  # type: ignore[union-attr]
+    if (
+        frames is None
+        or actions is None
+        or (frames.dtype, actions.dtype) != (torch.uint8, torch.uint8)
+        or (frames.ndim, frames.shape[-1]) != (5, 3)
+        or min(frames.shape[:2]) < 1
+        or actions.shape != (frames.shape[0], frames.shape[1] - 1)
+    ):
         raise CheckpointError(f"{folder / 'openings.safetensors'}: frames and actions do not fit; restore the bundle")
     return tensors
 

@@ -170,6 +170,21 @@ class Denoiser(nn.Module):
                 block.modulation[2].fill_(0.3)
                 block.modulation[5].fill_(0.3)
 
+    def check_memory_frames(self, memory_frames: int | None) -> int:
+        """Return how many summaries a dream keeps when `memory_frames` are asked for; None: the configured number.
+
+        Raises:
+            ConfigError: below 1, or more than the denoiser can see.
+        """
+        most = self.config.memory_frames
+        if memory_frames is None:
+            return most
+        if isinstance(memory_frames, bool) or not isinstance(memory_frames, int) or not 1 <= memory_frames <= most:
+            raise ConfigError(
+                f"memory_frames must be from 1 to {most}, all that this denoiser can see; got {memory_frames}"
+            )
+        return memory_frames
+
     def new_cache(self, batch: int, memory_frames: int | None = None, dtype: torch.dtype | None = None) -> MemoryCache:
         """Return an empty cache for `batch` dreams on the denoiser's device.
 
@@ -179,12 +194,10 @@ class Denoiser(nn.Module):
             dtype: of keys and values; default the parameters' dtype.
 
         Raises:
-            ConfigError: memory_frames is below 1.
+            ConfigError: as `check_memory_frames`.
         """
         config = self.config
-        memory_frames = config.memory_frames if memory_frames is None else memory_frames
-        if memory_frames < 1:
-            raise ConfigError(f"memory_frames must be at least 1; got {memory_frames}")
+        memory_frames = self.check_memory_frames(memory_frames)
         weight = self.to_clean.weight
         dtype = weight.dtype if dtype is None else dtype
 

@@ -1,6 +1,7 @@
 """The sampler: walks a Window over frames in flight, with the memory as context.
 
-Owns one auto-regressive step: denoise, write what has become clean, shift. The schedule is an argument. Knows no pixels.
+Owns one auto-regressive step: denoise, write what has become clean, shift. The schedule is an argument. Knows no
+pixels.
 
 The clean write of finished frames rides in the first network call of the step after them: `DreamState.pending` holds
 finished frames that the cache does not know yet.
@@ -32,8 +33,8 @@ class SamplerConfig:
     context_level: float = 0.05
 
     def __post_init__(self) -> None:
-        if not 1 <= self.num_steps <= 1000:
-            raise ConfigError(f"num_steps must be from 1 to 1000; got {self.num_steps}")
+        if not isinstance(self.num_steps, int) or not 1 <= self.num_steps <= 1000:
+            raise ConfigError(f"num_steps must be a whole number from 1 to 1000; got {self.num_steps!r}")
         if not 0 <= self.context_level < 1:
             raise ConfigError(f"context_level must be in [0, 1); got {self.context_level}")
 
@@ -87,16 +88,19 @@ class Sampler:
             window: the schedule.
             config: settings.
             memory_frames: summaries a dream keeps; default what the denoiser was built for.
+
+        Raises:
+            ConfigError: `memory_frames` is below 1 or more than the denoiser can see.
         """
         self.denoiser = denoiser
         self.window = window
         self.config = config
-        self.memory_frames = memory_frames
+        self.memory_frames = denoiser.check_memory_frames(memory_frames)
         self.grid = window.grid(config.num_steps).to(denoiser.to_clean.weight.device)
 
     def _show(self, clean: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
         level = self.config.context_level
-        return clean if level == 0 else add_noise(clean, noise, clean.new_full(clean.shape[:2], level))
+        return add_noise(clean, noise, clean.new_full(clean.shape[:2], level))
 
     @torch.inference_mode()
     def begin(self, latents: torch.Tensor, actions: torch.Tensor, noise: torch.Tensor) -> DreamState:
@@ -113,7 +117,10 @@ class Sampler:
         """
         config, window = self.denoiser.config, self.window
         if window.size != window.stride:
-            raise WindowError(f"a window with {window.size - window.stride} frames left in flight has no start here yet")
+            raise WindowError(
+                f"a window that leaves {window.size - window.stride} frames in flight has no start here; begin takes "
+                f"windows whose stride is their size, as next_frame_window()"
+            )
         batch, frames = latents.shape[:2]
         if frames < window.stride or actions.shape != (batch, frames) or noise.shape != latents.shape:
             raise ShapeError(

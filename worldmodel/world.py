@@ -1,7 +1,7 @@
 """The world: reset and step a batch of dreams, frames out.
 
-Owns the one entry that the single env, the vector env and the player share, and the explicit `WorldState`. Knows no game
-and no screen.
+Owns the one entry that the single env, the vector env and the player share, and the explicit `WorldState`. Knows no
+game and no screen.
 """
 
 import copy
@@ -16,7 +16,7 @@ from worldmodel.checkpoint import load_codec, load_denoiser, load_info
 from worldmodel.codec import Codec
 from worldmodel.denoiser import Denoiser
 from worldmodel.devices import has_fast_bfloat16, pick_device
-from worldmodel.errors import ActionError, ShapeError
+from worldmodel.errors import ActionError, ShapeError, WindowError
 from worldmodel.frames import to_frames, to_pixels
 from worldmodel.sampler import DreamState, Sampler, SamplerConfig
 from worldmodel.windows import Window, next_frame_window
@@ -85,12 +85,13 @@ class WorldModel:
             num_steps: denoising steps a frame; default what `info` says, else 4.
             memory_frames: frames remembered through their summaries; default what the denoiser was trained with.
             context_level: noise on remembered frames; default what `info` says, else 0.05.
-            window: schedule; default next-frame.
+            window: schedule; default next-frame. A step makes one frame, so the stride must be 1.
             info: what the bundle says of its world.
             dtype: number format of the networks; default bfloat16 where the device is fast at it, else float32.
 
         Raises:
             ShapeError: codec and denoiser do not fit. DeviceError: no such device. ConfigError: a bad setting.
+            WindowError: the window completes more than one frame a step.
         """
         if (codec.config.latent_channels, codec.config.latent_size) != (
             denoiser.config.latent_channels,
@@ -108,9 +109,11 @@ class WorldModel:
             num_steps=self.info.get("num_steps", DEFAULT_STEPS) if num_steps is None else num_steps,
             context_level=self.info.get("context_level", 0.05) if context_level is None else context_level,
         )
-        self.memory_frames = denoiser.config.memory_frames if memory_frames is None else memory_frames
         self.window = next_frame_window() if window is None else window
-        self.sampler = Sampler(self.denoiser, self.window, self.config, self.memory_frames)
+        if self.window.stride != 1:
+            raise WindowError(f"a world makes one frame a step; got a window of stride {self.window.stride}: use stride 1")
+        self.sampler = Sampler(self.denoiser, self.window, self.config, memory_frames)
+        self.memory_frames = self.sampler.memory_frames
 
     @classmethod
     def load(cls, name_or_folder: str | Path, **settings: Any) -> "WorldModel":
@@ -208,8 +211,19 @@ class WorldModel:
         terminated = prediction.terminated_logit[:, -1] > 0
         return Step(rearrange(self.decode(latents), "b 1 h w c -> b h w c"), rewards, terminated)
 
+    @torch.inference_mode()
     def put(self, state: WorldState, rows: list[int], other: WorldState) -> None:
-        """Replace the dreams of `rows` in `state` by those of `other`, in place; one new dream a row."""
+        """Replace the dreams of `rows` in `state` by copies of those of `other`, in place; one new dream a row.
+
+        Raises:
+            ShapeError: a row does not exist or is named twice, or `other` has not one dream a row.
+        """
+        is_known = all(0 <= row < state.num_dreams for row in rows) and len(set(rows)) == len(rows)
+        if not is_known or len(rows) != other.num_dreams:
+            raise ShapeError(
+                f"put takes different rows from 0 to {state.num_dreams - 1}, one for each of the {other.num_dreams} new "
+                f"dreams; got {rows}"
+            )
         state.dream.put(torch.tensor(rows, device=self.device), other.dream)
         for row, generator in zip(rows, other.generators, strict=True):
-            state.generators[row] = generator
+            state.generators[row] = generator.clone_state()

@@ -1,0 +1,310 @@
+"""Measuring a world: on a toy world that a stand-in model dreams perfectly, or wrongly in a known way."""
+
+import dataclasses
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from envs.actions import LABMAZE_ACTIONS
+from envs.episodes import ShardWriter, open_shards
+from train.data import list_episodes
+from train.evaluate import evaluate_world
+from train.likeness import margin_interval, score_events
+from train.response import held_starts, is_way_free, opening_starts
+from train.rollouts import EvaluationPlan, spread, spread_over
+from worldmodel.codec import Codec
+from worldmodel.denoiser import Denoiser
+from worldmodel.errors import ConfigError, DataError, SeedError
+from worldmodel.presets import get_preset
+from worldmodel.world import Step, WorldModel
+
+SIZE = 64
+NAMES = LABMAZE_ACTIONS.names
+TURN, WALK = 5.0, 0.06
+PLAN = EvaluationPlan(
+    cases=6, context=4, horizon=8, openings=4, held_frames=4, long_dreams=2, long_frames=60, batch_size=4
+)
+ROOM = np.ones((9, 9), np.uint8)
+ROOM[1:-1, 1:-1] = 0
+
+
+class Toy:
+    """A textured plane: turning slides it, walking makes it grow or shrink. Every frame tells its place."""
+
+    def __init__(self) -> None:
+        noise = cv2.GaussianBlur(np.random.default_rng(0).normal(size=(512, 512, 3)), (0, 0), 3.0)
+        self.plane = (128 + 45 * noise / noise.std()).clip(0, 255).astype(np.uint8)
+        self.places: dict[bytes, tuple[float, float]] = {}
+
+    def look(self, place: tuple[float, float]) -> np.ndarray:
+        heading, nearness = place
+        zoom, center = (1 + WALK) ** nearness, (SIZE - 1) / 2
+        matrix = np.array([[zoom, 0, center - zoom * 256 + TURN * heading], [0, zoom, center - zoom * 256]])
+        frame = cv2.warpAffine(self.plane, matrix, (SIZE, SIZE), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_WRAP)
+        self.places[frame.tobytes()] = place
+        return frame
+
+    @staticmethod
+    def move(place: tuple[float, float], action: int) -> tuple[float, float]:
+        name = NAMES[action]
+        turn = name.endswith("left") - name.endswith("right")
+        return place[0] + turn, place[1] + name.startswith("forward") - (name == "back")
+
+
+TOY = Toy()
+
+
+class StandIn:
+    """Has the face of a `WorldModel` and dreams the toy world; `obeys` -1 turns every action around, 0 stands still."""
+
+    def __init__(self, obeys: int = 1, blur: float = 0.0) -> None:
+        self.obeys, self.blur = obeys, blur
+        self.codec = SimpleNamespace(config=SimpleNamespace(image_size=SIZE))
+        self.config = SimpleNamespace(num_steps=1, context_level=0.0)
+        self.num_actions, self.memory_frames = len(NAMES), 8
+        self.device, self.dtype = torch.device("cpu"), torch.float32
+
+    def reset(self, frames: torch.Tensor, actions: torch.Tensor, seeds: list[int]) -> list[tuple[float, float]]:
+        assert tuple(actions.shape) == (len(seeds), frames.shape[1] - 1)
+        return [TOY.places[frame.tobytes()] for frame in frames[:, -1].numpy()]
+
+    def step(self, state: list[tuple[float, float]], actions: torch.Tensor) -> Step:
+        mirror = {1: 2, 2: 1, 3: 4, 4: 3, 5: 6, 6: 5}
+        frames = []
+        for i, action in enumerate(actions.tolist()):
+            chosen = action if self.obeys == 1 else mirror.get(action, 0) if self.obeys == -1 else 0
+            state[i] = TOY.move(state[i], chosen)
+            frame = TOY.look(state[i])
+            frames.append(cv2.GaussianBlur(frame, (0, 0), self.blur) if self.blur else frame)
+        rewards = torch.tensor([float(action == 2) for action in actions.tolist()])  # as recorded below
+        return Step(torch.from_numpy(np.stack(frames)), rewards, torch.zeros(len(state), dtype=torch.bool))
+
+    def encode(self, frames: torch.Tensor) -> torch.Tensor:
+        return frames
+
+    decode = encode
+
+
+def record(folder: Path, split: str = "test", num_episodes: int = 3, num_steps: int = 80, seed: int = 0) -> Path:
+    """Write toy episodes: held random actions, a reward for every step back."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(seed)
+    settings: dict[str, Any] = {"world": "Toy", "action_names": NAMES, "image_size": SIZE, "settings": {}}
+    with ShardWriter(folder / f"{split}-00000.h5", split=split, **settings) as shard:
+        for episode in range(num_episodes):
+            actions = np.repeat(rng.integers(0, len(NAMES), num_steps), rng.integers(1, 9, num_steps))[:num_steps]
+            places = [(0.0, 0.0)]
+            for t in range(num_steps):
+                if abs(TOY.move(places[-1], int(actions[t]))[1]) > 8:
+                    actions[t] = 0  # stay near the middle
+                places.append(TOY.move(places[-1], int(actions[t])))
+            arrays = {
+                "frames": np.stack([TOY.look(place) for place in places]),
+                "actions": actions.astype(np.uint8),
+                "rewards": (actions == 2).astype(np.float32),
+                "terminated": np.zeros(num_steps, bool),
+                "truncated": np.zeros(num_steps, bool),
+                "blocked": np.zeros(num_steps, bool),
+                "pose": np.tile(np.array([4.5, 4.5, 0.0], np.float32), (num_steps + 1, 1)),
+                "layout": ROOM,
+            }
+            shard.write(arrays, seed=episode, maze_seed=100 * seed + episode, policy="toy")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return record(tmp_path_factory.mktemp("toy"))
+
+
+def evaluate(model: Any, data: Path, out: Path, **changes: Any) -> dict[str, Any]:
+    return evaluate_world(model, data, out, dataclasses.replace(PLAN, **changes))
+
+
+@pytest.fixture(scope="module")
+def perfect(data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Path]:
+    out = tmp_path_factory.mktemp("perfect")
+    return evaluate(StandIn(), data, out), out
+
+
+def test_a_perfect_dream_scores_perfectly(perfect: tuple[dict[str, Any], Path]) -> None:
+    report, _ = perfect
+    assert list(report["psnr"]) == ["1", "2", "4", "8"]
+    assert set(report["psnr"].values()) == {50.0} == set(report["codec_ceiling"].values())
+    assert min(report["ssim"].values()) == pytest.approx(1.0, abs=1e-4)
+    assert max(report["copy_last"].values()) < 40
+    for horizon, margin in report["margin_over_copy_last"].items():
+        assert margin == pytest.approx(report["psnr"][horizon] - report["copy_last"][horizon], abs=1e-3)
+    assert report["sharpness_ratio"] == report["sharpness_ratio_codec"] == 1.0
+    assert [part["frames"] for part in report["drift"]] == [[1, 50], [51, 60]]
+    assert all(part["psnr"] == 50 and part["color_distance"] == 0 for part in report["drift"])
+    assert report["reward"]["true"] > 0 and report["reward"]["f1"] == 1.0
+    assert report["terminated"] == {"precision": None, "recall": None, "f1": None, "predicted": 0, "true": 0}
+    assert report["cases"] == 6
+
+
+def test_a_perfect_dream_obeys(perfect: tuple[dict[str, Any], Path]) -> None:
+    report, _ = perfect
+    for name in ("action_response", "action_response_real"):
+        assert report[name]["turn"] == report[name]["walk"] == 1.0
+        assert all(report[name][action] == 1.0 for action in ("turn_left", "turn_right", "forward", "back"))
+    assert set(report["action_response"]["counts"].values()) == {4}
+
+
+def test_a_dream_that_turns_the_wrong_way_or_stands_still_does_not_obey(data: Path, tmp_path: Path) -> None:
+    for obeys in (-1, 0):
+        report = evaluate(StandIn(obeys), data, tmp_path, openings=2, long_dreams=0)
+        assert report["action_response"]["turn"] == report["action_response"]["walk"] == 0.0
+        assert report["action_response_real"]["turn"] == 1.0
+    assert report["psnr"] == report["copy_last"]  # standing still is copying the last frame
+    assert report["margin_over_copy_last"]["8"] == 0
+    assert "drift" not in report
+
+
+def test_blur_lowers_sharpness_and_likeness(data: Path, tmp_path: Path) -> None:
+    report = evaluate(StandIn(blur=4.0), data, tmp_path, openings=1)
+    assert report["sharpness_ratio"] < 0.5
+    assert max(report["psnr"].values()) < 40
+    assert all(part["color_distance"] > 1 for part in report["drift"])
+
+
+def test_long_dreams_are_no_longer_than_the_recording_and_random_actions_have_no_truth(
+    data: Path, tmp_path: Path
+) -> None:
+    few = {"cases": 1, "openings": 1, "long_frames": 300}
+    report = evaluate(StandIn(), data, tmp_path, long_actions="random", **few)
+    assert report["settings"]["long_frames"] == 77 and report["drift"][-1]["frames"] == [51, 77]
+    assert [part["psnr"] for part in report["drift"]] == [None, None]
+    assert report["sharpness_ratio"] > 0
+
+
+def test_results_are_written(perfect: tuple[dict[str, Any], Path]) -> None:
+    report, out = perfect
+    assert json.loads((out / "report.json").read_text()) == report
+    assert {path.name for path in out.iterdir()} == {
+        "report.json",
+        "report.md",
+        "psnr.png",
+        "drift.png",
+        "truth_and_dream.png",
+        "long_dreams.png",
+    }
+    sheet = cv2.imread(str(out / "truth_and_dream.png"))
+    assert sheet.shape == (12 * (128 + 14 + 2), 5 * 130, 3)
+    block, width = 128 + 14 + 2, 5 * 130
+    assert (sheet[:128, :width] == sheet[block : block + 128, :width]).all()  # dream below truth, and equal to it
+    assert "| dream PSNR, dB | 50.00 |" in (out / "report.md").read_text()
+
+
+@pytest.mark.slow
+def test_the_real_model_goes_through_and_equal_seeds_give_equal_reports(data: Path, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    preset = get_preset("tiny")
+    model = WorldModel(Codec(preset.codec), Denoiser(preset.denoiser), device="cpu", num_steps=1)
+    small = {"cases": 3, "horizon": 2, "openings": 1, "long_dreams": 0, "batch_size": 2}
+    first, again = (evaluate(model, data, tmp_path, **small) for _ in range(2))
+    assert first["settings"]["denoising_steps"] == 1
+    for report in (first, again):
+        report.pop("seconds")
+    assert first == again
+    assert max(first["psnr"].values()) < 30  # untrained
+
+
+def test_quick_only_ever_lowers_numbers() -> None:
+    assert EvaluationPlan(quick=True).settled().cases == 8
+    assert dataclasses.replace(PLAN, quick=True).settled().cases == 6
+    assert PLAN.settled() == PLAN
+
+
+def test_pieces_are_spread_over_episodes_and_within_them(data: Path) -> None:
+    episodes = list_episodes(open_shards(data, "test"))
+    pieces = spread_over(episodes, 21, 12, np.random.default_rng(0))
+    for episode in episodes:
+        starts = [piece.start for piece in pieces if piece.episode == episode]
+        assert len(starts) == 4
+        assert [max(start - 1, 0) // 15 for start in sorted(starts)] == [0, 1, 2, 3]  # 61 starts in four parts
+    few = spread(episodes, [np.array([5]), np.array([], int), np.array([1, 2, 3])], 21, 10, np.random.default_rng(0))
+    assert sorted((piece.episode.key[-1], piece.start) for piece in few) == [("0", 5), ("2", 1), ("2", 2), ("2", 3)]
+
+
+def test_a_way_is_free_only_up_to_the_wall() -> None:
+    pose = np.array([4.5, 4.5, 0.0], np.float32)  # the room's floor ends at 8, the walker's body at 7.75
+    assert is_way_free(ROOM, pose, 3.2) and not is_way_free(ROOM, pose, 3.3)
+    assert is_way_free(ROOM, pose, -3.2) and not is_way_free(ROOM, pose, -3.3)
+    pillar = ROOM.copy()
+    pillar[2, 4] = 1  # north of the walker, y from 6 to 7
+    north = np.array([4.5, 4.5, 90.0], np.float32)
+    assert is_way_free(pillar, north, 1.2) and not is_way_free(pillar, north, 1.3)
+    assert is_way_free(pillar, north, -1.3)
+
+
+def test_walks_start_only_where_the_way_is_free(tmp_path: Path) -> None:
+    frames = np.zeros((41, SIZE, SIZE, 3), np.uint8)
+    pose = np.tile(np.array([1.5, 4.5, 180.0], np.float32), (41, 1))  # nose to the west wall
+    pose[20:, 2] = 0.0
+    steps = {"rewards": np.zeros(40, np.float32), "terminated": np.zeros(40, bool), "truncated": np.zeros(40, bool)}
+    blocked = np.zeros(40, bool)
+    blocked[3] = True
+    arrays = {"frames": frames, "actions": np.ones(40, np.uint8), "pose": pose, "layout": ROOM, "blocked": blocked}
+    settings: dict[str, Any] = {"world": "Toy", "action_names": NAMES, "image_size": SIZE, "settings": {}}
+    with ShardWriter(tmp_path / "test-00000.h5", split="test", **settings) as shard:
+        shard.write(arrays | steps, seed=0, maze_seed=0, policy="toy")
+    (episode,) = list_episodes(open_shards(tmp_path))
+    forward, back = (opening_starts(episode, name, 5, 6) + 4 for name in ("forward", "back"))
+    assert min(forward) >= 20 and max(back) < 20 and len(forward) and len(back)
+    assert len(opening_starts(episode, "turn_left", 5, 6)) == 37
+    held = held_starts(episode, 1, 4)
+    assert list(held[:2]) == [5, 6]  # steps 4 to 7 are the first four free ones; frame 5 follows step 4
+    assert held[-1] == 37 and len(held_starts(episode, 2, 4)) == 0
+
+
+def test_events_may_miss_by_two_steps() -> None:
+    true, predicted = torch.zeros(2, 20, dtype=torch.bool), torch.zeros(2, 20, dtype=torch.bool)
+    true[0, 5] = true[0, 15] = predicted[0, 7] = predicted[1, 5] = True
+    scores = score_events(predicted, true)
+    assert (scores["precision"], scores["recall"], scores["f1"]) == (0.5, 0.5, 0.5)
+    predicted[0, 7], predicted[0, 8] = False, True
+    assert score_events(predicted, true)["f1"] == 0.0
+    assert score_events(torch.zeros_like(true), true) == {
+        "precision": None,
+        "recall": 0.0,
+        "f1": None,
+        "predicted": 0,
+        "true": 2,
+    }
+
+
+def test_the_interval_draws_episodes_not_cases() -> None:
+    copy = torch.full((40, 1), 0.1)
+    dream = torch.tensor([0.01] * 20 + [0.001] * 20)[:, None]
+    by_case = margin_interval(dream, copy, np.arange(40), 0)
+    by_episode = margin_interval(dream, copy, np.repeat(["a", "b"], 20), 0)
+    margin = 10 * np.log10(0.1 / 0.0055)
+    assert by_case[0] < margin < by_case[1]
+    assert float(by_episode[1] - by_episode[0]) > 3 * float(by_case[1] - by_case[0])
+    assert torch.allclose(by_episode[:, 0], torch.tensor([10.0, 20.0]), atol=1e-3)
+
+
+def test_bad_input_is_one_clear_error(data: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="record some first"):
+        evaluate(StandIn(), tmp_path / "nothing", tmp_path / "out")
+    with pytest.raises(DataError, match="no 'test' shards"):
+        evaluate(StandIn(), record(tmp_path / "train", split="train", num_episodes=1, num_steps=20), tmp_path / "out")
+    with pytest.raises(DataError, match=r"longest held-out episode has 81 frames and 204 are needed"):
+        evaluate(StandIn(), data, tmp_path / "out", horizon=200)
+    other = StandIn()
+    other.codec.config.image_size = 128
+    with pytest.raises(DataError, match="frames of 64 x 64; expected 128 x 128"):
+        evaluate(other, data, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    for changes in ({"cases": 0}, {"held_frames": 1}, {"batch_size": 0}, {"long_frames": 0}):
+        with pytest.raises(ConfigError, match="at least"):
+            dataclasses.replace(PLAN, **changes)
+    with pytest.raises(SeedError, match="-1"):
+        dataclasses.replace(PLAN, seed=-1)

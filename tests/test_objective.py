@@ -1,0 +1,159 @@
+"""The objective: chance as promised, the loss as written, and training sees what play shows."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from worldmodel.denoiser import Denoiser
+from worldmodel.errors import ConfigError
+from worldmodel.noise import add_noise
+from worldmodel.objective import DenoiserLoss, ObjectiveConfig, sample_chance, stack_previous
+from worldmodel.sampler import Sampler, SamplerConfig
+from worldmodel.windows import next_frame_window
+
+SHAPE = torch.Size((3, 8, 4, 4, 4))
+
+
+def chance(config: ObjectiveConfig, seed: int = 0, shape: torch.Size = SHAPE) -> dict[str, torch.Tensor]:
+    return sample_chance(config, shape, 2, torch.Generator().manual_seed(seed))
+
+
+def clips(seed: int = 0) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        "latents": torch.randn(SHAPE, generator=generator),
+        "actions": torch.randint(8, SHAPE[:2], generator=generator),
+        "rewards": (torch.rand(SHAPE[:2], generator=generator) < 0.3).float(),
+        "terminated": torch.rand(SHAPE[:2], generator=generator) < 0.3,
+    }
+
+
+def test_previous_frames_nearest_first() -> None:
+    frames = torch.arange(5.0).reshape(1, 5, 1, 1, 1) + 1
+    levels = torch.arange(5.0).reshape(1, 5) / 10
+    past, past_levels = stack_previous(frames, levels, 3)
+    assert past.shape == (1, 5, 3, 1, 1, 1)
+    assert past.flatten(1).reshape(5, 3).tolist() == [[0, 0, 0], [1, 0, 0], [2, 1, 0], [3, 2, 1], [4, 3, 2]]
+    expected = torch.tensor([[1, 1, 1], [0, 1, 1], [0.1, 0, 1], [0.2, 0.1, 0], [0.3, 0.2, 0.1]])
+    torch.testing.assert_close(past_levels[0], expected)
+
+
+def test_chance_comes_from_the_generator_alone() -> None:
+    config = ObjectiveConfig(own_share=0.5)
+    first, again, other = chance(config, 1), chance(config, 1), chance(config, 2)
+    for name, value in first.items():
+        assert torch.equal(value, again[name]), name
+        assert not torch.equal(value, other[name]) or name == "is_forced"
+
+
+def test_levels_are_independent_and_as_configured() -> None:
+    config = ObjectiveConfig(context_noise=0.2, forcing_share=0.25, pure_noise_share=0.4, own_share=0.3)
+    drawn = chance(config, shape=torch.Size((2_000, 16, 1, 1, 1)))
+    levels, forced = drawn["levels"], drawn["is_forced"]
+    assert levels.min() >= 0
+    assert levels.max() == 1
+    assert drawn["context_levels"].max() <= 0.2
+    assert forced.float().mean() == pytest.approx(0.25, abs=0.03)
+    assert (levels[forced] == 1).float().mean() == pytest.approx(0.4, abs=0.03)
+    rest = levels[forced]
+    assert rest[rest < 1].mean() == pytest.approx(0.5, abs=0.03)
+    # Half of the frames of the other clips are context.
+    assert (levels[~forced] <= 0.2).float().mean() == pytest.approx(0.5 + 0.5 * 0.6 * 0.2, abs=0.04)
+    assert drawn["is_own"].float().mean() == pytest.approx(0.3 * 0.75, abs=0.03)
+    assert torch.corrcoef(levels[forced].T)[0, 1:].abs().max() < 0.2
+    assert drawn["noise"].std() == pytest.approx(1, abs=0.02)
+    assert not torch.equal(drawn["noise"], drawn["context_noise"])
+
+
+@pytest.mark.parametrize("forced", [True, False])
+def test_the_loss_is_what_it_says(forced: bool, make_denoiser: Callable[..., Denoiser]) -> None:
+    denoiser = make_denoiser(reward_values=(0.0, 1.0))
+    config = ObjectiveConfig(head_weight=0.5, level_offset=0.2)
+    batch, drawn = clips(), chance(config)
+    drawn["is_forced"] = torch.full((3,), forced)
+    loss, scalars = DenoiserLoss(denoiser, config, chunk=4)(**batch, **drawn)
+
+    levels, latents = drawn["levels"], batch["latents"]
+    noisy = add_noise(latents, drawn["noise"], levels)
+    shown_levels = levels if forced else drawn["context_levels"]
+    shown = noisy if forced else add_noise(latents, drawn["context_noise"], shown_levels)
+    prediction = denoiser(noisy, levels, batch["actions"], *stack_previous(shown, shown_levels, 2))
+    expected = 0.0
+    for b in range(3):
+        for t in range(8):
+            error = (prediction.clean[b, t] - latents[b, t]).square().mean() / (levels[b, t] + 0.2)
+            heads = -prediction.reward_logits[b, t].log_softmax(-1)[int(batch["rewards"][b, t])]
+            ended = prediction.terminated_logit[b, t].sigmoid()
+            heads = heads - (ended if batch["terminated"][b, t] else 1 - ended).log()
+            expected += float(error + 0.5 * heads) / 24
+    assert float(loss) == pytest.approx(expected, rel=1e-4)
+    is_first = levels > 0.98
+    errors = (prediction.clean - latents).square().mean((2, 3, 4))
+    assert float(scalars["error_at_noise"]) == pytest.approx(float(errors[is_first].mean()), rel=1e-4)
+
+
+def test_rewards_find_the_nearest_class(make_denoiser: Callable[..., Denoiser]) -> None:
+    denoiser = make_denoiser(reward_values=(-1.0, 0.0, 0.5))
+    config = ObjectiveConfig()
+    with torch.no_grad():
+        denoiser.reward_head.weight.zero_()
+        denoiser.reward_head.bias.copy_(torch.tensor([0.0, 2.0, 5.0]))
+        shares = denoiser.reward_head.bias.log_softmax(-1)
+        for reward, index in ((-1.0, 0), (0.0, 1), (0.5, 2), (0.49, 2)):
+            batch = {**clips(), "rewards": torch.full(SHAPE[:2], reward)}
+            _, scalars = DenoiserLoss(denoiser, config, chunk=None)(**batch, **chance(config))
+            assert float(scalars["reward_loss"]) == pytest.approx(-float(shares[index]), rel=1e-4)
+
+
+def test_own_frames_replace_the_context_and_nothing_else(make_denoiser: Callable[..., Denoiser]) -> None:
+    denoiser, config = make_denoiser(), ObjectiveConfig(own_share=0.5)
+    batch, drawn = clips(), chance(config)
+    drawn["is_forced"][:] = False
+    with torch.no_grad():
+        plain, _ = DenoiserLoss(denoiser, ObjectiveConfig(own_share=0.0), 4)(**batch, **drawn)
+        none_own, _ = DenoiserLoss(denoiser, config, 4)(**batch, **{**drawn, "is_own": torch.zeros(3, 8, dtype=bool)})
+        some_own, _ = DenoiserLoss(denoiser, config, 4)(**batch, **drawn)
+    assert float(none_own) == pytest.approx(float(plain), rel=1e-6)
+    assert abs(float(some_own) - float(plain)) > 1e-4
+
+
+def test_every_weight_learns(make_denoiser: Callable[..., Denoiser]) -> None:
+    denoiser, config = make_denoiser(), ObjectiveConfig()
+    loss, _ = DenoiserLoss(denoiser, config, 4)(**clips(), **chance(config))
+    loss.backward()
+    for name, weight in denoiser.named_parameters():
+        assert weight.grad is not None, name
+        assert weight.grad.isfinite().all(), name
+        assert weight.grad.abs().max() > 0, name
+
+
+@torch.inference_mode()
+def test_training_and_play_ask_the_network_the_same_question(make_denoiser: Callable[..., Denoiser]) -> None:
+    """A clip whose last frame is pure noise after context at one level is the sampler's first call."""
+    denoiser = make_denoiser()
+    level, frames = 0.1, SHAPE[1]
+    batch = clips()
+    noise, start = chance(ObjectiveConfig(), 3)["noise"], frames - 1
+    sampler = Sampler(denoiser, next_frame_window(), SamplerConfig(num_steps=1, context_level=level))
+    state = sampler.begin(batch["latents"][:, :start], batch["actions"][:, :start], noise[:, :start])
+    found, _ = sampler.step(state, batch["actions"][:, start:], noise[:, start:], noise[:, start:])
+
+    levels = torch.full((3, frames), level)
+    levels[:, -1] = 1.0
+    drawn = {"levels": levels, "noise": noise, "context_noise": noise, "context_levels": torch.full((3, frames), level)}
+    seen: dict[str, Any] = {}
+    handle = denoiser.register_forward_hook(lambda module, inputs, output: seen.update(clean=output.clean))
+    no = torch.zeros(3, frames, dtype=torch.bool)
+    DenoiserLoss(denoiser, ObjectiveConfig(), chunk=4)(**batch, **drawn, is_forced=no[:, 0], is_own=no)
+    handle.remove()
+    torch.testing.assert_close(found[:, 0], seen["clean"][:, -1], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["context_noise", "forcing_share", "pure_noise_share", "own_share"])
+@pytest.mark.parametrize("value", [-0.1, 1.1, math.nan])
+def test_shares_outside_0_to_1_are_refused(name: str, value: float) -> None:
+    with pytest.raises(ConfigError, match=rf"objective {name} must be in \[0, 1\]; got {value}"):
+        ObjectiveConfig(**{name: value})

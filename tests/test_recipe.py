@@ -1,0 +1,289 @@
+"""The recipe: killed and run again it ends in a world that plays; its plans, its clock, its background programs."""
+
+import contextlib
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import train.recipe
+from envs.dream import DreamEnv
+from envs.episodes import open_shards
+from train.background import BackgroundProgram
+from train.denoiser import DenoiserOptions
+from train.journal import Journal, RecipeOptions
+from train.loop import STATE_FILE, Machine
+from train.plans import PLANS, get_plan
+from train.recipe import MIN_SHARDS, STAGES, choose_evaluation, cook, count_shards, make_denoiser
+from train.recording import RecordOptions, plan_shards
+from worldmodel.errors import ConfigError, DataError, StateError
+from worldmodel.presets import PRESETS
+
+ROOT = Path(__file__).resolve().parent.parent
+CPU = Machine(torch.device("cpu"))
+
+
+def wait_until(is_true: Callable[[], Any], seconds: float) -> bool:
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if is_true():
+            return True
+        time.sleep(0.1)
+    return False
+
+
+def descendants(pid: int) -> set[int]:
+    """Return the processes below `pid`, by their parents in /proc."""
+    parents = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            parents[int(stat.parent.name)] = int(stat.read_text().rsplit(")", 1)[1].split()[1])
+        except OSError:
+            continue  # it ended meanwhile
+    found, fresh = set(), {pid}
+    while fresh := {child for child, parent in parents.items() if parent in fresh} - found:
+        found |= fresh
+    return found
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+# The whole recipe -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks at /proc for processes left behind")
+def test_killed_and_run_again_it_ends_in_a_world_that_plays(tmp_path: Path) -> None:
+    pytest.importorskip("mujoco")
+    out = tmp_path / "maze"
+    words = ["--preset", "tiny", "--minutes", "0.3", "--out", str(out), "--workers", "2", "--device", "cpu"]
+    command = [sys.executable, "-m", "train.recipe", *words]
+    first = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    assert wait_until(lambda: sum(count_shards(out / "recording").values()) or first.poll(), 60)
+    children = descendants(first.pid)
+    first.kill()
+    said = first.communicate()[0].decode()
+    assert len(children) >= 3, said  # the recorder and its two workers
+    assert wait_until(lambda: not any(map(is_alive, children)), 10), "recorders outlived the recipe"
+    early = {path.name: path.read_bytes() for path in (out / "recording").glob("*.h5")}
+
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    content = json.loads((out / "recipe.json").read_text())
+    stages = content["stages"]
+    assert all(stages[name]["is_done"] for name in ("record", *STAGES))
+    assert all(f"] {name}: " in done.stdout for name in stages)
+    assert {name: (out / "recording" / name).read_bytes() for name in early} == early
+    shards = open_shards(out / "recording", strict=True)
+    assert all(sum(s.split == split for s in shards) >= least for split, least in MIN_SHARDS.items())
+    assert stages["record"]["frames"] == sum(e.num_frames for s in shards for e in s.episodes)
+    assert stages["codec"]["test_psnr"] > 5 and stages["denoiser"]["steps"] > 3
+    assert 0 < stages["denoiser"]["share_of_matrix_speed"] < 1
+    assert stages["evaluate"]["psnr"].keys() >= {"1", "16"}
+    env = DreamEnv(checkpoint=str(out / "world"), device="cpu")
+    env.reset(seed=0)
+    assert env.step(1)[0].shape == (64, 64, 3)
+    assert "PSNR" in (out / "world" / "README.md").read_text()
+
+    # Once more: everything is skipped, nothing changes but the clock.
+    options = RecipeOptions(out, preset="tiny", minutes=0.3, workers=2, device="cpu")
+    written = {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file() and path.suffix != ".json"}
+    assert cook(options)["stages"] == stages
+    assert {path: path.stat().st_mtime_ns for path in written} == written
+    with pytest.raises(DataError, match=r"holds a recipe with minutes=0\.3"):
+        cook(dataclasses.replace(options, minutes=1.0))
+
+
+def test_recording_goes_on_beside_the_codec(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    events: list[str] = []
+    plan = dataclasses.replace(get_plan("tiny", "cpu"), is_beside=True, first_frames=2_000, record_share=0.001)
+
+    class StubProgram:
+        """Records a shard of 150 frames whenever it is asked how it is."""
+
+        last_words, log = "", Path("log")
+
+        def __init__(self, module: str, words: list[str], log: Path) -> None:
+            assert module == "train.record" and words[:2] == ["--out", str(tmp_path / "recording")]
+            (tmp_path / "recording").mkdir()
+
+        def __enter__(self) -> None:
+            events.append("start")
+
+        def __exit__(self, *_: object) -> None:
+            events.append("end")
+
+        def stop(self) -> None:
+            events.append("stop")
+
+        @property
+        def exit_status(self) -> None:
+            counts = count_shards(tmp_path / "recording")
+            split = "test" if counts["train"] > 12 and not counts["test"] else "train"
+            (tmp_path / "recording" / f"{split}-{counts[split]:05d}.h5").touch()
+
+    def stage(name: str) -> Callable[[Journal], dict[str, Any]]:
+        def work(recipe: Journal) -> dict[str, Any]:
+            shards = count_shards(recipe.folder("recording"))
+            assert shards["test"] >= 1 and 150 * sum(shards.values()) >= 2_000
+            events.append(name)
+            return {"note": name}
+
+        return work
+
+    monkeypatch.setattr(train.recipe, "BackgroundProgram", StubProgram)
+    monkeypatch.setattr(train.recipe, "open_shards", lambda folder: [])
+    monkeypatch.setattr(train.recipe.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr("train.journal.get_plan", lambda preset, device: plan)
+    for name in STAGES:
+        monkeypatch.setitem(STAGES, name, stage(name))
+    monkeypatch.setattr(train.recipe, "make_codec", stage("codec"))
+    monkeypatch.setattr(train.recipe, "encode", stage("encode early"))
+    cook(RecipeOptions(tmp_path, preset="tiny", minutes=1.0, device="cpu"))
+    early = ["start", "codec", "encode early", "stop", "end"]
+    assert events == [*early, "encode", "denoiser", "evaluate", "bundle"]
+
+
+def test_a_failed_recording_says_why(tmp_path: Path) -> None:
+    with pytest.raises(StateError, match=r"recording failed: error: unknown world 'Atlantis'"):
+        cook(RecipeOptions(tmp_path, world="Atlantis", preset="tiny", minutes=0.1, workers=1, device="cpu"))
+
+
+# Clock, journal and plans ---------------------------------------------------------------------------------------------
+
+
+def test_a_stage_is_done_once_and_time_adds_up(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = RecipeOptions(tmp_path, preset="tiny", minutes=2.0)
+    journal, calls = Journal(options, CPU), []
+
+    def work() -> dict[str, Any]:
+        calls.append(time.sleep(0.3))
+        return {"psnr": {"1": 20.123456}, "steps": 1234567}
+
+    journal.run_stage("codec", work)
+    again = Journal(options, CPU)
+    again.run_stage("codec", work)
+    assert len(calls) == 1 and again.used_minutes * 60 >= 0.3
+    printed = capsys.readouterr().out
+    assert "codec: psnr (1: 20.12), steps 1,234,567" in printed and "codec: done before" in printed
+
+
+def test_a_training_resumes_with_the_time_it_was_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[DenoiserOptions] = []
+
+    def interrupted(options: DenoiserOptions, machine: Machine) -> dict[str, Any]:
+        told.append(options)
+        options.out.mkdir()
+        (options.out / STATE_FILE).touch()
+        raise KeyboardInterrupt
+
+    def finished(options: DenoiserOptions, machine: Machine) -> dict[str, Any]:
+        told.append(options)
+        return {"steps": 9, "tflops": 0.001}
+
+    options = RecipeOptions(tmp_path, preset="tiny", minutes=2.0, seed=3)
+    for train_denoiser in (interrupted, finished):
+        monkeypatch.setattr(train.recipe, "train_denoiser", train_denoiser)
+        recipe = Journal(options, CPU)
+        with contextlib.suppress(KeyboardInterrupt):
+            recipe.run_stage("denoiser", lambda recipe=recipe: make_denoiser(recipe))
+        time.sleep(0.2)
+    first, second = told
+    assert not first.resume and first.minutes == pytest.approx(1.5, abs=0.01)
+    assert second == dataclasses.replace(first, resume=True)
+    assert first.seed == 3 and first.preset == "tiny" and not first.compile and first.save_minutes < first.minutes
+    assert recipe.is_done("denoiser") and recipe.content["stages"]["denoiser"]["share_of_matrix_speed"] > 0
+
+
+def test_a_damaged_recipe_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "recipe.json").write_text('{"options": ')
+    with pytest.raises(DataError, match=r"recipe\.json is damaged"):
+        Journal(RecipeOptions(tmp_path), CPU)
+
+
+@pytest.mark.parametrize("changes", [{"minutes": 0.0}, {"minutes": float("nan")}, {"workers": 0}])
+def test_bad_options(tmp_path: Path, changes: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match="minutes must be above 0 and workers at least 1; got"):
+        RecipeOptions(tmp_path, **changes)
+
+
+@pytest.mark.parametrize("key", PLANS)
+def test_plans_fit_into_their_time(key: tuple[str, str]) -> None:
+    plan = get_plan(*key)
+    beside = max(plan.record_share, plan.codec_share) if plan.is_beside else plan.record_share + plan.codec_share
+    assert plan.denoiser_minutes(25.0, used_minutes=25.0 * beside) >= 0.45 * 25.0
+    assert beside + plan.evaluate_share + plan.denoiser_minutes(25.0, 25.0 * beside) / 25.0 == pytest.approx(1.0)
+    assert plan.length + 1 >= 32 + 64 and plan.clip_frames % 8 == 0  # what evaluation and the attention's chunks need
+
+
+def test_every_preset_has_plans_and_an_unknown_one_is_refused() -> None:
+    assert {name for name, _ in PLANS} == set(PRESETS)
+    assert get_plan("small", "mps") == get_plan("small", "cpu")
+    with pytest.raises(ConfigError, match="no plan for preset 'huge'"):
+        get_plan("huge", "cpu")
+
+
+@pytest.mark.parametrize("key", PLANS)
+def test_the_first_shards_of_a_plan_hold_test_mazes(key: tuple[str, str]) -> None:
+    plan = get_plan(*key)
+    for minutes in (0.5, 25.0, 600.0):
+        options = RecordOptions(
+            Path("none"),
+            episodes=plan.num_episodes(minutes),
+            episodes_per_shard=plan.episodes_per_shard,
+            test_fraction=plan.test_fraction,
+        )
+        splits = [job.split for job in plan_shards(options)]
+        assert "test" in splits[:12] and splits[:12].count("train") >= MIN_SHARDS["train"]
+
+
+def test_measuring_fits_the_time() -> None:
+    assert choose_evaluation(1000.0, 0.001).cases == 200
+    assert choose_evaluation(20.0, 0.01).quick
+    some = choose_evaluation(115.0, 0.005)
+    assert not some.quick and 50 < some.cases < 150 and some.long_dreams >= 4
+
+
+# Background programs --------------------------------------------------------------------------------------------------
+
+
+def test_a_background_program_ends_with_its_block_and_keeps_its_words(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    with BackgroundProgram("json.tool", ["--help"], log) as program:
+        assert wait_until(lambda: program.exit_status is not None, 20)
+    assert program.exit_status == 0 and "usage" in log.read_text()
+    with BackgroundProgram("http.server", ["0", "--bind", "127.0.0.1"], log) as program:
+        assert wait_until(lambda: "Serving" in log.read_text(), 20) or program.exit_status is None
+        assert program.exit_status is None
+    assert program.exit_status == -signal.SIGTERM
+
+
+def test_a_background_program_ends_when_its_caller_is_killed(tmp_path: Path) -> None:
+    code = f"""
+import time
+from pathlib import Path
+from train.background import BackgroundProgram
+with BackgroundProgram("http.server", ["0", "--bind", "127.0.0.1"], Path({str(tmp_path / "log")!r})) as program:
+    print(program._process.pid, flush=True)
+    time.sleep(60)
+"""
+    caller = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE)
+    assert caller.stdout is not None
+    pid = int(caller.stdout.readline())
+    os.kill(pid, 0)  # it runs
+    caller.kill()
+    caller.communicate()
+    assert wait_until(lambda: not is_alive(pid), 20)

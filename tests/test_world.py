@@ -1,0 +1,291 @@
+"""The world: equal seeds dream alike, forks and rewinds go on exactly, dreams of a batch are strangers."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from worldmodel.codec import Codec
+from worldmodel.denoiser import Denoiser
+from worldmodel.errors import ActionError, ConfigError, DeviceError, ShapeError, WindowError
+from worldmodel.windows import Window
+from worldmodel.world import WorldModel, WorldState
+
+Openings = dict[str, torch.Tensor]
+
+
+@pytest.fixture(scope="module")
+def world(bundle: Path) -> WorldModel:
+    return WorldModel.load(bundle, device="cpu", dtype=torch.float32)
+
+
+def start(world: WorldModel, openings: Openings, rows: list[int], seeds: list[int]) -> WorldState:
+    return world.reset(openings["frames"][rows], openings["actions"][rows], seeds)
+
+
+def dream(world: WorldModel, state: WorldState, num_frames: int, first_action: int = 0) -> torch.Tensor:
+    """Return frames uint8 (B, T, H, W, 3) under a fixed course of actions that differs between the dreams."""
+    rows = torch.arange(state.num_dreams)
+    return torch.stack(
+        [world.step(state, (rows + first_action + k) % world.num_actions).frames for k in range(num_frames)], 1
+    )
+
+
+def test_equal_seeds_give_equal_frames_and_others_do_not(world: WorldModel, openings: Openings) -> None:
+    first, again, other = (dream(world, start(world, openings, [0], [seed]), 9) for seed in (5, 5, 6))
+    assert first.shape == (1, 9, 32, 32, 3)
+    assert first.dtype == torch.uint8
+    assert torch.equal(first, again)
+    assert not torch.equal(first[:, 0], other[:, 0])
+    assert not torch.equal(first[:, 0], first[:, 1])
+
+
+def test_actions_change_the_dream(world: WorldModel, openings: Openings) -> None:
+    frames = []
+    for action in range(world.num_actions):
+        state = start(world, openings, [0], [5])
+        frames.append(world.step(state, torch.tensor([action])).frames)
+    assert len({f.numpy().tobytes() for f in frames}) == world.num_actions
+
+
+def test_the_opening_and_its_actions_matter(world: WorldModel, openings: Openings) -> None:
+    frames, actions = openings["frames"][:1], openings["actions"][:1]
+    plain = dream(world, world.reset(frames, actions, [1]), 1)
+    for other_frames, other_actions in (
+        (frames.flip(3), actions),
+        (frames, (actions + 1) % 7),
+        (frames[:, 1:], actions[:, 1:]),
+    ):
+        assert not torch.equal(dream(world, world.reset(other_frames, other_actions, [1]), 1), plain)
+
+
+@pytest.mark.parametrize("num_frames", [1, 2, 5, 8])
+def test_an_opening_may_have_any_length(num_frames: int, world: WorldModel, openings: Openings) -> None:
+    frames, actions = openings["frames"][:2, :num_frames], openings["actions"][:2, : num_frames - 1]
+    state = world.reset(frames, actions, [1, 2])
+    assert world.memory_used(state) == [min(num_frames, 6)] * 2
+    assert dream(world, state, 3).shape == (2, 3, 32, 32, 3)
+
+
+def test_a_fork_goes_on_alike_and_on_its_own(world: WorldModel, openings: Openings) -> None:
+    state = start(world, openings, [0, 1], [1, 2])
+    dream(world, state, 4)
+    fork, kept = state.clone(), state.clone()
+    ahead = dream(world, state, 8)
+    assert torch.equal(dream(world, fork, 8), ahead)
+    assert not torch.equal(dream(world, kept.clone(), 8, first_action=3), ahead)
+    assert torch.equal(dream(world, kept, 8), ahead), "rewound to a kept state"
+
+
+def test_equal_frames_and_equal_states_after_a_rewind(world: WorldModel, openings: Openings) -> None:
+    state = start(world, openings, [0], [1])
+    kept = [state.clone()]
+    frames = []
+    for k in range(10):
+        frames.append(world.step(state, torch.tensor([k % 7])).frames)
+        kept.append(state.clone())
+    for back in (9, 4, 0):
+        again = kept[back].clone()
+        for k in range(back, 10):
+            assert torch.equal(world.step(again, torch.tensor([k % 7])).frames, frames[k])
+
+
+def test_put_replaces_rows_and_only_those(world: WorldModel, openings: Openings) -> None:
+    state = start(world, openings, [0, 1, 2], [1, 2, 3])
+    dream(world, state, 5)
+    untouched = state.clone()
+    fresh = start(world, openings, [2, 0], [8, 9])
+    world.put(state, [2, 0], fresh)
+    found, expected = dream(world, state, 6), dream(world, untouched, 6)
+    assert (found[1].int() - expected[1].int()).abs().max() <= 1
+    assert (found[2].int() - expected[2].int()).abs().max() > 1
+
+    # The new dreams are those that the fresh batch dreams, at their own age, whoever sits beside them.
+    actions = [torch.arange(3) + k for k in range(6)]
+    alone = torch.stack([world.step(fresh, (a[[2, 0]]) % 7).frames for a in actions], 1)
+    assert (found[[2, 0]].int() - alone.int()).abs().max() <= 1
+
+
+def test_put_takes_a_copy(world: WorldModel, openings: Openings) -> None:
+    """What was put in goes on alike whether or not the state it came from is stepped in between."""
+    state, fresh = start(world, openings, [0], [1]), start(world, openings, [2], [8])
+    kept = fresh.clone()
+    world.put(state, [0], fresh)
+    dream(world, fresh, 3)
+    assert torch.equal(dream(world, state, 4), dream(world, kept, 4))
+
+
+@pytest.mark.parametrize("rows", [[0], [0, 1, 2], [0, 3], [-1, 0], [1, 1]])
+def test_put_of_rows_that_do_not_fit_changes_nothing(rows: list[int], world: WorldModel, openings: Openings) -> None:
+    state, fresh = start(world, openings, [0, 1, 2], [1, 2, 3]), start(world, openings, [2, 0], [8, 9])
+    before = state.clone()
+    with pytest.raises(ShapeError, match="put takes"):
+        world.put(state, rows, fresh)
+    assert torch.equal(dream(world, state, 2), dream(world, before, 2))
+
+
+def test_a_batch_dreams_what_each_would_alone(world: WorldModel, openings: Openings) -> None:
+    together = dream(world, start(world, openings, [0, 1, 2], [4, 5, 6]), 8)
+    for row in range(3):
+        alone = dream(world, start(world, openings, [row], [4 + row]), 8, first_action=row)
+        assert (together[row].int() - alone[0].int()).abs().max() <= 1
+
+
+@pytest.mark.parametrize("num_steps", range(1, 9))
+def test_any_number_of_denoising_steps(num_steps: int, bundle: Path, openings: Openings) -> None:
+    world = WorldModel.load(bundle, device="cpu", num_steps=num_steps, dtype=torch.float32)
+    calls = []
+    plain = world.denoiser.forward_cached
+    world.denoiser.forward_cached = lambda *a, **k: calls.append(1) or plain(*a, **k)  # type: ignore[func-returns-value]
+    state = start(world, openings, [0], [1])
+    calls.clear()
+    frames = dream(world, state, 3)
+    assert len(calls) == 3 * num_steps, "the clean write must ride in the first denoising call"
+    assert frames.float().std() > 1
+
+
+def test_memory_is_bounded_and_counted(world: WorldModel, openings: Openings) -> None:
+    state = start(world, openings, [0], [1])
+    size = state.dream.cache.num_bytes
+    used = []
+    for k in range(12):
+        used.append(world.memory_used(state)[0])
+        world.step(state, torch.tensor([k % 7]))
+    assert used == [6] * 12  # the opening has 8 frames
+    short = world.reset(openings["frames"][:1, :2], openings["actions"][:1, :1], [1])
+    counted = []
+    for k in range(6):
+        counted.append(world.memory_used(short)[0])
+        world.step(short, torch.tensor([k]))
+    assert counted == [2, 3, 4, 5, 6, 6]
+    assert state.dream.cache.num_bytes == short.dream.cache.num_bytes == size
+
+
+@pytest.mark.parametrize("memory_frames", [1, 3])
+def test_a_shorter_memory_can_be_asked_for(memory_frames: int, bundle: Path, openings: Openings) -> None:
+    world = WorldModel.load(bundle, device="cpu", memory_frames=memory_frames, dtype=torch.float32)
+    state = start(world, openings, [0], [1])
+    assert world.memory_used(state) == [memory_frames]
+    assert state.dream.cache.memory_k.shape[3] == memory_frames
+    dream(world, state, 8)
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "message"),
+    [
+        ({"memory_frames": 0}, ConfigError, "memory_frames must be from 1 to 6"),
+        ({"memory_frames": 1_000}, ConfigError, "memory_frames must be from 1 to 6, .*; got 1000"),
+        ({"num_steps": 0}, ConfigError, "num_steps must be a whole number from 1 to 1000; got 0"),
+        ({"context_level": 2.0}, ConfigError, "context_level"),
+        ({"device": "tpu"}, DeviceError, "unknown device 'tpu'"),
+    ],
+)
+def test_bad_settings_are_refused_on_loading(
+    settings: dict[str, Any], error: type[Exception], message: str, bundle: Path
+) -> None:
+    with pytest.raises(error, match=message):
+        WorldModel.load(bundle, **{"device": "cpu", **settings})
+
+
+def test_a_codec_of_other_latents_is_refused(
+    make_codec: Callable[..., Codec], make_denoiser: Callable[..., Denoiser]
+) -> None:
+    with pytest.raises(ShapeError, match="disagree on latents"):
+        WorldModel(make_codec(), make_denoiser(latent_size=8), device="cpu")
+
+
+@pytest.mark.parametrize(
+    "actions",
+    [
+        torch.tensor([7, 0]),
+        torch.tensor([-1, 0]),
+        torch.tensor([0.0, 1.0]),
+        torch.tensor([float("nan"), 0]),
+        torch.tensor([True, False]),
+    ],
+    ids=str,
+)
+def test_an_action_that_does_not_exist_changes_nothing(
+    actions: torch.Tensor, world: WorldModel, openings: Openings
+) -> None:
+    state = start(world, openings, [0, 1], [1, 2])
+    before = state.clone()
+    with pytest.raises(ActionError, match="from 0 to 6; got"):
+        world.step(state, actions)
+    with pytest.raises(ActionError, match="from 0 to 6; got"):
+        world.reset(openings["frames"][:1, :3], actions[None], [1])
+    assert torch.equal(dream(world, state, 2), dream(world, before, 2))
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int32, torch.int64])
+def test_any_integer_format_of_actions(dtype: torch.dtype, world: WorldModel, openings: Openings) -> None:
+    expected = world.step(start(world, openings, [0], [1]), torch.tensor([3])).frames
+    found = world.step(start(world, openings, [0], [1]), torch.tensor([3], dtype=dtype)).frames
+    assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (3,), (2, 1)])
+def test_one_action_a_dream(shape: tuple[int, ...], world: WorldModel, openings: Openings) -> None:
+    state = start(world, openings, [0, 1], [1, 2])
+    with pytest.raises(ShapeError, match=r"step takes one action a dream, \(2,\); got"):
+        world.step(state, torch.zeros(shape, dtype=torch.int64))
+
+
+def test_reset_names_shapes_that_do_not_agree(world: WorldModel, openings: Openings) -> None:
+    frames, actions = openings["frames"][:2], openings["actions"][:2]
+    with pytest.raises(ShapeError, match=r"actions \(B, T - 1\); got \(2, 8, 32, 32, 3\) and \(2, 8\)"):
+        world.reset(frames, torch.zeros(2, 8, dtype=torch.int64), [1, 2])
+    with pytest.raises(ShapeError, match="got 1 seeds for 2 dreams"):
+        world.reset(frames, actions, [1])
+    with pytest.raises(ShapeError, match="frames must be uint8"):
+        world.reset(frames.float(), actions, [1, 2])
+    with pytest.raises(ShapeError, match=r"codec takes pixels \(B, 3, 32, 32\)"):
+        world.reset(frames[:, :, :16, :16], actions, [1, 2])
+    with pytest.raises(ShapeError, match="reset takes frames"):
+        world.reset(frames[0], actions[0], [1])
+
+
+def test_rewards_and_ends_come_from_the_heads(
+    make_codec: Callable[..., Codec], make_denoiser: Callable[..., Denoiser], openings: Openings
+) -> None:
+    denoiser = make_denoiser(reward_values=(0.0, 0.5, 1.0))
+    for bias, reward, ends in (((0.0, 9.0, 0.0), 0.5, True), ((9.0, 0.0, 0.0), 0.0, False)):
+        with torch.no_grad():
+            denoiser.reward_head.weight.zero_()
+            denoiser.terminated_head.weight.zero_()
+            denoiser.reward_head.bias.copy_(torch.tensor(bias))
+            denoiser.terminated_head.bias.fill_(1.0 if ends else -1.0)
+        world = WorldModel(make_codec(), denoiser, device="cpu")
+        result = world.step(start(world, openings, [0, 1], [1, 2]), torch.tensor([0, 1]))
+        assert result.rewards.tolist() == [reward] * 2
+        assert result.terminated.tolist() == [ends] * 2
+        assert (result.rewards.dtype, result.terminated.dtype) == (torch.float32, torch.bool)
+
+
+def test_frames_do_not_share_memory_between_calls(world: WorldModel, openings: Openings) -> None:
+    state = start(world, openings, [0], [1])
+    first = world.step(state, torch.tensor([1])).frames
+    kept = first.clone()
+    world.step(state, torch.tensor([2]))
+    assert torch.equal(first, kept)
+
+
+def test_encode_and_decode_keep_the_leading_axes(world: WorldModel, openings: Openings) -> None:
+    frames = openings["frames"]
+    latents = world.encode(frames)
+    assert latents.shape == (3, 8, 4, 4, 4)
+    assert world.decode(latents).shape == frames.shape
+    torch.testing.assert_close(world.encode(frames[1, 2:4]), latents[1, 2:4], rtol=1e-4, atol=1e-4)
+
+
+def test_a_world_in_bfloat16_dreams_nearly_the_same(bundle: Path, world: WorldModel, openings: Openings) -> None:
+    half = WorldModel.load(bundle, device="cpu", dtype=torch.bfloat16)
+    exact, found = (w.step(start(w, openings, [0], [1]), torch.tensor([1])).frames.float() for w in (world, half))
+    assert (exact - found).abs().mean() < 0.05 * exact.std()
+
+
+def test_a_window_of_two_frames_a_step_is_refused(bundle: Path) -> None:
+    with pytest.raises(WindowError, match="one frame a step; got a window of stride 2"):
+        WorldModel.load(bundle, device="cpu", window=Window((1.0, 1.0), (0.0, 0.0), 2))

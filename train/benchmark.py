@@ -1,0 +1,223 @@
+"""Program: how fast a world dreams, and whether it stays so. `python -m train.benchmark --json F [--checkpoint NAME]`.
+
+Owns: the stages that are timed, and the report. Trains nothing and judges no picture.
+
+Things that are compared are timed in turn, round after round, so that a machine that slows down slows all of them.
+Every time is a median after warm-up. The report is one JSON object:
+
+- `checkpoint`, `world`, `device`, `machine`, `threads`, `dtype`: what was measured, where, in which number format.
+- `denoising_steps`, `memory_frames`, `dreams`: settings; one dream, as for a single player.
+- `parameters`: {codec, denoiser}; `weights_bytes`; `cache_bytes`: keys and values of the dream, which do not grow.
+- `stage_ms`: {`denoise`: one network call, `denoise_commit`: the first call of a step, which also writes the frame
+  before, `decode`, `encode`: one frame, `env_overhead`: what the Gymnasium env adds to a step, null without openings}.
+- `step_ms`: one `WorldModel.step` of the oldest dream, its frame on the CPU; `frames_per_s`: 1000 / step_ms.
+- `deep_frames`: [frame numbers]; `step_ms_at_frame`: {frame: step time from there on, dreams kept and timed in turn};
+  `passing_step_ms_at_frame`: {frame: step time over the 50 steps before, as the dream came by}.
+- `drift`: step_ms_at_frame of the last over that of frame 200 (or the first), minus 1.
+- `peak_memory_bytes`, `peak_memory_bytes_at_frame`: largest memory so far, of the GPU or else of the process.
+- `matrix_gflops`: {bfloat16, float32}: speed of a large matrix product.
+- `seconds`: how long all this took.
+"""
+
+import json
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+from tqdm import tqdm
+
+from envs.dream import DreamEnv
+from train.card import describe_machine
+from train.options import parse_options, run_program, save_json
+from train.stopwatch import measure_matrix_speed, peak_memory, time_in_turn, wait_for
+from worldmodel.checkpoint import load_openings, resolve
+from worldmodel.errors import ConfigError
+from worldmodel.world import WorldModel, WorldState
+
+DEPTHS = (20, 200, 2_000, 10_000)
+
+
+@dataclass(frozen=True)
+class BenchmarkOptions:
+    """Time every stage of a dreamt frame, and the step at several ages of one dream."""
+
+    json: Path
+    """File of the report."""
+    checkpoint: str = "labmaze"
+    """World to time: a name or a folder."""
+    steps: int | None = None
+    """Denoising steps a frame. Without it, as the world was trained."""
+    memory: int | None = None
+    """Past frames to remember. Without it, as the world was trained."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:N or mps."""
+    frames: int = 50
+    """How often each thing is timed."""
+    deep_frames: int = 10_000
+    """Age of the oldest dream timed; it is really dreamt, frame by frame."""
+    threads: int | None = None
+    """CPU threads for torch. Without it, torch decides."""
+    seed: int = 0
+    """Seed of the dream and of its actions."""
+
+    def __post_init__(self) -> None:
+        for name in ("frames", "deep_frames"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} must be at least 1; got {getattr(self, name)}")
+        if self.threads is not None and self.threads < 1:
+            raise ConfigError(f"threads must be at least 1; got {self.threads}")
+
+
+def start_dream(model: WorldModel, checkpoint: str, seed: int) -> WorldState:
+    """Return one dream from the bundle's first opening, or from gray frames where it has no openings."""
+    if (resolve(checkpoint) / "openings.safetensors").is_file():
+        openings = load_openings(checkpoint)
+        return model.reset(openings["frames"][:1], openings["actions"][:1].long(), [seed])
+    size = model.codec.config.image_size
+    frames = torch.full((1, 4, size, size, 3), 128, dtype=torch.uint8)
+    return model.reset(frames, torch.zeros(1, 3, dtype=torch.int64), [seed])
+
+
+@torch.inference_mode()
+def time_stages(model: WorldModel, state: WorldState, rounds: int) -> dict[str, float]:
+    """Return ms of `denoise`, `denoise_commit`, `decode`, `encode` with the memory as it is in `state` (unchanged)."""
+    config, device, cache = model.denoiser.config, model.device, state.dream.cache.clone()
+    size, frame_size = config.latent_size, model.codec.config.image_size
+
+    def call(frames: int, cache_to_write: Any = None) -> Callable[[], None]:
+        latents = torch.randn(1, frames, config.latent_channels, size, size, device=device)
+        levels = torch.full((1, frames), 0.5, device=device)
+        actions = torch.zeros(1, frames, dtype=torch.int64, device=device)
+        previous = latents[:, :, None].expand(-1, -1, config.num_previous, -1, -1, -1).contiguous()
+        previous_levels = levels[:, :, None].expand(-1, -1, config.num_previous).contiguous()
+
+        def run() -> None:
+            _, written = model.denoiser.forward_cached(latents, levels, actions, previous, previous_levels, cache)
+            if cache_to_write is not None:
+                cache_to_write.commit(*written, num_frames=frames - 1)
+
+        return run
+
+    latents = torch.randn(1, config.latent_channels, size, size, device=device)
+    frame = torch.randint(0, 256, (1, frame_size, frame_size, 3), dtype=torch.uint8)
+    tasks: dict[str, Callable[[], Any]] = {
+        "denoise": call(1),
+        "denoise_commit": call(2, cache),
+        "decode": lambda: model.decode(latents).cpu(),
+        "encode": lambda: model.encode(frame),
+    }
+    return time_in_turn(tasks, rounds, device)
+
+
+def time_env(options: BenchmarkOptions) -> float:
+    """Return ms that the environment spends in a step outside of `WorldModel.step`, the median over steps."""
+    env = DreamEnv(
+        checkpoint=options.checkpoint,
+        device=options.device,
+        num_steps=1,
+        memory_frames=options.memory,
+        render_mode=None,
+    )
+    world_step, inner = WorldModel.step, [0.0]
+
+    def timed_step(self: WorldModel, state: WorldState, actions: torch.Tensor) -> Any:
+        started = time.perf_counter()
+        result = world_step(self, state, actions)
+        wait_for(self.device)
+        inner[0] = time.perf_counter() - started
+        return result
+
+    overheads = []
+    with mock.patch.object(WorldModel, "step", timed_step):
+        env.reset(seed=options.seed)
+        for _ in range(options.frames + 3):
+            started = time.perf_counter()
+            env.step(1)
+            overheads.append(1000 * (time.perf_counter() - started - inner[0]))
+    return statistics.median(overheads[3:])
+
+
+def benchmark(options: BenchmarkOptions) -> dict[str, Any]:
+    """Measure a world and write the report; return it (keys in the module's docstring).
+
+    Raises:
+        CheckpointError: no such world, or a damaged one. DeviceError: no such device. ConfigError: a bad setting.
+        StorageError: the report cannot be written.
+    """
+    started = time.perf_counter()
+    if options.threads is not None:
+        torch.set_num_threads(options.threads)
+    model = WorldModel.load(
+        options.checkpoint, device=options.device, num_steps=options.steps, memory_frames=options.memory
+    )
+    device = model.device
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    state = start_dream(model, options.checkpoint, options.seed)
+    chance = torch.Generator().manual_seed(options.seed)
+    depths = sorted({depth for depth in DEPTHS if depth < options.deep_frames} | {options.deep_frames})
+    kept: dict[str, WorldState] = {}
+    passing: dict[str, float] = {}
+    memory: dict[str, int | None] = {}
+    recent: list[float] = []
+    for frame in tqdm(range(1, options.deep_frames + 1), unit="frame", mininterval=2.0, desc="dreaming"):
+        action = torch.randint(model.num_actions, (1,), generator=chance)
+        frame_started = time.perf_counter()
+        model.step(state, action).frames.cpu()
+        recent = [*recent[-49:], 1000 * (time.perf_counter() - frame_started)]
+        if frame in depths:
+            kept[str(frame)], passing[str(frame)] = state.clone(), statistics.median(recent)
+            memory[str(frame)] = peak_memory(device)
+    forward = torch.tensor([1])
+
+    def one_step(dream: WorldState) -> Callable[[], Any]:
+        return lambda: model.step(dream, forward).frames.cpu()
+
+    steps = {name: one_step(dream) for name, dream in kept.items()}
+    step_ms = time_in_turn(steps, options.frames, device)
+    deepest, base = str(depths[-1]), "200" if "200" in step_ms else str(depths[0])
+    stages: dict[str, float | None] = dict(time_stages(model, kept[deepest], options.frames))
+    peak = peak_memory(device)
+    has_openings = (resolve(options.checkpoint) / "openings.safetensors").is_file()
+    modules = {"codec": model.codec, "denoiser": model.denoiser}
+    report = {
+        "checkpoint": Path(options.checkpoint).name,
+        "world": model.info.get("world"),
+        "device": str(device),
+        "machine": describe_machine(device),
+        "threads": torch.get_num_threads(),
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "denoising_steps": model.config.num_steps,
+        "memory_frames": model.memory_frames,
+        "dreams": 1,
+        "parameters": {name: sum(p.numel() for p in module.parameters()) for name, module in modules.items()},
+        "weights_bytes": sum(p.nbytes for module in modules.values() for p in module.state_dict().values()),
+        "cache_bytes": state.dream.cache.num_bytes,
+        "stage_ms": stages | {"env_overhead": time_env(options) if has_openings else None},
+        "step_ms": step_ms[deepest],
+        "frames_per_s": 1000 / step_ms[deepest],
+        "deep_frames": depths,
+        "step_ms_at_frame": step_ms,
+        "passing_step_ms_at_frame": passing,
+        "drift": step_ms[deepest] / step_ms[base] - 1,
+        "peak_memory_bytes": peak,
+        "peak_memory_bytes_at_frame": memory,
+        "matrix_gflops": {name: measure_matrix_speed(device, getattr(torch, name)) for name in ("bfloat16", "float32")},
+        "seconds": time.perf_counter() - started,
+    }
+    save_json(options.json, report)
+    return report
+
+
+def main() -> None:
+    """Read the options, measure, print the report."""
+    print(json.dumps(benchmark(parse_options(BenchmarkOptions, "python -m train.benchmark")), indent=2))
+
+
+if __name__ == "__main__":
+    run_program(main)

@@ -1,0 +1,161 @@
+"""How near dreams under true actions come to the truth, frame by frame, and whether the heads see what happens.
+
+Owns: the comparison with the truth, with the last context frame and with the codec alone, and the scores of predicted
+rewards and endings. Does not know long dreams, actions' meaning or files of results other than its contact sheet.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from envs.episodes import EpisodeInfo
+from train.plots import save_sheet
+from train.rollouts import EvaluationPlan, dream_on, in_batches, read_pieces, spread_over
+from worldmodel.analysis.metrics import squared_error, ssim, to_psnr
+from worldmodel.world import WorldModel
+
+HORIZONS = (1, 2, 4, 8, 16, 32, 64)
+EVENT_SLACK = 2  # steps by which a predicted event may miss the true one
+SHEET_CASES = 6
+
+
+def by_horizon(values: torch.Tensor, horizons: list[int]) -> dict[str, float]:
+    """Return values (N,) of frames 1 to N at the horizons, as JSON keeps them."""
+    return {str(h): round(float(values[h - 1]), 4) for h in horizons}
+
+
+def pooled_psnr(errors: torch.Tensor) -> torch.Tensor:
+    """Return the PSNR of the mean squared error over cases: (cases, N) to (N,), dB."""
+    return to_psnr(errors.mean(0))
+
+
+def margin_interval(dream: torch.Tensor, copy: torch.Tensor, groups: np.ndarray, seed: int) -> torch.Tensor:
+    """Return the 2.5 and 97.5 percentiles (2, N) of the margin over copy-last, by drawing episodes again 500 times.
+
+    Args:
+        dream: squared errors (cases, N) of the dreams.
+        copy: the same for the last context frame.
+        groups: (cases,) the episode of each case; cases of one episode are not independent.
+        seed: chance.
+    """
+    rng = np.random.default_rng([seed, 3])
+    names = np.unique(groups)
+    members = torch.from_numpy(groups[None] == names[:, None]).float()
+    draws = torch.from_numpy(rng.multinomial(len(names), np.full(len(names), 1 / len(names)), size=500)).float()
+    weights = draws @ members
+    weights /= weights.sum(1, keepdim=True)
+    margins = to_psnr(weights @ dream) - to_psnr(weights @ copy)
+    return torch.quantile(margins, torch.tensor([0.025, 0.975]), dim=0)
+
+
+def score_events(
+    predicted: torch.Tensor, true: torch.Tensor, slack: int = EVENT_SLACK
+) -> dict[str, float | int | None]:
+    """Return precision, recall and F1 of predicted events; one may miss a true one by `slack` steps.
+
+    Args:
+        predicted: bool (B, N).
+        true: bool (B, N).
+        slack: steps.
+
+    Returns:
+        with the counts; None where nothing was predicted, nothing was there, or both.
+    """
+
+    def widen(events: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.max_pool1d(events[:, None].float(), 2 * slack + 1, 1, slack)[:, 0] > 0
+
+    num_predicted, num_true = int(predicted.sum()), int(true.sum())
+    precision = int((predicted & widen(true)).sum()) / num_predicted if num_predicted else None
+    recall = int((true & widen(predicted)).sum()) / num_true if num_true else None
+    f1: float | None = None
+    if precision is not None and recall is not None:
+        f1 = 2 * precision * recall / (precision + recall) if precision + recall else 0.0
+    return {"precision": precision, "recall": recall, "f1": f1, "predicted": num_predicted, "true": num_true}
+
+
+def measure_likeness(
+    model: WorldModel, episodes: list[EpisodeInfo], plan: EvaluationPlan, out: Path, on_frames: Callable[[int], object]
+) -> dict[str, Any]:
+    """Dream under true actions and compare with the truth, with the last context frame, and with the codec's own error.
+
+    Raises:
+        DataError: no episode is long enough, or a file is damaged. StorageError: the sheet cannot be written.
+    """
+    known, frames_ahead = plan.context, plan.horizon
+    horizons = [h for h in HORIZONS if h <= frames_ahead]
+    at = [known + h - 1 for h in horizons]
+    rng = np.random.default_rng([plan.seed, 0])
+    pieces = spread_over(episodes, known + frames_ahead, plan.cases, rng)
+    parts: dict[str, list[torch.Tensor]] = {}
+    rows: list[tuple[str, torch.Tensor]] = []
+    shown = {int(i) for i in np.linspace(0, len(pieces) - 1, min(SHEET_CASES, len(pieces)))}
+    first = 0
+    for batch in in_batches(pieces, plan.batch_size):
+        given = read_pieces(batch, ("frames", "actions", "rewards", "terminated"))
+        seeds = [plan.seed + first + i for i in range(len(batch))]
+        dream = dream_on(model, given["frames"][:, :known], given["actions"], seeds, on_frames)
+        truth, last = given["frames"][:, known:], given["frames"][:, known - 1 : known]
+        decoded = model.decode(model.encode(given["frames"][:, at])).cpu()
+        picked, true_picked = (x[:, [h - 1 for h in horizons]] for x in (dream.frames, truth))
+        copied = last.expand_as(true_picked)
+        found = {
+            "dream": squared_error(dream.frames, truth),
+            "copy": squared_error(last.expand_as(truth), truth),
+            "codec": squared_error(decoded, true_picked),
+            "dream_ssim": ssim(picked, true_picked),
+            "copy_ssim": ssim(copied, true_picked),
+            "codec_ssim": ssim(decoded, true_picked),
+            "rewards": dream.rewards != 0,
+            "true_rewards": given["rewards"][:, known - 1 :] != 0,
+            "terminated": dream.terminated,
+            "true_terminated": given["terminated"][:, known - 1 :],
+        }
+        for name, values in found.items():
+            parts.setdefault(name, []).append(values)
+        for i in range(len(batch)):
+            if first + i in shown:
+                rows.append(("truth", torch.cat([last[i], true_picked[i]])))
+                rows.append(("dream", torch.cat([last[i], picked[i]])))
+        first += len(batch)
+    save_sheet(out / "truth_and_dream.png", rows, [0, *horizons])
+    all_of = {name: torch.cat(values) for name, values in parts.items()}
+    groups = np.array([f"{p.episode.path}/{p.episode.key}" for p in pieces])
+    return {"horizons": horizons, **summarize_likeness(all_of, groups, horizons, plan.seed), "cases": len(pieces)}
+
+
+def summarize_likeness(
+    found: dict[str, torch.Tensor], groups: np.ndarray, horizons: list[int], seed: int
+) -> dict[str, Any]:
+    """Return the part of the report that compares with the truth; `found` holds a row a case."""
+    picks = [h - 1 for h in horizons]
+    dream, copy = pooled_psnr(found["dream"]), pooled_psnr(found["copy"])
+    codec = dict(zip(map(str, horizons), pooled_psnr(found["codec"]).tolist(), strict=True))
+    low, high = margin_interval(found["dream"][:, picks], found["copy"][:, picks], groups, seed).tolist()
+    mean_dream, mean_copy = to_psnr(found["dream"]).mean(0), to_psnr(found["copy"]).mean(0)
+
+    def named(values: torch.Tensor) -> dict[str, float]:
+        return {str(h): round(float(v), 4) for h, v in zip(horizons, values, strict=True)}
+
+    return {
+        "psnr": by_horizon(dream, horizons),
+        "ssim": named(found["dream_ssim"].mean(0)),
+        "copy_last": by_horizon(copy, horizons),
+        "copy_last_ssim": named(found["copy_ssim"].mean(0)),
+        "codec_ceiling": {h: round(v, 4) for h, v in codec.items()},
+        "codec_ceiling_ssim": named(found["codec_ssim"].mean(0)),
+        "margin_over_copy_last": by_horizon(dream - copy, horizons),
+        "margin_interval": {str(h): [round(a, 4), round(b, 4)] for h, a, b in zip(horizons, low, high, strict=True)},
+        "psnr_of_each_case": {
+            "psnr": by_horizon(mean_dream, horizons),
+            "copy_last": by_horizon(mean_copy, horizons),
+            "codec_ceiling": named(to_psnr(found["codec"]).mean(0)),
+            "margin_over_copy_last": by_horizon(mean_dream - mean_copy, horizons),
+        },
+        "curves": {"psnr": dream.tolist(), "copy_last": copy.tolist()},
+        "reward": score_events(found["rewards"], found["true_rewards"]),
+        "terminated": score_events(found["terminated"], found["true_terminated"]),
+    }

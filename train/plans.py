@@ -1,0 +1,135 @@
+"""How a recipe spends its time: one row for each preset and kind of device.
+
+Owns the numbers. Rows for a CPU were tried on two cores; rows for CUDA are for one H100 with 16 cores.
+"""
+
+from dataclasses import dataclass
+
+from worldmodel.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One row. Shares are of the whole time; the denoiser gets what the other stages leave.
+
+    Attributes:
+        frames_per_minute: most frames to record for each minute of the whole time; the rest of the world stays unseen.
+        max_frames: most frames to record at all.
+        length: steps of an episode.
+        episodes_per_shard: episodes in one file.
+        test_fraction: share of the episodes in test mazes.
+        first_frames: frames that are there before the codec is trained.
+        is_beside: recording goes on beside codec training (many cores, and a GPU that trains).
+        record_share: most time to record.
+        codec_share: time to train the codec.
+        evaluate_share: time kept for measuring and bundling.
+        codec_batch: frames a step.
+        codec_rate: peak learning rate.
+        denoiser_batch: clips a step.
+        clip_frames: frames of a clip.
+        denoiser_rate: peak learning rate.
+        ema: decay of the averages of the weights.
+        compile_minutes: a training shorter than this is not compiled.
+        openings: openings in the bundle.
+    """
+
+    frames_per_minute: int
+    max_frames: int
+    length: int = 480
+    episodes_per_shard: int = 8
+    test_fraction: float = 0.05
+    first_frames: int = 0
+    is_beside: bool = False
+    record_share: float = 0.12
+    codec_share: float = 0.15
+    evaluate_share: float = 0.07
+    codec_batch: int = 64
+    codec_rate: float = 1.5e-3
+    denoiser_batch: int = 8
+    clip_frames: int = 32
+    denoiser_rate: float = 2e-3
+    ema: float = 0.998
+    compile_minutes: float = 8.0
+    openings: int = 48
+
+    def num_episodes(self, minutes: float) -> int:
+        """Return how many episodes to plan for a whole time in minutes; never fewer than a dozen shards."""
+        frames = min(self.max_frames, round(self.frames_per_minute * minutes))
+        return max(frames // self.length, 12 * self.episodes_per_shard)
+
+    def denoiser_minutes(self, minutes: float, used_minutes: float) -> float:
+        """Return the time left for the denoiser in a whole time of `minutes`, never less than a quarter of it."""
+        return max(0.25 * minutes, minutes - used_minutes - self.evaluate_share * minutes)
+
+
+PLANS: dict[tuple[str, str], Plan] = {
+    ("tiny", "cpu"): Plan(
+        frames_per_minute=8_000,
+        max_frames=60_000,
+        length=150,
+        episodes_per_shard=1,
+        test_fraction=0.15,
+        evaluate_share=0.25,
+        codec_batch=32,
+        denoiser_batch=4,
+        clip_frames=16,
+        ema=0.98,
+        compile_minutes=1e9,
+        openings=8,
+    ),
+    ("tiny", "cuda"): Plan(
+        frames_per_minute=30_000,
+        max_frames=200_000,
+        length=150,
+        episodes_per_shard=1,
+        test_fraction=0.15,
+        evaluate_share=0.25,
+        denoiser_batch=32,
+        ema=0.98,
+        compile_minutes=1e9,
+        openings=8,
+    ),
+    ("small", "cpu"): Plan(frames_per_minute=2_500, max_frames=400_000),
+    ("small", "cuda"): Plan(
+        frames_per_minute=48_000,
+        max_frames=1_200_000,
+        first_frames=100_000,
+        is_beside=True,
+        record_share=0.35,
+        codec_share=0.25,
+        codec_batch=512,
+        codec_rate=2e-3,
+        denoiser_batch=128,
+        denoiser_rate=3e-3,
+        ema=0.999,
+        compile_minutes=4.0,
+    ),
+    ("base", "cpu"): Plan(frames_per_minute=1_000, max_frames=400_000, codec_share=0.2),
+    ("base", "cuda"): Plan(
+        frames_per_minute=20_000,
+        max_frames=2_000_000,
+        first_frames=60_000,
+        is_beside=True,
+        record_share=0.35,
+        codec_share=0.25,
+        codec_batch=256,
+        codec_rate=1.5e-3,
+        denoiser_batch=32,
+        denoiser_rate=2e-3,
+        ema=0.999,
+        compile_minutes=4.0,
+    ),
+}
+
+
+def get_plan(preset: str, device_type: str) -> Plan:
+    """Return the plan of a preset on "cpu" or "cuda"; other devices follow the CPU's.
+
+    Raises:
+        ConfigError: no plan for this preset.
+    """
+    key = (preset, "cuda" if device_type == "cuda" else "cpu")
+    if key not in PLANS:
+        names = sorted({name for name, _ in PLANS})
+        raise ConfigError(f"no plan for preset {preset!r}; accepted: {', '.join(names)}")
+    return PLANS[key]

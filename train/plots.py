@@ -1,0 +1,158 @@
+"""What a report looks like: plots, contact sheets of dreams, the summary in markdown.
+
+Owns: pictures and text made of measured values. Does not know how they were measured.
+"""
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from matplotlib.figure import Figure
+
+from train.sheets import caption_frame, save_picture, tile_frames
+from worldmodel.files import write_file
+
+SHEET_PIXELS = 128  # frames smaller than this are enlarged in sharp blocks
+
+
+def save_sheet(path: Path, rows: Sequence[tuple[str, torch.Tensor]], labels: Sequence[int]) -> None:
+    """Write a contact sheet with a clip on each row.
+
+    Args:
+        path: a `.png` file.
+        rows: pairs (caption, frames uint8 (len(labels), H, W, 3)).
+        labels: frame numbers, written beside the captions.
+
+    Raises:
+        StorageError: the file cannot be written.
+    """
+    scale = max(1, SHEET_PIXELS // rows[0][1].shape[2])
+    pictures = [
+        [caption_frame(frame, f"{caption} {label}", scale) for frame, label in zip(clip.numpy(), labels, strict=True)]
+        for caption, clip in rows
+    ]
+    save_picture(path, tile_frames(pictures))
+
+
+def _save_figure(path: Path, figure: Figure) -> None:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=110)
+    write_file(path, buffer.getvalue())
+
+
+def plot_likeness(path: Path, report: dict[str, Any]) -> None:
+    """Plot PSNR over frames: dream, last context frame, codec.
+
+    Raises:
+        StorageError: the file cannot be written.
+    """
+    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    axes = figure.add_subplot()
+    steps = range(1, len(report["curves"]["psnr"]) + 1)
+    axes.plot([int(h) for h in report["codec_ceiling"]], report["codec_ceiling"].values(), "k--", label="codec alone")
+    axes.plot(steps, report["curves"]["psnr"], color="tab:blue", label="dream")
+    axes.plot(steps, report["curves"]["copy_last"], color="tab:orange", label="last context frame")
+    axes.plot([int(h) for h in report["psnr"]], report["psnr"].values(), "o", color="tab:blue")
+    axes.set_xscale("log", base=2)
+    axes.set_xticks([int(h) for h in report["psnr"]], list(report["psnr"]))
+    axes.set(
+        xlabel="frames dreamt", ylabel="PSNR, dB", title=f"Likeness to the truth, {report['cases']} held-out cases"
+    )
+    axes.grid(alpha=0.3)
+    axes.legend()
+    _save_figure(path, figure)
+
+
+def plot_drift(path: Path, drift: Sequence[dict[str, Any]]) -> None:
+    """Plot sharpness, color and PSNR of long dreams, segment by segment.
+
+    Raises:
+        StorageError: the file cannot be written.
+    """
+    figure = Figure(figsize=(11, 3.5), layout="constrained")
+    at = [segment["frames"][1] for segment in drift]
+    titles = {
+        "sharpness_ratio": "gradient energy, dream / truth",
+        "color_distance": "distance of mean and deviation\nof colors, levels",
+        "psnr": "PSNR against the truth, dB",
+    }
+    shown = [name for name in titles if drift[0][name] is not None]
+    for axes, name in zip(figure.subplots(1, len(shown)), shown, strict=True):
+        axes.plot(at, [segment[name] for segment in drift], "o-", color="tab:blue")
+        axes.set(xlabel="frames dreamt (end of segment)", title=titles[name])
+        axes.grid(alpha=0.3)
+        if name == "sharpness_ratio":
+            axes.axhline(1.0, color="black", linestyle="--", linewidth=1)
+            axes.set_ylim(bottom=0)
+    _save_figure(path, figure)
+
+
+def _row(*cells: object) -> str:
+    return "| " + " | ".join("-" if cell is None else str(cell) for cell in cells) + " |"
+
+
+def _number(value: float | None, digits: int = 2) -> str | None:
+    return None if value is None else f"{value:.{digits}f}"
+
+
+def write_summary(path: Path, report: dict[str, Any]) -> None:
+    """Write the report as markdown.
+
+    Raises:
+        StorageError: the file cannot be written.
+    """
+    horizons = list(report["psnr"])
+    lines = ["# Measured on held-out mazes", ""]
+    settings = report["settings"]
+    lines.append(
+        f"{report['cases']} cases from {report['held_out']['mazes']} mazes, {settings['context']} real context frames, "
+        f"then true actions; {settings['denoising_steps']} denoising steps, {settings['memory_frames']} frames of "
+        f"memory, {settings['device']} ({settings['dtype']}), {report['seconds']} s."
+    )
+    lines += ["", _row("frame", *horizons), _row(*["---"] * (len(horizons) + 1))]
+    for title, key, digits in (
+        ("dream PSNR, dB", "psnr", 2),
+        ("last context frame PSNR, dB", "copy_last", 2),
+        ("codec alone PSNR, dB", "codec_ceiling", 2),
+        ("margin over last frame, dB", "margin_over_copy_last", 2),
+        ("dream SSIM", "ssim", 3),
+        ("last context frame SSIM", "copy_last_ssim", 3),
+        ("codec alone SSIM", "codec_ceiling_ssim", 3),
+    ):
+        lines.append(_row(title, *(_number(report[key][h], digits) for h in horizons)))
+    spans = (f"{low:.1f} to {high:.1f}" for low, high in report["margin_interval"].values())
+    lines.append(_row("margin, 95% interval over episodes", *spans))
+    lines += ["", report["psnr_means"] + ".", "", "## Answer to actions", ""]
+    names = ("turn", "walk", "turn_left", "turn_right", "forward", "back")
+    lines += [_row("share right", *names), _row(*["---"] * (len(names) + 1))]
+    for title, key in (("dream", "action_response"), ("real frames, same measure", "action_response_real")):
+        found = report[key]
+        counts = [found["counts"].get(name) for name in names]
+        cells = (
+            None if found[name] is None else f"{found[name]:.3f}" + (f" (n={count})" if count else "")
+            for name, count in zip(names, counts, strict=True)
+        )
+        lines.append(_row(title, *cells))
+    lines += ["", report["action_response"]["rule"] + "."]
+    if "drift" in report:
+        (first, last), actions = report["sharpness_frames"], report["long_actions"]
+        lines += ["", "## Long dreams", ""]
+        lines.append(
+            f"{report['long_dreams']} dreams, {actions} actions. Gradient energy over that of real play, "
+            f"frames {first} to {last}: **{report['sharpness_ratio']:.2f}** (codec alone "
+            f"{report['sharpness_ratio_codec']:.2f})."
+        )
+        lines += ["", _row("frames", "sharpness ratio", "color distance, levels", "PSNR, dB"), _row(*["---"] * 4)]
+        for part in report["drift"]:
+            values = _number(part["sharpness_ratio"]), _number(part["color_distance"], 1), _number(part["psnr"])
+            lines.append(_row(f"{part['frames'][0]} to {part['frames'][1]}", *values))
+    lines += ["", "## Heads", "", _row("head", "precision", "recall", "F1", "predicted", "true"), _row(*["---"] * 6)]
+    for name in ("reward", "terminated"):
+        scores = report[name]
+        shares = (_number(scores[key]) for key in ("precision", "recall", "f1"))
+        lines.append(_row(name, *shares, scores["predicted"], scores["true"]))
+    if report["command"]:
+        lines += ["", f"`{report['command']}`"]
+    write_file(path, ("\n".join(lines) + "\n").encode())

@@ -1,0 +1,233 @@
+"""Program: from nothing to a world. `python -m train.recipe --world LabMaze --preset small --minutes 25 --out DIR`.
+
+Owns: the order of the stages and what each is told. Killed at any moment, the same command goes on: finished stages are
+skipped, others resume. The stages are the other programs of this folder; how long each may take is `train.plans`', and
+DIR/recipe.json, which tells what was done and how good it is, `train.journal`'s.
+
+Folders: DIR/recording, DIR/codec, DIR/denoiser, DIR/evaluation, and DIR/world, the bundle to play.
+"""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from envs.episodes import open_shards
+from train.background import BackgroundProgram
+from train.bundle import BundleOptions, make_bundle
+from train.codec import CodecOptions, train_codec
+from train.data import encode_recording
+from train.denoiser import DenoiserOptions, train_denoiser
+from train.evaluate import evaluate_world
+from train.journal import Journal, RecipeOptions
+from train.loop import STATE_FILE, start_machine
+from train.options import parse_options, run_program
+from train.rollouts import EvaluationPlan
+from train.stopwatch import measure_matrix_speed, time_in_turn
+from worldmodel.checkpoint import codec_hash, load_codec
+from worldmodel.errors import StateError
+from worldmodel.world import WorldModel
+
+MIN_SHARDS = {"train": 8, "test": 1}
+
+
+def count_shards(folder: Path) -> dict[str, int]:
+    """Return how many shards of each split lie in a folder; a shard appears when it is whole."""
+    return {split: len(list(folder.glob(f"{split}-*.h5"))) for split in MIN_SHARDS}
+
+
+class Recorder:
+    """Records beside everything else until its time is over; finished at once where it was finished before."""
+
+    def __init__(self, recipe: Journal) -> None:
+        """Prepare to record; nothing starts yet."""
+        self.recipe, self.folder = recipe, recipe.folder("recording")
+        self.started = time.monotonic()
+        plan, options = recipe.plan, recipe.options
+        values = {
+            "out": self.folder,
+            "world": options.world,
+            "episodes": plan.num_episodes(options.minutes),
+            "length": plan.length,
+            "workers": options.workers,
+            "seed": options.seed,
+            "image_size": recipe.image_size,
+            "test_fraction": plan.test_fraction,
+            "episodes_per_shard": plan.episodes_per_shard,
+        }
+        words = [word for name, value in values.items() for word in (f"--{name.replace('_', '-')}", str(value))]
+        self.program = BackgroundProgram("train.record", words, options.out / "record.log")
+
+    def wait(self, is_enough: Callable[[int], bool]) -> None:
+        """Wait until the least shards are there and `is_enough(frames)` or everything planned is recorded.
+
+        Raises:
+            StateError: recording failed; gives its last words.
+        """
+        plan = self.recipe.plan
+        while True:
+            status = self.program.exit_status
+            if status not in (None, 0):
+                raise StateError(f"recording failed: {self.program.last_words} (see {self.program.log})")
+            shards = count_shards(self.folder)
+            has_least = all(shards[split] >= least for split, least in MIN_SHARDS.items())
+            frames = sum(shards.values()) * plan.episodes_per_shard * plan.length
+            if status == 0 or (has_least and is_enough(frames)):
+                return
+            time.sleep(0.1)
+
+    def finish(self) -> dict[str, Any]:
+        """Record until the time is over or all is recorded, end the program, and return the totals."""
+        limit = self.recipe.plan.record_share * self.recipe.options.minutes
+        self.wait(lambda _: self.recipe.used_minutes >= limit)
+        is_all = self.program.exit_status == 0
+        self.program.stop()
+        for stale in self.folder.glob(".*.tmp"):
+            stale.unlink(missing_ok=True)
+        episodes = [(shard.split, episode) for shard in open_shards(self.folder) for episode in shard.episodes]
+        return {
+            "frames": sum(episode.num_frames for _, episode in episodes),
+            "mazes": len({episode.maze_seed for _, episode in episodes}),
+            "test_episodes": sum(split == "test" for split, _ in episodes),
+            "minutes": (time.monotonic() - self.started) / 60,
+            "is_all_that_was_planned": is_all,
+        }
+
+
+def train_options(recipe: Journal, stage: str, minutes: float) -> dict[str, Any]:
+    """Return the options that both trainings share."""
+    options, out = recipe.options, recipe.folder(stage)
+    wants_compile = minutes >= recipe.plan.compile_minutes if options.compile == "auto" else options.compile == "on"
+    return {
+        "data": recipe.folder("recording"),
+        "out": out,
+        "preset": options.preset,
+        "minutes": minutes,
+        "compile": wants_compile,
+        "seed": options.seed,
+        "resume": (out / STATE_FILE).is_file(),
+        "save_minutes": min(4.0, minutes / 4),
+    }
+
+
+def make_codec(recipe: Journal) -> dict[str, Any]:
+    """Train the codec, or go on training it."""
+    plan = recipe.plan
+    shared = train_options(recipe, "codec", plan.codec_share * recipe.options.minutes)
+    summary = train_codec(
+        CodecOptions(**shared, batch_size=plan.codec_batch, learning_rate=plan.codec_rate, ema=plan.ema),
+        recipe.machine,
+    )
+    return {name: summary[name] for name in ("test_psnr", "steps", "minutes", "frames_per_s") if name in summary}
+
+
+def encode(recipe: Journal) -> dict[str, Any]:
+    """Encode the shards that are there and not encoded yet."""
+    codec, data = load_codec(recipe.folder("codec")).to(recipe.machine.device), recipe.folder("recording")
+    identity = codec_hash(recipe.folder("codec"))
+    return {"new_frames": encode_recording(codec, data, data / "latents", recipe.machine.device, identity)}
+
+
+def make_denoiser(recipe: Journal) -> dict[str, Any]:
+    """Train the denoiser in the time that is left, or go on training it."""
+    plan, machine = recipe.plan, recipe.machine
+    planned = recipe.content["stages"].get("denoiser", {}).get("planned_minutes")
+    minutes = planned or plan.denoiser_minutes(recipe.options.minutes, recipe.used_minutes)
+    recipe.note("denoiser", planned_minutes=minutes)
+    options = DenoiserOptions(
+        **train_options(recipe, "denoiser", minutes),
+        codec=recipe.folder("codec"),
+        batch_size=plan.denoiser_batch,
+        clip_frames=plan.clip_frames,
+        learning_rate=plan.denoiser_rate,
+        ema=plan.ema,
+    )
+    summary = train_denoiser(options, machine)
+    names = ("error_at_noise", "steps", "minutes", "frames", "frames_per_s", "tflops")
+    facts = {name: summary[name] for name in names if name in summary}
+    if "tflops" in facts:
+        speed = measure_matrix_speed(machine.device, machine.autocast_dtype or torch.float32)
+        facts |= {"matrix_tflops": speed / 1000, "share_of_matrix_speed": 1000 * facts["tflops"] / speed}
+    return facts
+
+
+def choose_evaluation(seconds: float, seconds_per_frame: float) -> EvaluationPlan:
+    """Return how much can be measured in a time, at a dreaming speed in batches; the rehearsal if that is little."""
+    full = EvaluationPlan()
+    frames = full.cases * full.horizon + 4 * full.openings * full.held_frames + full.long_dreams * full.long_frames
+    # Half, and not the first 15 s: pictures, flow, the codec and loading what draws take time too.
+    share = min(1.0, 0.5 * max(0.0, seconds - 15) / (frames * seconds_per_frame))
+    if share < 0.1:
+        return EvaluationPlan(quick=True)
+    names = ("cases", "openings", "long_dreams")
+    return EvaluationPlan(**{name: max(1, round(share * getattr(full, name))) for name in names})
+
+
+def evaluate(recipe: Journal) -> dict[str, Any]:
+    """Measure the dream on held-out mazes, as much as the time allows."""
+    data, out = recipe.folder("recording"), recipe.folder("evaluation")
+    model = WorldModel.load(recipe.folder("denoiser"), device=str(recipe.machine.device))
+    batch, size = EvaluationPlan().batch_size, model.codec.config.image_size
+    gray = torch.full((batch, 1, size, size, 3), 128, dtype=torch.uint8)
+    state = model.reset(gray, torch.zeros(batch, 0, dtype=torch.int64), list(range(batch)))
+    actions = torch.zeros(batch, dtype=torch.int64)
+    step_ms = time_in_turn({"step": lambda: model.step(state, actions).frames.cpu()}, 3, model.device)["step"]
+    seconds = 60 * recipe.plan.evaluate_share * recipe.options.minutes
+    report = evaluate_world(model, data, out, choose_evaluation(seconds, step_ms / 1000 / batch))
+    facts = {name: report[name] for name in ("cases", "psnr", "copy_last", "codec_ceiling", "sharpness_ratio")}
+    return facts | {"action_response": {name: report["action_response"].get(name) for name in ("turn", "walk")}}
+
+
+def bundle(recipe: Journal) -> dict[str, Any]:
+    """Put the world together."""
+    return make_bundle(
+        BundleOptions(
+            denoiser=recipe.folder("denoiser"),
+            data=recipe.folder("recording"),
+            out=recipe.folder("world"),
+            report=recipe.folder("evaluation") / "report.json",
+            openings=recipe.plan.openings,
+            seed=recipe.options.seed,
+        )
+    )
+
+
+def cook(options: RecipeOptions) -> dict[str, Any]:
+    """Do all stages that are not done yet; return the content of recipe.json.
+
+    Raises:
+        WorldModelError: one of its kinds; see the functions above.
+    """
+    recipe = Journal(options, start_machine(options.device))
+    recorder = Recorder(recipe)
+    if not recipe.is_done("record"):
+        with recorder.program:
+            recorder.wait(lambda frames: frames >= recipe.plan.first_frames)
+            if recipe.plan.is_beside:
+                recipe.run_stage("codec", lambda: make_codec(recipe))
+                encode(recipe)  # what is there already, while the rest is being recorded
+            recipe.run_stage("record", recorder.finish)
+    for stage, work in STAGES.items():
+        recipe.run_stage(stage, lambda work=work: work(recipe))  # type: ignore[misc]
+    print(f"world: {recipe.folder('world')}    python play.py --checkpoint {recipe.folder('world')}")
+    return recipe.content
+
+
+STAGES: dict[str, Callable[[Journal], dict[str, Any]]] = {
+    "codec": make_codec,
+    "encode": encode,
+    "denoiser": make_denoiser,
+    "evaluate": evaluate,
+    "bundle": bundle,
+}
+
+
+def main() -> None:
+    """Read the options and run the recipe."""
+    cook(parse_options(RecipeOptions, "python -m train.recipe"))
+
+
+if __name__ == "__main__":
+    run_program(main)
