@@ -15,7 +15,7 @@ from worldmodel.errors import CheckpointError, ConfigError, SeedError, StateErro
 ACTION_SETS: dict[str, ActionSet] = {"LabMaze": LABMAZE_ACTIONS}
 
 
-class DreamEnv(gymnasium.Env[np.ndarray, int]):
+class DreamEnv(gymnasium.Env[np.ndarray, np.int64]):
     """A world dreamt by a video-diffusion model.
 
     | what | value |
@@ -170,7 +170,7 @@ class DreamEnv(gymnasium.Env[np.ndarray, int]):
         truncated = self.max_episode_steps is not None and self._steps >= self.max_episode_steps
         return self._frame.copy(), float(result.rewards[0]), bool(result.terminated[0]), truncated, {}
 
-    def render(self) -> np.ndarray | None:  # type: ignore[override]
+    def render(self) -> np.ndarray | None:
         """Return the present frame, uint8 (H, W, 3), or None when render_mode is None.
 
         Raises:

@@ -101,7 +101,7 @@ def test_a_bundle_plays_and_says_what_it_is(trained: Path, data: Path, tmp_path:
     assert set(info["opening_maze_seeds"]) <= {16, 32, 48}
     assert set(load_openings(tmp_path / "world")["frames"][:, 0, 0, 0, 1].tolist()) <= {16, 32, 48}
     card = (tmp_path / "world" / "README.md").read_text()
-    told = ("26.71", "20.90", "123 cases", "1,234", "6 mazes", "CC BY 4.0", "MIT", "--minutes 30.0 --no-compile")
+    told = ("26.71", "20.90", "123 cases", "1,234", "6 mazes", "CC BY 4.0", "MIT", "--minutes 30 --no-compile")
     assert [text for text in told if text not in card] == []
     assert "/home/me" not in card and str(tmp_path) not in card
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, save_file
 
 from worldmodel import checkpoint
 from worldmodel.checkpoint import (
@@ -46,7 +46,7 @@ def edit_config(folder: Path, change: Callable[[dict[str, Any]], None]) -> None:
 def edit_tensors(folder: Path, name: str, change: Callable[[dict[str, torch.Tensor]], None]) -> None:
     """Change a file and sign it anew, as a bundle of another version would come."""
     path = folder / f"{name}.safetensors"
-    tensors = load_file(path)
+    tensors = load(path.read_bytes())
     change(tensors)
     save_file(tensors, path)
     edit_config(folder, lambda c: c["files"].update({name: hashlib.sha256(path.read_bytes()).hexdigest()}))
@@ -69,7 +69,6 @@ def test_a_round_trip_keeps_every_weight(
     assert torch.equal(load_openings(bundle)["frames"], openings["frames"])
     assert torch.equal(load_openings(bundle)["actions"], openings["actions"])
     assert load_info(bundle)["num_steps"] == 2
-    assert codec_hash(bundle) == hashlib.sha256((bundle / "codec.safetensors").read_bytes()).hexdigest()
 
 
 def test_float32_is_kept_when_asked_for(tmp_path: Path, make_denoiser: Callable[..., Denoiser]) -> None:
@@ -90,6 +89,16 @@ def test_a_loaded_bundle_saves_to_the_same_bytes(bundle: Path, tmp_path: Path) -
     assert json.loads((tmp_path / "config.json").read_text()) == json.loads((bundle / "config.json").read_text())
 
 
+@pytest.mark.parametrize("part", ["encoder", "decoder"])
+def test_the_identity_of_latents_follows_the_encoder_alone(copy: Path, part: str) -> None:
+    before = codec_hash(copy)
+    codec = load_codec(copy)
+    with torch.no_grad():
+        next(getattr(codec.autoencoder, part).parameters()).add_(1.0)
+    save_bundle(copy, codec=codec)
+    assert (codec_hash(copy) == before) == (part == "decoder")
+
+
 def test_parts_can_be_replaced_one_by_one(copy: Path, make_denoiser: Callable[..., Denoiser]) -> None:
     before = codec_hash(copy)
     save_bundle(copy, denoiser=make_denoiser(seed=1, depth=2))
@@ -99,9 +108,7 @@ def test_parts_can_be_replaced_one_by_one(copy: Path, make_denoiser: Callable[..
     assert not [path for path in copy.iterdir() if path.name.startswith(".")]
 
 
-def test_a_bundle_is_found_by_folder_or_by_name(
-    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_bundle_is_found_by_folder_or_by_name(bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(checkpoint, "ASSETS", tmp_path)
     shutil.copytree(bundle, tmp_path / "someworld")
     assert resolve(str(bundle)) == bundle
@@ -171,9 +178,9 @@ def test_a_signed_file_that_is_no_safetensors_is_named(name: str, copy: Path) ->
 )
 def test_a_config_that_cannot_be_read_is_named(content: bytes, message: str, copy: Path) -> None:
     (copy / "config.json").write_bytes(content)
-    for load in (*LOADERS.values(), load_info, codec_hash):
+    for loader in (*LOADERS.values(), load_info, codec_hash):
         with pytest.raises(CheckpointError, match=f"config.json.*{message}"):
-            load(copy)
+            loader(copy)
 
 
 @pytest.mark.parametrize(

@@ -255,9 +255,7 @@ def test_a_wrong_shape_is_named(
         denoiser.forward_cached(**inputs, cache=denoiser.new_cache(2))
 
 
-def test_actions_must_be_integers(
-    make_denoiser: Callable[..., Denoiser], make_inputs: Callable[..., Inputs]
-) -> None:
+def test_actions_must_be_integers(make_denoiser: Callable[..., Denoiser], make_inputs: Callable[..., Inputs]) -> None:
     denoiser = make_denoiser()
     inputs = make_inputs(denoiser.config, 1, 2)
     with pytest.raises(ActionError, match="integers in 0..7; got torch.float32"):

@@ -53,9 +53,7 @@ def test_what_is_not_a_frame_is_refused(frames: torch.Tensor) -> None:
         to_pixels(frames)
 
 
-@pytest.mark.parametrize(
-    "pixels", [torch.zeros(3, 4, 4, dtype=torch.uint8), torch.zeros(4, 4, 3), torch.zeros(3, 4)]
-)
+@pytest.mark.parametrize("pixels", [torch.zeros(3, 4, 4, dtype=torch.uint8), torch.zeros(4, 4, 3), torch.zeros(3, 4)])
 def test_what_is_not_pixels_is_refused(pixels: torch.Tensor) -> None:
     with pytest.raises(ShapeError, match=r"pixels must be float \(\.\.\., 3, H, W\); got torch\."):
         to_frames(pixels)

@@ -88,11 +88,11 @@ def test_the_loss_is_what_it_says(forced: bool, make_denoiser: Callable[..., Den
             heads = -prediction.reward_logits[b, t].log_softmax(-1)[int(batch["rewards"][b, t])]
             ended = prediction.terminated_logit[b, t].sigmoid()
             heads = heads - (ended if batch["terminated"][b, t] else 1 - ended).log()
-            expected += float(error + 0.5 * heads) / 24
-    assert float(loss) == pytest.approx(expected, rel=1e-4)
+            expected += float((error + 0.5 * heads).detach()) / 24
+    assert float(loss.detach()) == pytest.approx(expected, rel=1e-4)
     is_first = levels > 0.98
     errors = (prediction.clean - latents).square().mean((2, 3, 4))
-    assert float(scalars["error_at_noise"]) == pytest.approx(float(errors[is_first].mean()), rel=1e-4)
+    assert float(scalars["error_at_noise"]) == pytest.approx(float(errors[is_first].mean().detach()), rel=1e-4)
 
 
 def test_rewards_find_the_nearest_class(make_denoiser: Callable[..., Denoiser]) -> None:

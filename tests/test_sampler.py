@@ -164,7 +164,9 @@ def test_one_step_from_noise_is_the_clean_prediction(make_denoiser: Callable[...
     denoiser = make_denoiser()
     sampler = Sampler(denoiser, next_frame_window(), SamplerConfig(num_steps=1))
     state = sampler.begin(draw(denoiser, 1, 3, 1), draw_actions(denoiser, 1, 3, 2), draw(denoiser, 1, 3, 3))
-    found, prediction = sampler.step(state, *(draw_actions(denoiser, 1, 1, 4), *(draw(denoiser, 1, 1, s) for s in (5, 6))))
+    found, prediction = sampler.step(
+        state, *(draw_actions(denoiser, 1, 1, 4), *(draw(denoiser, 1, 1, s) for s in (5, 6)))
+    )
     torch.testing.assert_close(found, prediction.clean)
 
 

@@ -61,6 +61,20 @@ def test_the_opening_and_its_actions_matter(world: WorldModel, openings: Opening
         assert not torch.equal(dream(world, world.reset(other_frames, other_actions, [1]), 1), plain)
 
 
+def test_actions_stand_beside_the_frame_they_lead_to(world: WorldModel, openings: Openings) -> None:
+    """The network hears "none" for the first frame of the opening, and each action with the frame after it."""
+    heard: list[list[int]] = []
+    handle = world.denoiser.embed_action.register_forward_pre_hook(
+        lambda _, inputs: heard.append(inputs[0].tolist()[0])
+    )
+    state = world.reset(openings["frames"][:1, :3], torch.tensor([[5, 3]]), [1])
+    world.step(state, torch.tensor([1]))
+    world.step(state, torch.tensor([2]))
+    handle.remove()
+    # The opening but its last frame; then two denoising steps a frame, the first with the frame before it.
+    assert heard == [[7, 5], [3, 1], [1], [1, 2], [2]]
+
+
 @pytest.mark.parametrize("num_frames", [1, 2, 5, 8])
 def test_an_opening_may_have_any_length(num_frames: int, world: WorldModel, openings: Openings) -> None:
     frames, actions = openings["frames"][:2, :num_frames], openings["actions"][:2, : num_frames - 1]

@@ -113,9 +113,8 @@ def make_bundle(options: BundleOptions) -> dict[str, Any]:
         StorageError: a file cannot be written.
     """
     codec, denoiser = load_codec(options.denoiser), load_denoiser(options.denoiser)
-    counts = {"codec": codec, "denoiser": denoiser}
-    sizes = {name: sum(value.numel() for value in module.state_dict().values()) for name, module in counts.items()}
-    weights_megabytes = 2 * sum(sizes.values()) / MEGABYTE  # a bundle keeps bfloat16
+    numbers = sum(value.numel() for module in (codec, denoiser) for value in module.state_dict().values())
+    weights_megabytes = 2 * numbers / MEGABYTE  # a bundle keeps bfloat16
     if weights_megabytes > options.max_megabytes:
         raise CheckpointError(
             f"the weights in {options.denoiser} take {weights_megabytes:.1f} MB; a bundle may have "
@@ -143,8 +142,8 @@ def make_bundle(options: BundleOptions) -> dict[str, Any]:
     summary = {
         "weights_megabytes": weights_megabytes,
         "openings_megabytes": sum(value.nbytes for value in openings.values()) / MEGABYTE,
-        "codec_parameters": sizes["codec"],
-        "denoiser_parameters": sizes["denoiser"],
+        "codec_parameters": sum(weight.numel() for weight in codec.parameters()),
+        "denoiser_parameters": sum(weight.numel() for weight in denoiser.parameters()),
         "openings": len(maze_seeds),
         "out": str(options.out),
     }

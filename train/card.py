@@ -86,6 +86,8 @@ def command_line(program: str, kind: type, values: dict[str, Any]) -> str:
             words.append(flag if value else "--no-" + name.replace("_", "-"))
         elif isinstance(value, list | tuple):
             words.append(" ".join([flag, *map(str, value)]))
+        elif isinstance(value, float):
+            words.append(f"{flag} {value:.4g}")
         else:
             words.append(f"{flag} {Path(value).name if os.path.isabs(str(value)) else value}")
     return " ".join(words)
@@ -125,7 +127,9 @@ def _figures(report: dict[str, Any]) -> str:
         scalars.append("Action response (share of openings where the picture moves as told): ")
         scalars[-1] += ", ".join(f"{name} {value:.3f}" for name, value in shares.items()) + "."
     if isinstance(report.get("sharpness_ratio"), int | float):
-        scalars.append(f"Sharpness of dreamt frames 200-300 over real play: {report['sharpness_ratio']:.3f}.")
+        scalars.append(
+            f"Sharpness late in long dreams (gradient energy over real play's): {report['sharpness_ratio']:.3f}."
+        )
     cases = (
         f"{report.get('cases', '?')} cases in mazes never trained on, after real context frames, true actions; dB.\n\n"
     )
@@ -196,7 +200,7 @@ Frames of {size} x {size} pixels, {info["fps"]} steps a second. Made {today} by 
 - {sizes["openings"]} real openings to start from, taken from {info["opening_split"]} mazes.
 
 ## Data
-{frames} in {totals["episodes"]} episodes of {totals["mazes"]} mazes; {totals["test_episodes"]} episodes only test.
+{frames} in {totals["episodes"]} episodes of {totals["mazes"]} mazes; test episodes: {totals["test_episodes"]}.
 
 - World: {settings}.
 - Actions: {shares}.

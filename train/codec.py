@@ -4,7 +4,6 @@ Owns the codec's loss and its options. The loop is `train.loop`'s.
 """
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,8 +14,9 @@ from envs.episodes import open_shards
 from train.data import load_frames
 from train.loop import Machine, TrainOptions, start_machine, train_model
 from train.options import options_to_json, parse_options, run_program, save_json
-from worldmodel.checkpoint import save_bundle
+from worldmodel.checkpoint import load_codec, save_bundle
 from worldmodel.codec import Codec
+from worldmodel.errors import CheckpointError, ConfigError
 from worldmodel.frames import to_pixels
 from worldmodel.presets import get_preset
 
@@ -31,15 +31,37 @@ class CodecOptions(TrainOptions):
     """Frames held in memory to train on."""
     test_frames: int = 2_000
     """Held-out frames to measure on."""
+    initial: str | None = None
+    """A bundle to take the first weights from, instead of chance."""
+    decoder_only: bool = False
+    """Leave the encoder of --initial as it is: its latents, and denoisers of them, stay valid."""
+    texture_weight: float = 0.0
+    """Weight of matching the local strength of image gradients: crisper textures for a little PSNR."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.decoder_only and self.initial is None:
+            raise ConfigError("--decoder-only needs --initial, the bundle whose encoder is kept")
+        if self.texture_weight < 0:
+            raise ConfigError(f"texture_weight must be at least 0; got {self.texture_weight}")
+
+
+def local_gradient(pixels: torch.Tensor) -> torch.Tensor:
+    """Return the root mean square of image gradients in 8 x 8 squares, (B, 1, H/8, W/8), of pixels (B, 3, H, W)."""
+    down = F.pad(pixels[..., 1:, :] - pixels[..., :-1, :], (0, 0, 0, 1))
+    right = F.pad(pixels[..., 1:] - pixels[..., :-1], (0, 1))
+    return (F.avg_pool2d((down.square() + right.square()).mean(1, keepdim=True), 8) + 1e-5).sqrt()
 
 
 class CodecLoss(nn.Module):
-    """Reconstruction loss: squared error, absolute error, and the error of image gradients, with latents kept small."""
+    """Reconstruction loss: squared error, absolute error, error and local strength of gradients; latents kept small."""
 
-    def __init__(self, codec: Codec) -> None:
-        """Wrap the codec to be trained."""
+    def __init__(self, codec: Codec, decoder_only: bool = False, texture_weight: float = 0.0) -> None:
+        """Wrap the codec to be trained; `decoder_only` and `texture_weight` as in `CodecOptions`."""
         super().__init__()
         self.codec = codec
+        self.decoder_only = decoder_only
+        self.texture_weight = texture_weight
 
     def forward(self, pixels: torch.Tensor, jitter: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """Return the loss and scalars.
@@ -48,14 +70,16 @@ class CodecLoss(nn.Module):
             pixels: float (B, 3, H, W) in [-1, 1].
             jitter: standard normal (B, C, h, w); the decoder must stand a little noise, the denoiser is not exact.
         """
-        raw = self.codec.encode_raw(pixels)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.decoder_only):
+            raw = self.codec.encode_raw(pixels)
         scale = raw.detach().float().std()
         decoded = self.codec.decode_raw(raw + 0.04 * scale * jitter.to(raw.dtype)).float()
         error = decoded - pixels
         squared = error.square().mean()
         edges = F.l1_loss(error[..., 1:, :], error[..., :-1, :]) + F.l1_loss(error[..., 1:], error[..., :-1])
-        size = raw.float().square().mean()
-        loss = squared + 0.05 * error.abs().mean() + 0.05 * edges + 1e-4 * size
+        loss = squared + 0.05 * error.abs().mean() + 0.05 * edges + 1e-4 * raw.float().square().mean()
+        if self.texture_weight > 0:
+            loss = loss + self.texture_weight * F.l1_loss(local_gradient(decoded), local_gradient(pixels))
         return loss, {"psnr": 10 * torch.log10(4.0 / squared.detach()), "latent_scale": scale}
 
 
@@ -89,9 +113,13 @@ def train_codec(options: CodecOptions, machine: Machine) -> dict[str, Any]:
     split = {name: [s for s in shards if s.split == name] for name in ("train", "test")}
     frames = load_frames(split["train"] or shards, options.max_frames, options.seed)
     torch.manual_seed(options.seed)
-    codec = Codec(config).to(memory_format=torch.channels_last)
-    loss = CodecLoss(codec)
-    optimizer = torch.optim.AdamW(loss.parameters(), lr=options.learning_rate, betas=(0.9, 0.98), weight_decay=1e-4)
+    codec = Codec(config) if options.initial is None else load_codec(options.initial).train()
+    if codec.config != config:
+        raise CheckpointError(f"the codec of {options.initial} is {codec.config}; {options.preset!r} is {config}")
+    codec = codec.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # not in its stubs
+    loss = CodecLoss(codec, options.decoder_only, options.texture_weight)
+    trained = codec.autoencoder.decoder if options.decoder_only else codec
+    optimizer = torch.optim.AdamW(trained.parameters(), lr=options.learning_rate, betas=(0.9, 0.98), weight_decay=1e-4)
     if machine.device.type == "cuda":
         frames = frames.to(machine.device)
 
@@ -103,7 +131,8 @@ def train_codec(options: CodecOptions, machine: Machine) -> dict[str, Any]:
     averaged, summary = train_model(options, machine, loss, [optimizer], sample, options.batch_size)
     if machine.is_main:
         best = averaged.codec.eval()
-        set_latent_scale(best, frames[torch.randperm(len(frames))[:4096].to(frames.device)], machine.device)
+        if not options.decoder_only:
+            set_latent_scale(best, frames[torch.randperm(len(frames))[:4096].to(frames.device)], machine.device)
         held_out = load_frames(split["test"] or shards, options.test_frames, options.seed)
         # What ships is bfloat16: measure that, and let latents be made by exactly that.
         best.to(torch.bfloat16).to(torch.float32)

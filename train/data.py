@@ -1,7 +1,7 @@
 """From episodes on disk to what training reads.
 
-Owns: a sample of frames for the codec, latents of a recording encoded once per shard, and clips cut from them. Knows the
-episode files and the codec; knows no loss.
+Owns: a sample of frames for the codec, latents of a recording encoded once per shard, and clips cut from them. Knows
+the episode files and the codec; knows no loss.
 """
 
 from dataclasses import dataclass
@@ -19,6 +19,8 @@ from worldmodel.devices import has_fast_bfloat16
 from worldmodel.errors import DataError
 from worldmodel.files import write_file
 from worldmodel.frames import to_pixels
+
+LATENT_FIELDS = ("latents", "actions", "rewards", "terminated")
 
 
 def list_episodes(shards: list[ShardInfo]) -> list[EpisodeInfo]:
@@ -85,7 +87,7 @@ def encode_recording(codec: Codec, data: Path, out: Path, device: torch.device, 
         path = out / f"{shard.path.stem}.{codec_hash[:12]}.safetensors"
         if path.is_file():
             continue
-        content: dict[str, list[torch.Tensor]] = {k: [] for k in ("latents", "actions", "rewards", "terminated")}
+        content: dict[str, list[torch.Tensor]] = {name: [] for name in LATENT_FIELDS}
         lengths = []
         for episode in shard.episodes:
             try:
@@ -138,9 +140,13 @@ class LatentData:
         parts = []
         for path in paths:
             try:
-                parts.append(load_file(path))
+                part = load_file(path)
             except (SafetensorError, OSError) as error:
                 raise DataError(f"{path} is damaged ({error}): delete it and run again") from error
+            sizes = {name: len(value) for name, value in part.items() if name != "lengths"}
+            if part.keys() != {*LATENT_FIELDS, "lengths"} or {*sizes.values()} != {int(part["lengths"].sum())}:
+                raise DataError(f"{path} is damaged (it holds {sizes}): delete it and run again")
+            parts.append(part)
         joined = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
         lengths = joined.pop("lengths")
         return cls(**joined, starts=lengths.cumsum(0) - lengths, lengths=lengths)

@@ -1,18 +1,20 @@
 """The training loop that all training programs share, as functions.
 
-Owns: device, processes, learning-rate course, EMA, progress, TensorBoard, and a training state that survives kill -9. Does
-not know what is trained: a program hands in a loss over batches. All chance of step k on process r comes from
+Owns: device, processes, learning-rate course, EMA, progress, TensorBoard, and a training state that survives kill -9.
+Does not know what is trained: a program hands in a loss over batches. All chance of step k on process r comes from
 (seed, k, r), so that a resumed run sees the data and the noise that the unbroken run would have seen.
 """
 
 import contextlib
+import datetime
 import json
+import math
 import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import torch
@@ -27,6 +29,7 @@ from worldmodel.errors import CheckpointError, ConfigError, MissingPackageError
 from worldmodel.files import write_file
 
 STATE_FILE = "training.safetensors"
+Model = TypeVar("Model", bound=nn.Module)
 
 
 @dataclass(frozen=True)
@@ -63,9 +66,10 @@ class TrainOptions:
     """Time between saved states."""
 
     def __post_init__(self) -> None:
-        if self.minutes <= 0 or (self.steps is not None and self.steps < 1):
+        if not self.minutes > 0 or (self.steps is not None and self.steps < 1):  # not: NaN must fail as well
             raise ConfigError(f"minutes must be above 0 and steps at least 1; got {self.minutes}, {self.steps}")
-        if self.batch_size < 1 or self.learning_rate <= 0 or not 0 <= self.ema < 1 or not 0 <= self.decay_share <= 1:
+        is_fine = self.batch_size >= 1 and self.learning_rate > 0
+        if not is_fine or not 0 <= self.ema < 1 or not 0 <= self.decay_share <= 1:
             raise ConfigError(
                 "batch_size must be at least 1, learning_rate above 0, ema in [0, 1), decay_share in [0, 1]; got "
                 f"{self.batch_size}, {self.learning_rate}, {self.ema}, {self.decay_share}"
@@ -108,7 +112,9 @@ def start_machine(device_name: str) -> Machine:
         torch.set_float32_matmul_precision("high")
     owns_group = world_size > 1 and not torch.distributed.is_initialized()
     if owns_group:
-        torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        backend = "nccl" if device.type == "cuda" else "gloo"
+        # The others wait while the main process encodes a recording, which may take an hour.
+        torch.distributed.init_process_group(backend, timeout=datetime.timedelta(hours=6))
     dtype = torch.bfloat16 if has_fast_bfloat16(device) else None
     return Machine(device, rank, world_size, dtype, owns_group)
 
@@ -187,12 +193,12 @@ def _writer(folder: Path) -> Any:
 def train_model(
     options: TrainOptions,
     machine: Machine,
-    model: nn.Module,
+    model: Model,
     optimizers: list[torch.optim.Optimizer],
     sample_batch: Callable[[torch.Generator], dict[str, torch.Tensor]],
     frames_per_step: int,
     flops_per_step: float = 0.0,
-) -> tuple[nn.Module, dict[str, Any]]:
+) -> tuple[Model, dict[str, Any]]:
     """Train until the time or the steps are over, saving states on the way.
 
     Args:
@@ -205,10 +211,12 @@ def train_model(
         flops_per_step: floating-point operations a step and process, for the rate shown; 0 leaves it out.
 
     Returns:
-        the model with averaged weights, and a summary: steps, minutes, frames, frames_per_s, and the last logged values.
+        the model with averaged weights, and a summary: steps, minutes, frames, frames_per_s, and the last logged
+        values.
 
     Raises:
         CheckpointError: --resume without a readable state, or of another model.
+        ConfigError: the training diverged (a loss or gradient that is not finite); the last state is kept.
         StorageError: the state cannot be written.
     """
     options.out.mkdir(parents=True, exist_ok=True)
@@ -222,33 +230,40 @@ def train_model(
             average.load_state_dict(state["average"])
             for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
                 optimizer.load_state_dict(saved)
-        except (KeyError, ValueError, RuntimeError) as error:
-            raise CheckpointError(f"{options.out / STATE_FILE} is of another model: {error}") from error
-        step, seconds_before = state["step"], state["seconds"]
+            step, seconds_before = int(state["step"]), float(state["seconds"])
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise CheckpointError(
+                f"{options.out / STATE_FILE} is of another model ({reason}): resume with the options of the run that "
+                "wrote it, or choose another --out"
+            ) from error
     peaks = [[group.get("peak_lr", group["lr"]) for group in optimizer.param_groups] for optimizer in optimizers]
     for optimizer, rates in zip(optimizers, peaks, strict=True):
         for group, rate in zip(optimizer.param_groups, rates, strict=True):
             group["peak_lr"] = rate
-    runner = compile_model(model) if options.compile else model
+    runner: nn.Module = compile_model(model, machine.device) if options.compile else model
     if machine.world_size > 1:
         ids = [machine.device.index] if machine.device.type == "cuda" else None
         runner = nn.parallel.DistributedDataParallel(runner, device_ids=ids)
     writer = _writer(options.out) if machine.is_main else None
     bar = tqdm(total=options.steps, initial=step, disable=not machine.is_main, unit="step", mininterval=2.0)
     started = last_saved = time.monotonic()
-    first_step, logs, fast_from = step, {}, (0, started)
+    first_step, logs, fast_from = step, {}, (step, started)
 
     def save_now() -> None:
+        if not math.isfinite(health := float(loss + norm)):
+            raise ConfigError(
+                f"training diverged before step {step} (loss + gradient norm is {health}); the state saved before is "
+                f"kept: go on from it with --resume, or start again with a learning rate below {options.learning_rate}"
+            )
         if machine.is_main:
             saved = {"model": model.state_dict(), "average": average.state_dict(), "step": step}
             saved |= {"optimizers": [o.state_dict() for o in optimizers], "seconds": seconds_before + elapsed}
             save_state(options.out, saved)
 
-    elapsed = 0.0
-    for step in _steps(step, options, machine, lambda: seconds_before + time.monotonic() - started):
-        elapsed = time.monotonic() - started
-        done = step / options.steps if options.steps else (seconds_before + elapsed) / (60 * options.minutes)
-        factor = rate_at(done, options.decay_share, step)
+    elapsed, loss, norm = 0.0, torch.zeros(()), torch.zeros(())
+    for step, progress in _steps(first_step, options, machine, lambda: seconds_before + time.monotonic() - started):
+        factor = rate_at(progress, options.decay_share, step)
         for optimizer in optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = group["peak_lr"] * factor
@@ -289,27 +304,31 @@ def train_model(
         torch.distributed.destroy_process_group()
     minutes = (seconds_before + elapsed) / 60
     summary = {"steps": step, "minutes": minutes, "frames": step * frames_per_step * machine.world_size, **logs}
-    return average.module, summary
+    return cast(Model, average.module), summary
 
 
-def _steps(step: int, options: TrainOptions, machine: Machine, seconds: Callable[[], float]) -> Iterator[int]:
-    """Yield step numbers until the run is over; the main process decides for all."""
+def _steps(
+    step: int, options: TrainOptions, machine: Machine, seconds: Callable[[], float]
+) -> Iterator[tuple[int, float]]:
+    """Yield step numbers and the share of the run that is over, until it is; the main process' clock counts for all."""
     while True:
-        is_over = step >= options.steps if options.steps else seconds() >= 60 * options.minutes
-        if machine.world_size > 1:
-            flag = torch.tensor(float(is_over), device=machine.device)
-            torch.distributed.broadcast(flag, 0)
-            is_over = bool(flag.item())
-        if is_over:
+        progress = step / options.steps if options.steps else seconds() / (60 * options.minutes)
+        if machine.world_size > 1:  # processes with clocks of their own would train at rates of their own
+            shared = torch.tensor(progress, device=machine.device, dtype=torch.float64)
+            torch.distributed.broadcast(shared, 0)
+            progress = shared.item()
+        if progress >= 1:
             return
-        yield step
+        yield step, progress
         step += 1
 
 
-def compile_model(model: nn.Module) -> nn.Module:
-    """Return the model compiled; the model itself, with a notice, where no compiler works."""
+def compile_model(model: nn.Module, device: torch.device) -> nn.Module:
+    """Return the model compiled for the device; the model itself, with a notice, where no compiler works."""
     try:
-        return torch.compile(model, dynamic=False)
-    except RuntimeError as error:
-        print(f"not compiled: {error}")
+        torch.compile(torch.sin)(torch.ones(8, device=device))  # a missing compiler shows only in a call
+    except Exception as error:  # every backend has its own errors
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        print(f"not compiled, training goes on slower: {reason}")
         return model
+    return cast(nn.Module, torch.compile(model, dynamic=False))

@@ -1,11 +1,11 @@
 """Frame-causal attention over a clip, and over a clip plus cached memory.
 
-Owns rotary positions, the two visibility rules and three ways to compute the same attention: dense (the reference), chunked
-(training) and cached (play). Reads a cache, never writes one. Knows no noise, no actions.
+Owns rotary positions, the two visibility rules and three ways to compute the same attention: dense (the reference),
+chunked (training) and cached (play). Reads a cache, never writes one. Knows no noise, no actions.
 
 Each frame has P patch tokens and S summary tokens, in this order. Within a frame every token sees every token. Across
-frames a `recent` layer sees the patch tokens of the last `reach` frames; a `memory` layer sees the summary tokens of the
-last `reach` frames. So older frames survive only in their summaries: learned, bounded compression.
+frames a `recent` layer sees the patch tokens of the last `reach` frames; a `memory` layer sees the summary tokens of
+the last `reach` frames. So older frames survive only in their summaries: learned, bounded compression.
 """
 
 import math
@@ -155,11 +155,13 @@ class FrameAttention(nn.Module):
         self, x: torch.Tensor, rotary: tuple[torch.Tensor, torch.Tensor]
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Return rotated queries, rotated keys and values, each (B, T, H, N, d), of tokens x (B, T, N, D)."""
-        q, k, v = rearrange(self.to_qkv(x), "b t n (s h d) -> s b t h n d", s=3, h=self.heads)
-        shape = (q.shape[-1],)
-        q = F.rms_norm(q.float(), shape) * self.q_scale
-        k = F.rms_norm(k.float(), shape) * self.k_scale
-        return rotate(q, rotary).to(v.dtype), rotate(k, rotary).to(v.dtype), v
+        qk, v = rearrange(self.to_qkv(x), "b t n (s h d) -> s b t h n d", s=3, h=self.heads).split((2, 1))
+        scale = torch.stack([self.q_scale, self.k_scale])[:, None, None, None, None]
+        qk = (
+            F.rms_norm(qk.float(), qk.shape[-1:]) * scale.float()
+        )  # both at once: in play, calls cost more than arithmetic
+        q, k = rotate(qk, rotary).to(v.dtype)
+        return q, k, v[0]
 
     def merge(self, out: torch.Tensor) -> torch.Tensor:
         """Join heads (B, T, H, N, d) and project to (B, T, N, D)."""

@@ -98,7 +98,9 @@ def _read_config(folder: Path) -> dict[str, Any]:
         )
     for name in ("files", "info"):
         if not isinstance(config.get(name, {}), dict):
-            raise CheckpointError(f"{folder / 'config.json'}: {name} is {config[name]!r}, not a table; restore the bundle")
+            raise CheckpointError(
+                f"{folder / 'config.json'}: {name} is {config[name]!r}, not a table; restore the bundle"
+            )
     return config
 
 
@@ -211,8 +213,15 @@ def load_info(name_or_folder: str | Path) -> dict[str, Any]:
 
 
 def codec_hash(name_or_folder: str | Path) -> str:
-    """Return the SHA-256 of the bundle's codec weights, the identity of its latents."""
+    """Return the SHA-256 of the encoder's weights and the latent scale: the identity of latents.
+
+    Training the decoder further leaves it as it is, so latents and denoisers stay valid.
+    """
     folder = resolve(name_or_folder)
-    config = _read_config(folder)
-    _read_tensors(folder, config, "codec")
-    return str(config["files"]["codec"])
+    tensors = _read_tensors(folder, _read_config(folder), "codec")
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        if name.startswith(("autoencoder.encoder.", "latent_")):
+            digest.update(name.encode())
+            digest.update(tensors[name].contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

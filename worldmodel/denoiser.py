@@ -1,12 +1,13 @@
 """The denoiser: a frame-causal diffusion transformer with one noise level per frame.
 
-Owns the network: noisy latents, levels, incoming actions and the previous frames in; clean latents, reward and termination
-out. Reads a `MemoryCache`, never writes one. Knows no schedule, no sampler, no loss.
+Owns the network: noisy latents, levels, incoming actions and the previous frames in; clean latents, reward and
+termination out. Reads a `MemoryCache`, never writes one. Knows no schedule, no sampler, no loss.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from einops import rearrange, repeat
@@ -155,7 +156,8 @@ class Denoiser(nn.Module):
         self.embed_level = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
         self.embed_previous_level = nn.Linear(width * config.num_previous, width)
         self.to_condition = nn.Linear(width, 6 * width)
-        self.blocks = nn.ModuleList([Block(config, index) for index in range(config.depth)])
+        blocks = nn.ModuleList([Block(config, index) for index in range(config.depth)])
+        self.blocks = cast("Sequence[Block]", blocks)  # ModuleList does not tell the type of its members
         self.rotary = RotaryPosition(width // config.heads, config.latent_size // config.patch, config.num_summary)
         self.final_modulation = nn.Linear(width, 2 * width)
         self.to_clean = nn.Linear(width, config.latent_channels * patch_area)
@@ -214,7 +216,7 @@ class Denoiser(nn.Module):
         )
 
     def flops_per_frame(self, clip_frames: int) -> float:
-        """Return the floating-point operations of one frame's forward pass inside clips, dense attention counted as seen."""
+        """Return the floating-point operations of one frame's forward pass inside clips; attention as far as seen."""
         config = self.config
         tokens = config.num_patches + config.num_summary
         matrices = sum(p.numel() for b in self.blocks for n, p in b.named_parameters() if n.endswith("weight"))

@@ -56,8 +56,8 @@ def noise_from_clean(noisy: torch.Tensor, clean: torch.Tensor, levels: torch.Ten
 def move_level(noisy: torch.Tensor, clean: torch.Tensor, before: torch.Tensor, after: torch.Tensor) -> torch.Tensor:
     """Take one deterministic (Euler / DDIM) step from level `before` to level `after` towards a clean prediction.
 
-    On the linear path x_after = clean + (after / before) (x_before - clean), exact when the prediction is. A frame whose
-    `before` is 0 is returned unchanged.
+    On the linear path x_after = clean + (after / before) (x_before - clean), exact when the prediction is. A frame
+    whose `before` is 0 stays as it is.
 
     Args:
         noisy: float (B, T, ...), the frames at `before`.

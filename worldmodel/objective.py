@@ -81,9 +81,7 @@ def sample_chance(
     }
 
 
-def stack_previous(
-    frames: torch.Tensor, levels: torch.Tensor, num_previous: int
-) -> tuple[torch.Tensor, torch.Tensor]:
+def stack_previous(frames: torch.Tensor, levels: torch.Tensor, num_previous: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Return for each frame the frames before it, nearest first; zeros at level 1 before the first.
 
     Args:
@@ -104,6 +102,8 @@ def stack_previous(
 
 class DenoiserLoss(nn.Module):
     """The loss of a denoiser over clips, as a module so that it compiles and parallelizes whole."""
+
+    reward_values: torch.Tensor
 
     def __init__(self, denoiser: Denoiser, config: ObjectiveConfig, chunk: int | None = 8) -> None:
         """Wrap the denoiser to be trained; `chunk` as in `Denoiser.forward`."""
@@ -139,7 +139,10 @@ class DenoiserLoss(nn.Module):
         source = latents
         if self.config.own_share > 0:
             with torch.no_grad():
-                first = self._predict(noisy, levels, latents, context_noise, context_levels, is_forced, actions)
+                # The model's own frame is one it had to make from noise, so that it carries real errors.
+                own_levels = torch.where(is_own, torch.ones_like(levels), levels)
+                own_noisy = add_noise(latents, noise, own_levels)
+                first = self._predict(own_noisy, own_levels, latents, context_noise, context_levels, is_forced, actions)
                 source = torch.where(expand_levels(is_own, latents), first.clean.to(latents.dtype), latents)
                 is_context = is_own & (levels <= self.config.context_noise)
                 noisy = torch.where(expand_levels(is_context, noisy), add_noise(source, noise, levels), noisy)

@@ -103,7 +103,8 @@ class WorldModel:
         if dtype is None:
             dtype = torch.bfloat16 if has_fast_bfloat16(self.device) else torch.float32
         self.dtype = dtype
-        self.codec = copy.deepcopy(codec).to(self.device, dtype, memory_format=torch.channels_last).eval()
+        own = copy.deepcopy(codec).to(self.device, dtype)
+        self.codec = own.to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload]  # not in its stubs
         self.denoiser = copy.deepcopy(denoiser).to(self.device, dtype).eval()
         self.config = SamplerConfig(
             num_steps=self.info.get("num_steps", DEFAULT_STEPS) if num_steps is None else num_steps,
@@ -111,7 +112,9 @@ class WorldModel:
         )
         self.window = next_frame_window() if window is None else window
         if self.window.stride != 1:
-            raise WindowError(f"a world makes one frame a step; got a window of stride {self.window.stride}: use stride 1")
+            raise WindowError(
+                f"a world makes one frame a step; got a window of stride {self.window.stride}: use stride 1"
+            )
         self.sampler = Sampler(self.denoiser, self.window, self.config, memory_frames)
         self.memory_frames = self.sampler.memory_frames
 
@@ -221,8 +224,8 @@ class WorldModel:
         is_known = all(0 <= row < state.num_dreams for row in rows) and len(set(rows)) == len(rows)
         if not is_known or len(rows) != other.num_dreams:
             raise ShapeError(
-                f"put takes different rows from 0 to {state.num_dreams - 1}, one for each of the {other.num_dreams} new "
-                f"dreams; got {rows}"
+                f"put takes different rows from 0 to {state.num_dreams - 1}, one for each of the {other.num_dreams} "
+                f"new dreams; got {rows}"
             )
         state.dream.put(torch.tensor(rows, device=self.device), other.dream)
         for row, generator in zip(rows, other.generators, strict=True):

@@ -1,0 +1,207 @@
+"""The dream as a Gymnasium environment: the contract of the real world, and one clear error for each misuse."""
+
+import json
+import shutil
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+from gymnasium.utils.env_checker import check_env
+
+from envs.actions import LABMAZE_ACTIONS
+from envs.dream import DreamEnv
+from worldmodel.checkpoint import save_bundle
+from worldmodel.denoiser import Denoiser
+from worldmodel.errors import ActionError, CheckpointError, ConfigError, DeviceError, SeedError, StateError
+
+
+@pytest.fixture
+def make_env(bundle: Path) -> Callable[..., DreamEnv]:
+    return lambda **settings: DreamEnv(**{"checkpoint": str(bundle), "device": "cpu", "num_steps": 1, **settings})
+
+
+def play(env: DreamEnv, actions: list[int]) -> list[tuple[bytes, float, bool, bool]]:
+    results = (env.step(action) for action in actions)
+    return [(r[0].tobytes(), float(r[1]), r[2], r[3]) for r in results]
+
+
+def test_gymnasium_accepts_it(make_env: Callable[..., DreamEnv]) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warnings.filterwarnings("ignore", message=".*(not within the range of an Env|spec|unwrapped).*")
+        check_env(make_env())
+
+
+def test_it_is_registered_and_knows_its_openings(bundle: Path, openings: dict[str, torch.Tensor]) -> None:
+    env = gymnasium.make("envs:Dream/LabMaze-v0", checkpoint=str(bundle), device="cpu", num_steps=1)
+    for opening in range(3):
+        frame, info = env.reset(seed=0, options={"opening": opening})
+        assert info == {"opening": opening}
+        assert np.array_equal(frame, openings["frames"][opening, -1].numpy())
+    assert np.array_equal(env.render(), frame)
+    frame, reward, terminated, truncated, _ = env.step(3)
+    assert (frame.shape, frame.dtype) == ((32, 32, 3), np.uint8)
+    assert (type(reward), type(terminated), type(truncated)) == (float, bool, bool)
+    assert np.array_equal(env.render(), frame)
+    env.close()
+
+
+def test_spaces_are_those_of_the_real_world(make_env: Callable[..., DreamEnv]) -> None:
+    pytest.importorskip("mujoco")
+    pytest.importorskip("labmaze")
+    real = gymnasium.make("envs:Real/LabMaze-v0", image_size=32)
+    dream = make_env()
+    assert dream.observation_space == real.observation_space
+    assert dream.action_space == real.action_space
+    assert dream.metadata["render_fps"] == real.metadata["render_fps"]
+    assert dream.get_keys_to_action() == LABMAZE_ACTIONS.keys_to_action
+    real.close()
+
+
+def test_equal_seeds_and_actions_give_equal_dreams(make_env: Callable[..., DreamEnv]) -> None:
+    actions = [1, 3, 5, 0, 2, 4, 6, 1]
+    first, second = make_env(), make_env()
+    (a, info_a), (b, info_b) = first.reset(seed=7), second.reset(seed=7)
+    assert np.array_equal(a, b)
+    assert info_a == info_b
+    kept = play(first, actions)
+    assert play(second, actions) == kept
+    first.reset(seed=7)
+    assert play(first, actions) == kept
+    first.reset(seed=7)
+    assert play(first, [*actions[:-1], 3])[:-1] == kept[:-1]
+    first.reset(seed=8, options={"opening": info_a["opening"]})
+    assert play(first, actions)[0] != kept[0]
+    first.reset()
+    again = play(first, actions)
+    first.reset()
+    assert play(first, actions) != again, "without a seed the random stream goes on"
+
+
+def test_every_opening_is_drawn(make_env: Callable[..., DreamEnv]) -> None:
+    env = make_env()
+    assert env.num_openings == 3
+    assert {env.reset(seed=seed)[1]["opening"] for seed in range(20)} == {0, 1, 2}
+
+
+def test_frames_are_the_callers_own(make_env: Callable[..., DreamEnv]) -> None:
+    env = make_env()
+    frame, _ = env.reset(seed=1)
+    later = env.step(1)[0]
+    frame[:], later[:] = 0, 0
+    assert env.render().any()
+    again, _ = env.reset(seed=1)
+    assert again.any()
+
+
+def test_an_episode_is_truncated_after_its_steps_and_can_be_reset(make_env: Callable[..., DreamEnv]) -> None:
+    env = make_env(max_episode_steps=3)
+    for _ in range(2):
+        env.reset(seed=0)
+        assert [env.step(0)[3] for _ in range(4)] == [False, False, True, True]
+    forever = make_env()
+    forever.reset(seed=0)
+    assert not any(forever.step(0)[3] for _ in range(5))
+
+
+def test_a_snapshot_can_be_gone_back_to_as_often_as_one_likes(make_env: Callable[..., DreamEnv]) -> None:
+    env = make_env(max_episode_steps=6)
+    env.reset(seed=3)
+    play(env, [1, 1])
+    snapshot, frame = env.snapshot(), env.render()
+    ahead = play(env, [3, 3, 1, 0])
+    assert ahead[-1][3], "truncated at the sixth step"
+    for _ in range(2):
+        assert np.array_equal(env.restore(snapshot), frame)
+        assert np.array_equal(env.render(), frame)
+        assert play(env, [3, 3, 1, 0]) == ahead
+    other = make_env(max_episode_steps=6)
+    other.reset(seed=9)
+    other.restore(snapshot)
+    assert play(other, [3, 3, 1, 0]) == ahead
+
+
+def test_what_the_player_shows(make_env: Callable[..., DreamEnv]) -> None:
+    env = make_env(memory_frames=5, num_steps=2)
+    assert (env.memory_used, env.memory_frames, env.num_steps, env.fps) == (0, 5, 2, 15)
+    assert env.device == torch.device("cpu")
+    env.reset(seed=0)
+    assert env.memory_used == 5
+    assert make_env(num_steps=None).num_steps == 2  # what the bundle says
+
+
+def test_calls_in_the_wrong_order(make_env: Callable[..., DreamEnv]) -> None:
+    env = make_env()
+    for call, name in ((lambda: env.step(0), "step"), (env.render, "render"), (env.snapshot, "snapshot")):
+        with pytest.raises(
+            StateError, match=rf"{name} was called before the first reset; call reset\(seed=...\) first"
+        ):
+            call()
+    assert make_env(render_mode=None).render() is None
+
+
+@pytest.mark.parametrize("action", [7, -1, 1.0, float("nan"), None, "forward", np.array([1, 2]), np.float32(2)])
+def test_an_action_that_does_not_exist_leaves_the_dream_alone(action: Any, make_env: Callable[..., DreamEnv]) -> None:
+    env, other = make_env(), make_env()
+    env.reset(seed=1)
+    other.reset(seed=1)
+    with pytest.raises(ActionError, match="takes an integer from 0 to 6|from 0 to 6"):
+        env.step(action)
+    assert play(env, [1, 2]) == play(other, [1, 2])
+
+
+@pytest.mark.parametrize("action", [3, np.int64(3), np.array(3), torch.tensor(3)], ids=repr)
+def test_integers_of_any_kind_are_actions(action: Any, make_env: Callable[..., DreamEnv]) -> None:
+    env, other = make_env(), make_env()
+    env.reset(seed=1)
+    other.reset(seed=1)
+    assert play(env, [action]) == play(other, [3])
+
+
+@pytest.mark.parametrize("seed", [-1, 1.5, "1", True])
+def test_a_bad_seed_is_named(seed: Any, make_env: Callable[..., DreamEnv]) -> None:
+    with pytest.raises(SeedError, match=f"seed must be a whole number of at least 0; got {seed!r}"):
+        make_env().reset(seed=seed)
+
+
+@pytest.mark.parametrize("options", [{"opening": 3}, {"opening": -1}, {"opening": "first"}, {"maze": 1}])
+def test_a_bad_reset_option_is_named(options: dict[str, Any], make_env: Callable[..., DreamEnv]) -> None:
+    with pytest.raises(ConfigError, match="reset options accept only 'opening' from 0 to 2; got"):
+        make_env().reset(seed=0, options=options)
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "message"),
+    [
+        ({"render_mode": "human"}, ConfigError, "render_mode 'human' is not accepted"),
+        ({"max_episode_steps": 0}, ConfigError, "max_episode_steps must be at least 1 or None; got 0"),
+        ({"num_steps": 0}, ConfigError, "num_steps must be"),
+        ({"memory_frames": 0}, ConfigError, "memory_frames must be"),
+        ({"device": "nowhere"}, DeviceError, "unknown device 'nowhere'"),
+        ({"checkpoint": "nowhere"}, CheckpointError, "no checkpoint 'nowhere'"),
+    ],
+)
+def test_a_bad_setting_is_named(
+    settings: dict[str, Any], error: type[Exception], message: str, make_env: Callable[..., DreamEnv]
+) -> None:
+    with pytest.raises(error, match=message):
+        make_env(**settings)
+
+
+def test_a_bundle_that_is_no_dream_of_a_known_world(
+    bundle: Path, tmp_path: Path, make_env: Callable[..., DreamEnv], make_denoiser: Callable[..., Denoiser]
+) -> None:
+    other = Path(shutil.copytree(bundle, tmp_path / "other"))
+    config = json.loads((other / "config.json").read_text())
+    (other / "config.json").write_text(json.dumps({**config, "info": {"world": "Tetris"}}))
+    with pytest.raises(CheckpointError, match=r"dreams of 'Tetris'; known worlds: \['LabMaze'\]"):
+        make_env(checkpoint=str(other))
+    (other / "config.json").write_text(json.dumps(config))
+    save_bundle(other, denoiser=make_denoiser(num_actions=4))
+    with pytest.raises(CheckpointError, match="takes 4 actions; LabMaze has 7"):
+        make_env(checkpoint=str(other))
