@@ -452,3 +452,11 @@ def test_two_processes_are_one_training(recording: Path, codec_folder: Path, tmp
     train_denoiser(alone, start_machine("cpu"))
     found, expected = weights(both.out), weights(alone.out)
     assert any(not torch.equal(found[name], value) for name, value in expected.items())
+
+
+def test_a_training_is_not_overwritten_by_a_new_one(tmp_path: Path) -> None:
+    train_slope(tmp_path, 3)
+    before = (tmp_path / STATE_FILE).read_bytes()
+    with pytest.raises(CheckpointError, match="holds a training already: add --resume"):
+        train_slope(tmp_path, 3)
+    assert (tmp_path / STATE_FILE).read_bytes() == before

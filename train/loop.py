@@ -215,7 +215,7 @@ def train_model(
         values.
 
     Raises:
-        CheckpointError: --resume without a readable state, or of another model.
+        CheckpointError: a state and no --resume; --resume without a readable state, or with one of another model.
         ConfigError: the training diverged (a loss or gradient that is not finite); the last state is kept.
         StorageError: the state cannot be written.
     """
@@ -237,6 +237,11 @@ def train_model(
                 f"{options.out / STATE_FILE} is of another model ({reason}): resume with the options of the run that "
                 "wrote it, or choose another --out"
             ) from error
+    elif (options.out / STATE_FILE).is_file():
+        raise CheckpointError(
+            f"{options.out / STATE_FILE} holds a training already: add --resume to go on, choose another --out, "
+            "or delete it"
+        )
     peaks = [[group.get("peak_lr", group["lr"]) for group in optimizer.param_groups] for optimizer in optimizers]
     for optimizer, rates in zip(optimizers, peaks, strict=True):
         for group, rate in zip(optimizer.param_groups, rates, strict=True):
@@ -251,7 +256,7 @@ def train_model(
     first_step, logs, fast_from = step, {}, (step, started)
 
     def save_now() -> None:
-        if not math.isfinite(health := float(loss + norm)):
+        if not math.isfinite(health := float(loss.detach() + norm)):
             raise ConfigError(
                 f"training diverged before step {step} (loss + gradient norm is {health}); the state saved before is "
                 f"kept: go on from it with --resume, or start again with a learning rate below {options.learning_rate}"
