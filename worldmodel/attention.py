@@ -85,7 +85,7 @@ def rotate(x: torch.Tensor, rotary: tuple[torch.Tensor, torch.Tensor]) -> torch.
 
 
 def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-    """Softmax attention with an additive bias; on the CPU written out, which its compiler fuses better than the kernel.
+    """Softmax attention with an additive bias; for CPU training written out: the kernel is slow backward.
 
     Args:
         q: (..., Q, d).
@@ -93,7 +93,7 @@ def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, bias: torch.Tensor
         v: (..., K, d).
         bias: float, broadcastable to (..., Q, K); -inf hides a key.
     """
-    if q.is_cuda:
+    if q.is_cuda or not torch.is_grad_enabled():
         return F.scaled_dot_product_attention(q, k, v, attn_mask=None if bias is None else bias.to(q.dtype))
     scores = torch.matmul(q, k.transpose(-1, -2)).float() * q.shape[-1] ** -0.5
     if bias is not None:

@@ -14,7 +14,7 @@ from einops import rearrange, repeat
 from torch import nn
 from torch.nn import functional as F
 
-from worldmodel.attention import FrameAttention, RotaryPosition
+from worldmodel.attention import FrameAttention, Kind, RotaryPosition
 from worldmodel.cache import MemoryCache
 from worldmodel.errors import ActionError, ConfigError, ShapeError
 
@@ -131,14 +131,19 @@ class Block(nn.Module):
         )
         self.modulation = nn.Parameter(torch.zeros(6, config.width))
 
-    def modulate(self, condition: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Return six (B, T, 1, D) modulations from the shared condition (B, T, 6, D)."""
-        return tuple(part[:, :, None] for part in (condition + self.modulation).unbind(2))
+    def forward_rest(
+        self, tokens: torch.Tensor, attended: torch.Tensor, modulation: tuple[torch.Tensor, ...]
+    ) -> torch.Tensor:
+        """Return the tokens (B, T, N, D) after the attention's output has been added and the feed-forward has run."""
+        gate_a, shift_f, scale_f, gate_f = (part.to(tokens.dtype) for part in modulation[2:])
+        tokens = tokens + gate_a * attended
+        hidden = self.feed_forward(self.normalize(tokens, shift_f, scale_f))
+        return tokens + gate_f * hidden
 
     @staticmethod
     def normalize(x: torch.Tensor, shift: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-        """Layer norm without its own affine, then scale and shift."""
-        return F.layer_norm(x.float(), x.shape[-1:]) * (1 + scale) + shift
+        """Layer norm without its own affine, then scale and shift, in the dtype of x."""
+        return (F.layer_norm(x, x.shape[-1:]) * scale + shift).to(x.dtype)
 
 
 class Denoiser(nn.Module):
@@ -271,10 +276,17 @@ class Denoiser(nn.Module):
         condition = condition + self.embed_action(actions) + self.embed_previous_level(past)
         return tokens, F.silu(condition)
 
+    def _modulations(self, condition: torch.Tensor) -> list[tuple[torch.Tensor, ...]]:
+        """Return for each block shift, scale and gate of attention and of feed-forward, each (B, T, 1, D)."""
+        shared = rearrange(self.to_condition(condition), "b t (s d) -> b t 1 s 1 d", s=6)
+        own = torch.stack([block.modulation for block in self.blocks])[:, :, None]
+        at_rest = own.new_tensor([0.0, 1.0, 0.0, 0.0, 1.0, 0.0])[:, None, None]
+        return [block.unbind(2) for block in (shared + (own + at_rest)).unbind(2)]
+
     def _leave(self, tokens: torch.Tensor, condition: torch.Tensor) -> Prediction:
         config = self.config
         shift, scale = self.final_modulation(condition)[:, :, None].chunk(2, -1)
-        tokens = Block.normalize(tokens, shift, scale).to(self.to_clean.weight.dtype)
+        tokens = Block.normalize(tokens, shift, 1 + scale).to(self.to_clean.weight.dtype)
         clean = rearrange(
             self.to_clean(tokens[:, :, : config.num_patches]),
             "b t (h w) (c p q) -> b t c (h p) (w q)",
@@ -311,14 +323,10 @@ class Denoiser(nn.Module):
         """
         self._check(latents, levels, actions, previous, previous_levels)
         tokens, condition = self._enter(latents, levels, actions, previous, previous_levels)
-        shared = rearrange(self.to_condition(condition), "b t (s d) -> b t s d", s=6)
         rotary = self.rotary(torch.arange(latents.shape[1], device=latents.device)[None])
-        for block in self.blocks:
-            shift_a, scale_a, gate_a, shift_f, scale_f, gate_f = block.modulate(shared)
-            attended = block.attention(block.normalize(tokens, shift_a, scale_a).to(tokens.dtype), rotary, chunk)
-            tokens = tokens + gate_a.to(tokens.dtype) * attended
-            hidden = block.feed_forward(block.normalize(tokens, shift_f, scale_f).to(tokens.dtype))
-            tokens = tokens + gate_f.to(tokens.dtype) * hidden
+        for block, modulation in zip(self.blocks, self._modulations(condition), strict=True):
+            attended = block.attention(block.normalize(tokens, *modulation[:2]), rotary, chunk)
+            tokens = block.forward_rest(tokens, attended, modulation)
         return self._leave(tokens, condition)
 
     def forward_cached(
@@ -339,25 +347,21 @@ class Denoiser(nn.Module):
         """
         self._check(latents, levels, actions, previous, previous_levels)
         tokens, condition = self._enter(latents, levels, actions, previous, previous_levels)
-        shared = rearrange(self.to_condition(condition), "b t (s d) -> b t s d", s=6)
         positions = cache.count[:, None] + torch.arange(latents.shape[1], device=latents.device)
         rotary = self.rotary(positions)
         written = Written([], [])
+        held = {"recent": cache.recent_positions, "memory": cache.memory_positions}
         biases: dict[str, torch.Tensor] = {}
-        for block in self.blocks:
+        for block, modulation in zip(self.blocks, self._modulations(condition), strict=True):
             attention = block.attention
-            if attention.kind == "recent":
-                ring_k, ring_v, kept, held = cache.recent_k, cache.recent_v, written.recent, cache.recent_positions
-            else:
-                ring_k, ring_v, kept, held = cache.memory_k, cache.memory_v, written.memory, cache.memory_positions
-            if attention.kind not in biases:
-                biases[attention.kind] = attention.cached_bias(positions, held)
-            cached_k, cached_v = (rearrange(r[len(kept)], "b h f n d -> b h (f n) d") for r in (ring_k, ring_v))
-            shift_a, scale_a, gate_a, shift_f, scale_f, gate_f = block.modulate(shared)
-            normal = block.normalize(tokens, shift_a, scale_a).to(tokens.dtype)
-            attended, k, v = attention.forward_cached(normal, rotary, cached_k, cached_v, biases[attention.kind])
+            kind: Kind = attention.kind
+            rings = (cache.recent_k, cache.recent_v) if kind == "recent" else (cache.memory_k, cache.memory_v)
+            kept = written.recent if kind == "recent" else written.memory
+            if kind not in biases:
+                biases[kind] = attention.cached_bias(positions, held[kind]).to(tokens.dtype)
+            cached_k, cached_v = (ring[len(kept)].flatten(2, 3) for ring in rings)
+            normal = block.normalize(tokens, *modulation[:2])
+            attended, k, v = attention.forward_cached(normal, rotary, cached_k, cached_v, biases[kind])
             kept.append((k, v))
-            tokens = tokens + gate_a.to(tokens.dtype) * attended
-            hidden = block.feed_forward(block.normalize(tokens, shift_f, scale_f).to(tokens.dtype))
-            tokens = tokens + gate_f.to(tokens.dtype) * hidden
+            tokens = block.forward_rest(tokens, attended, modulation)
         return self._leave(tokens, condition), written
