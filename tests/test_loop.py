@@ -33,7 +33,7 @@ from train.loop import (
     step_generator,
     train_model,
 )
-from worldmodel.checkpoint import load_codec, load_denoiser
+from worldmodel.checkpoint import codec_hash, load_codec, load_denoiser
 from worldmodel.errors import CheckpointError, ConfigError, DataError, StorageError
 
 ROOT = Path(__file__).parents[1]
@@ -460,3 +460,22 @@ def test_a_training_is_not_overwritten_by_a_new_one(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="holds a training already: add --resume"):
         train_slope(tmp_path, 3)
     assert (tmp_path / STATE_FILE).read_bytes() == before
+
+
+def test_the_decoder_alone_can_be_trained_further(recording: Path, codec_folder: Path, tmp_path: Path) -> None:
+    """Latents stay what they were, pictures get better; nothing of the encoder moves."""
+    values = {**TINY, "batch_size": 8, "steps": 12, "initial": str(codec_folder)}
+    options = CodecOptions(data=recording, out=tmp_path, decoder_only=True, texture_weight=0.05, **values)
+    train_codec(options, CPU)
+    before, after = load_codec(codec_folder).state_dict(), load_codec(tmp_path).state_dict()
+    moved = {name for name, value in after.items() if not torch.equal(value, before[name])}
+    assert moved
+    assert all(name.startswith("autoencoder.decoder.") for name in moved), sorted(moved)[0]
+    assert codec_hash(tmp_path) == codec_hash(codec_folder)
+
+
+def test_training_the_decoder_alone_needs_an_encoder(recording: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="--decoder-only needs --initial"):
+        CodecOptions(data=recording, out=tmp_path, decoder_only=True)
+    with pytest.raises(ConfigError, match="texture_weight must be at least 0; got -1"):
+        CodecOptions(data=recording, out=tmp_path, texture_weight=-1)
