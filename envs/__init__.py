@@ -7,5 +7,11 @@ is a string that Gymnasium resolves when the environment is made.
 
 from gymnasium.envs.registration import register
 
-register(id="Real/LabMaze-v0", entry_point="envs.sources.labmaze:LabMazeEnv")
+# Gymnasium's TimeLimit truncates what `make` makes, so that `make(..., max_episode_steps=N)` means what it says.
+register(
+    id="Real/LabMaze-v0",
+    entry_point="envs.sources.labmaze:LabMazeEnv",
+    max_episode_steps=1800,
+    kwargs={"max_episode_steps": None},
+)
 register(id="Dream/LabMaze-v0", entry_point="envs.dream:DreamEnv")

@@ -63,6 +63,27 @@ def test_spaces_are_those_of_the_real_world(make_env: Callable[..., DreamEnv]) -
     real.close()
 
 
+def test_gymnasium_play_drives_a_dream(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SDL_VIDEODRIVER", "dummy")
+    pygame = pytest.importorskip("pygame")
+    from gymnasium.utils.play import play
+
+    events = {2: (pygame.KEYDOWN, pygame.K_w), 4: (pygame.KEYDOWN, pygame.K_a), 6: (pygame.KEYUP, pygame.K_w)}
+    actions: list[int] = []
+
+    def watch(_before: Any, _after: Any, action: Any, *_rest: Any) -> None:
+        actions.append(int(action))
+        kind, key = events.get(len(actions), (None, None))
+        if kind is not None:
+            pygame.event.post(pygame.event.Event(kind, key=key))
+        elif len(actions) == 8:
+            pygame.event.post(pygame.event.Event(pygame.QUIT))
+
+    env = gymnasium.make("envs:Dream/LabMaze-v0", checkpoint=str(bundle), device="cpu", num_steps=1)
+    play(env, callback=watch, fps=1000, seed=0)
+    assert actions == [0, 0, 1, 1, 5, 5, 3, 3]
+
+
 def test_equal_seeds_and_actions_give_equal_dreams(make_env: Callable[..., DreamEnv]) -> None:
     actions = [1, 3, 5, 0, 2, 4, 6, 1]
     first, second = make_env(), make_env()

@@ -268,6 +268,23 @@ def test_no_targets_no_end_but_truncation() -> None:
     env.close()
 
 
+@pytest.mark.parametrize(("asked", "most"), [({}, 1800), ({"max_episode_steps": 1805}, 1805)])
+def test_gymnasium_make_truncates_when_asked(asked: dict[str, int], most: int) -> None:
+    env = gymnasium.make("envs:Real/LabMaze-v0", num_targets=0, size=5, image_size=16, **asked)
+    env.reset(seed=0)
+    assert [step for step in range(1, most + 1) if env.step(NOOP)[3]] == [most]
+    env.close()
+
+
+def test_a_closed_environment_says_so() -> None:
+    env = LabMazeEnv(size=5, num_targets=0, image_size=16)
+    env.reset(seed=0)
+    env.close()
+    for call in (lambda: env.step(0), env.reset, env.render):
+        with pytest.raises(StateError, match="closed"):
+            call()
+
+
 @pytest.mark.parametrize("palette", labmaze_scene.PALETTE_NAMES)
 @pytest.mark.parametrize("image_size", [64, 128])
 def test_every_palette_draws_floor_below_and_different_places(palette: str, image_size: int) -> None:

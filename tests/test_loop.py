@@ -18,8 +18,11 @@ import torch
 from safetensors.torch import load
 from torch import nn
 
+from train.benchmark import BenchmarkOptions
+from train.bundle import BundleOptions
 from train.codec import CodecOptions, train_codec
 from train.denoiser import DenoiserOptions, reward_values, train_denoiser
+from train.journal import RecipeOptions
 from train.loop import (
     STATE_FILE,
     Machine,
@@ -34,7 +37,7 @@ from train.loop import (
     train_model,
 )
 from worldmodel.checkpoint import codec_hash, load_codec, load_denoiser
-from worldmodel.errors import CheckpointError, ConfigError, DataError, StorageError
+from worldmodel.errors import CheckpointError, ConfigError, DataError, SeedError, StorageError
 
 ROOT = Path(__file__).parents[1]
 NEVER, ALWAYS = 1e9, 1e-9
@@ -292,6 +295,17 @@ def test_bad_options_are_refused(changes: dict[str, Any], tmp_path: Path) -> Non
 
 
 # The programs -------------------------------------------------------------------------------------------------
+
+
+def test_a_negative_seed_is_refused_by_every_program(tmp_path: Path) -> None:
+    for make in (
+        lambda: TrainOptions(data=tmp_path, out=tmp_path, seed=-1),
+        lambda: RecipeOptions(out=tmp_path, seed=-1),
+        lambda: BundleOptions(denoiser=tmp_path, data=tmp_path, out=tmp_path, seed=-1),
+        lambda: BenchmarkOptions(json=tmp_path / "report.json", seed=-1),
+    ):
+        with pytest.raises(SeedError, match="seed must be 0 or more; got -1"):
+            make()
 
 
 def denoiser_options(recording: Path, codec_folder: Path, out: Path, **changes: Any) -> DenoiserOptions:

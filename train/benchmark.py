@@ -36,7 +36,7 @@ from train.card import describe_machine
 from train.options import parse_options, run_program, save_json
 from train.stopwatch import measure_matrix_speed, peak_memory, time_in_turn, wait_for
 from worldmodel.checkpoint import load_openings, resolve
-from worldmodel.errors import ConfigError
+from worldmodel.errors import ConfigError, SeedError
 from worldmodel.world import WorldModel, WorldState
 
 DEPTHS = (20, 200, 2_000, 10_000)
@@ -71,6 +71,8 @@ class BenchmarkOptions:
                 raise ConfigError(f"{name} must be at least 1; got {getattr(self, name)}")
         if self.threads is not None and self.threads < 1:
             raise ConfigError(f"threads must be at least 1; got {self.threads}")
+        if self.seed < 0:
+            raise SeedError(f"seed must be 0 or more; got {self.seed}")
 
 
 def start_dream(model: WorldModel, checkpoint: str, seed: int) -> WorldState:

@@ -17,7 +17,7 @@ from train.card import TrainingRecord, write_card
 from train.options import parse_options, run_program
 from train.recorded import STEPS_PER_SECOND
 from worldmodel.checkpoint import load_codec, load_denoiser, save_bundle
-from worldmodel.errors import CheckpointError, ConfigError, DataError
+from worldmodel.errors import CheckpointError, ConfigError, DataError, SeedError
 
 MEGABYTE = 1e6
 
@@ -58,6 +58,8 @@ class BundleOptions:
             raise ConfigError(
                 f"num_steps must be at least 1 and context_level in [0, 1); got {self.num_steps}, {self.context_level}"
             )
+        if self.seed < 0:
+            raise SeedError(f"seed must be 0 or more; got {self.seed}")
 
 
 def choose_openings(shards: list[ShardInfo], openings: int, opening_frames: int, seed: int) -> dict[str, torch.Tensor]:

@@ -16,7 +16,7 @@ from train.card import describe_machine
 from train.loop import Machine
 from train.options import options_to_json, save_json
 from train.plans import Plan, get_plan
-from worldmodel.errors import ConfigError, DataError
+from worldmodel.errors import ConfigError, DataError, SeedError
 from worldmodel.presets import get_preset
 
 
@@ -44,6 +44,8 @@ class RecipeOptions:
     def __post_init__(self) -> None:
         if not self.minutes > 0 or self.workers < 1:
             raise ConfigError(f"minutes must be above 0 and workers at least 1; got {self.minutes}, {self.workers}")
+        if self.seed < 0:
+            raise SeedError(f"seed must be 0 or more; got {self.seed}")
 
 
 def show_fact(fact: Any) -> str:

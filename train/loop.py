@@ -25,7 +25,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
 from worldmodel.devices import has_fast_bfloat16, pick_device
-from worldmodel.errors import CheckpointError, ConfigError, MissingPackageError
+from worldmodel.errors import CheckpointError, ConfigError, MissingPackageError, SeedError
 from worldmodel.files import write_file
 
 STATE_FILE = "training.safetensors"
@@ -74,6 +74,8 @@ class TrainOptions:
                 "batch_size must be at least 1, learning_rate above 0, ema in [0, 1), decay_share in [0, 1]; got "
                 f"{self.batch_size}, {self.learning_rate}, {self.ema}, {self.decay_share}"
             )
+        if self.seed < 0:
+            raise SeedError(f"seed must be 0 or more; got {self.seed}")
 
 
 @dataclass

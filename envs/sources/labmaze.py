@@ -61,7 +61,7 @@ class LabMazeEnv(gymnasium.Env[np.ndarray, np.int64]):
         image_size: height and width of a frame in pixels, 16 to 1024.
         palette: "classic" (8 walls, 3 floors), "full" (everything of labmaze) or "plain" (flat colors).
         num_targets: spheres to find, 0 or more.
-        max_episode_steps: steps until truncation, at least 1.
+        max_episode_steps: steps until truncation, at least 1; None: never. `gymnasium.make` leaves it to `TimeLimit`.
         max_rooms: rooms of a maze at most, at least 1.
         room_min_size: shortest side of a room in cells, at least 1.
         room_max_size: longest side of a room in cells; cut to size - 2.
@@ -82,7 +82,7 @@ class LabMazeEnv(gymnasium.Env[np.ndarray, np.int64]):
         image_size: int = 64,
         palette: str = "classic",
         num_targets: int = 4,
-        max_episode_steps: int = 1800,
+        max_episode_steps: int | None = 1800,
         max_rooms: int = 4,
         room_min_size: int = 3,
         room_max_size: int = 5,
@@ -94,7 +94,8 @@ class LabMazeEnv(gymnasium.Env[np.ndarray, np.int64]):
             raise ConfigError(f"size {size} is not accepted; take an odd number from 5 up, such as 9")
         _check_count("image_size", image_size, 16, 1024)
         _check_count("num_targets", num_targets, 0, (size - 2) ** 2 - 1)
-        _check_count("max_episode_steps", max_episode_steps, 1, None)
+        if max_episode_steps is not None:
+            _check_count("max_episode_steps", max_episode_steps, 1, None)
         _check_count("max_rooms", max_rooms, 1, None)
         _check_count("room_max_size", room_max_size, 1, None)
         _check_count("room_min_size", room_min_size, 1, min(room_max_size, size - 2))
@@ -172,7 +173,7 @@ class LabMazeEnv(gymnasium.Env[np.ndarray, np.int64]):
             Frame uint8 (H, W, 3), reward, terminated, truncated, info.
 
         Raises:
-            StateError: reset was not called.
+            StateError: reset was not called, or the environment is closed.
             ActionError: not an integer, or out of range.
         """
         maze = self._require_maze("step")
@@ -190,7 +191,7 @@ class LabMazeEnv(gymnasium.Env[np.ndarray, np.int64]):
             self._is_reached |= is_new
             self._renderer.show_targets(~self._is_reached)
         terminated = len(self._is_reached) > 0 and bool(self._is_reached.all())
-        truncated = self._num_steps >= self._max_episode_steps
+        truncated = self._max_episode_steps is not None and self._num_steps >= self._max_episode_steps
         return self._frame(), float(is_new.sum()), terminated, truncated, self._info()
 
     def render(self) -> np.ndarray | None:

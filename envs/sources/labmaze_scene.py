@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 
 from envs.sources.labmaze_maze import Maze
-from worldmodel.errors import ConfigError, MissingPackageError
+from worldmodel.errors import ConfigError, MissingPackageError, StateError
 
 PALETTE_NAMES = ("classic", "full", "plain")
 EYE_HEIGHT = 0.45
@@ -161,7 +161,13 @@ class MazeRenderer:
         )
 
     def render(self, x: float, y: float, heading_deg: float) -> np.ndarray:
-        """Return the frame seen from x, y in cell units, looking along `heading_deg`: uint8 (H, W, 3), a new array."""
+        """Return the frame seen from x, y in cell units, looking along `heading_deg`: uint8 (H, W, 3), a new array.
+
+        Raises:
+            StateError: the renderer is closed.
+        """
+        if self._gl is None:
+            raise StateError("the environment is closed; make a new one")
         mujoco, heading = self._mujoco, np.deg2rad(heading_deg)
         self._camera.lookat[:] = (x + np.cos(heading), y + np.sin(heading), EYE_HEIGHT)
         self._camera.azimuth = heading_deg
