@@ -90,7 +90,9 @@ def test_openings_use_every_episode_before_one_again_and_follow_the_seed(data: P
 def test_a_bundle_plays_and_says_what_it_is(trained: Path, data: Path, tmp_path: Path) -> None:
     report = tmp_path / "report.json"
     report.write_text(json.dumps({"psnr": {"1": 26.71, "16": 15.5}, "copy_last": {"1": 20.9}, "cases": 123}))
-    summary = bundle(trained, data, tmp_path / "world", opening_frames=8, num_steps=2, report=report)
+    summary = bundle(
+        trained, data, tmp_path / "world", opening_frames=8, num_steps=2, report=report, notes="Grown in two parts."
+    )
     assert summary["openings"] == 4 and summary["weights_megabytes"] < 1
     env = DreamEnv(checkpoint=str(tmp_path / "world"))
     env.reset(seed=0)
@@ -101,7 +103,17 @@ def test_a_bundle_plays_and_says_what_it_is(trained: Path, data: Path, tmp_path:
     assert set(info["opening_maze_seeds"]) <= {16, 32, 48}
     assert set(load_openings(tmp_path / "world")["frames"][:, 0, 0, 0, 1].tolist()) <= {16, 32, 48}
     card = (tmp_path / "world" / "README.md").read_text()
-    told = ("26.71", "20.90", "123 cases", "1,234", "6 mazes", "CC BY 4.0", "MIT", "--minutes 30 --no-compile")
+    told = (
+        "26.71",
+        "20.90",
+        "123 cases",
+        "1,234",
+        "6 mazes",
+        "CC BY 4.0",
+        "MIT",
+        "--minutes 30 --no-compile",
+        "Grown in two parts.",
+    )
     assert [text for text in told if text not in card] == []
     assert "/home/me" not in card and str(tmp_path) not in card
 

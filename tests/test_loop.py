@@ -75,7 +75,7 @@ def sample_slope(generator: torch.Generator) -> dict[str, torch.Tensor]:
 
 
 def train_slope(
-    out: Path, steps: int, die_at: int | None = None, **changes: Any
+    out: Path, steps: int, die_at: int | None = None, frames: int = 10, **changes: Any
 ) -> tuple[Slope, nn.Module, dict[str, Any], list[torch.Tensor]]:
     """Return the model, the averaged model, the summary, and the weights before every step."""
     settings = {**TINY, "steps": steps, "learning_rate": 0.05, "ema": 0.9, **changes}
@@ -89,7 +89,7 @@ def train_slope(
         course.append(model.weight.detach().clone())
         return sample_slope(generator)
 
-    average, summary = train_model(options, CPU, model, optimizers, sample, 10)
+    average, summary = train_model(options, CPU, model, optimizers, sample, frames)
     return model, average, summary, course
 
 
@@ -493,3 +493,9 @@ def test_training_the_decoder_alone_needs_an_encoder(recording: Path, tmp_path: 
         CodecOptions(data=recording, out=tmp_path, decoder_only=True)
     with pytest.raises(ConfigError, match="texture_weight must be at least 0; got -1"):
         CodecOptions(data=recording, out=tmp_path, texture_weight=-1)
+
+
+def test_frames_are_counted_also_when_the_batch_changes_on_resume(tmp_path: Path) -> None:
+    train_slope(tmp_path, 4, frames=10)
+    _, _, summary, _ = train_slope(tmp_path, 6, frames=25, resume=True)
+    assert summary["frames"] == 4 * 10 + 2 * 25

@@ -34,6 +34,8 @@ class BundleOptions:
     """Folder of the bundle; made if missing."""
     report: Path | None = None
     """report.json of train.evaluate, for the figures of the model card."""
+    notes: str = ""
+    """What else the model card should say of the training."""
     split: str = "test"
     """Mazes that openings are taken from: test, so that nobody plays on in what was trained on, or train."""
     openings: int = 48
@@ -149,7 +151,7 @@ def make_bundle(options: BundleOptions) -> dict[str, Any]:
         "openings": len(maze_seeds),
         "out": str(options.out),
     }
-    write_card(options.out, shards, info, summary, training, report)
+    write_card(options.out, shards, info, summary, training, report, options.notes)
     return summary
 
 

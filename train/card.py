@@ -169,6 +169,7 @@ def write_card(
     sizes: dict[str, Any],
     training: TrainingRecord,
     report: dict[str, Any],
+    notes: str = "",
 ) -> None:
     """Write README.md into the folder of a bundle.
 
@@ -179,6 +180,7 @@ def write_card(
         sizes: the summary of `train.bundle.make_bundle`.
         training: what the training programs saved.
         report: of `train.evaluate`; empty if not measured.
+        notes: what else to say of the training.
 
     Raises:
         StorageError: the file cannot be written.
@@ -207,7 +209,7 @@ Frames of {size} x {size} pixels, {info["fps"]} steps a second. Made {today} by 
 
 ## Training
 {_training(training, shards, shards[0].path.parent.name)}
-
+{notes}
 Machine: {describe_machine(torch.device("cuda") if torch.cuda.is_available() else None)}.
 
 ## Figures

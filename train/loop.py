@@ -224,7 +224,8 @@ def train_model(
     options.out.mkdir(parents=True, exist_ok=True)
     model.to(machine.device)
     average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(options.ema), use_buffers=True)
-    step, seconds_before = 0, 0.0
+    step, seconds_before, frames_before = 0, 0.0, 0
+    frames_of_step = frames_per_step * machine.world_size
     if options.resume:
         state = load_state(options.out)
         try:
@@ -233,6 +234,7 @@ def train_model(
             for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
                 optimizer.load_state_dict(saved)
             step, seconds_before = int(state["step"]), float(state["seconds"])
+            frames_before = int(state.get("frames", step * frames_of_step))
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise CheckpointError(
@@ -266,6 +268,7 @@ def train_model(
         if machine.is_main:
             saved = {"model": model.state_dict(), "average": average.state_dict(), "step": step}
             saved |= {"optimizers": [o.state_dict() for o in optimizers], "seconds": seconds_before + elapsed}
+            saved |= {"frames": frames_before + (step - first_step) * frames_of_step}
             save_state(options.out, saved)
 
     elapsed, loss, norm = 0.0, torch.zeros(()), torch.zeros(())
@@ -290,7 +293,7 @@ def train_model(
             rate = (step - fast_from[0]) / max(1e-9, time.monotonic() - fast_from[1])
             logs = {"loss": loss.item(), "gradient_norm": float(norm), "learning_rate_factor": factor}
             logs |= {k: float(v) for k, v in scalars.items()}
-            logs["frames_per_s"] = rate * frames_per_step * machine.world_size
+            logs["frames_per_s"] = rate * frames_of_step
             if flops_per_step:
                 logs["tflops"] = rate * flops_per_step * machine.world_size / 1e12
             bar.set_postfix({k: f"{v:.4g}" for k, v in logs.items()}, refresh=False)
@@ -310,7 +313,8 @@ def train_model(
     if machine.owns_group:
         torch.distributed.destroy_process_group()
     minutes = (seconds_before + elapsed) / 60
-    summary = {"steps": step, "minutes": minutes, "frames": step * frames_per_step * machine.world_size, **logs}
+    frames = frames_before + (step - first_step) * frames_of_step
+    summary = {"steps": step, "minutes": minutes, "frames": frames, **logs}
     return cast(Model, average.module), summary
 
 
