@@ -18,7 +18,7 @@ SHAPE = torch.Size((3, 8, 4, 4, 4))
 
 
 def chance(config: ObjectiveConfig, seed: int = 0, shape: torch.Size = SHAPE) -> dict[str, torch.Tensor]:
-    return sample_chance(config, shape, 2, torch.Generator().manual_seed(seed))
+    return sample_chance(config, shape, torch.Generator().manual_seed(seed))
 
 
 def clips(seed: int = 0) -> dict[str, torch.Tensor]:

@@ -93,7 +93,7 @@ def train_denoiser(options: DenoiserOptions, machine: Machine) -> dict[str, Any]
         clips["actions"][:, 0] = config.num_actions  # nobody knows what led to the first frame
         seed = int(torch.randint(2**62, (1,), generator=generator))
         on_device = torch.Generator(machine.device).manual_seed(seed)
-        return clips | sample_chance(options.objective, clips["latents"].shape, config.num_previous, on_device)
+        return clips | sample_chance(options.objective, clips["latents"].shape, on_device)
 
     frames = options.batch_size * options.clip_frames
     passes = 4.0 if options.objective.own_share > 0 else 3.0

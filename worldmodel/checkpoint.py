@@ -154,18 +154,23 @@ def _build(model: Callable[[Any], Model], kind: Callable[..., Any], folder: Path
         raise CheckpointError(f"{folder / 'config.json'}: {values} makes no {name}: {error}; restore it") from error
 
 
+def _load_part(name_or_folder: str | Path, name: str, model: Callable[[Any], Model], kind: type) -> Model:
+    """Return the named part of a bundle with its weights, float32 on the CPU, in evaluation mode."""
+    folder = resolve(name_or_folder)
+    config = _read_config(folder)
+    tensors = _read_tensors(folder, config, name)
+    part = _build(model, kind, folder, config.get(name))
+    load_weights(part, tensors, str(folder / f"{name}.safetensors"))
+    return part.eval()
+
+
 def load_codec(name_or_folder: str | Path) -> Codec:
     """Load the codec of a bundle, float32 on the CPU, in evaluation mode.
 
     Raises:
         CheckpointError: missing, damaged, or not fitting.
     """
-    folder = resolve(name_or_folder)
-    config = _read_config(folder)
-    tensors = _read_tensors(folder, config, "codec")
-    codec = _build(Codec, CodecConfig, folder, config.get("codec"))
-    load_weights(codec, tensors, str(folder / "codec.safetensors"))
-    return codec.eval()
+    return _load_part(name_or_folder, "codec", Codec, CodecConfig)
 
 
 def load_denoiser(name_or_folder: str | Path) -> Denoiser:
@@ -174,12 +179,7 @@ def load_denoiser(name_or_folder: str | Path) -> Denoiser:
     Raises:
         CheckpointError: missing, damaged, or not fitting.
     """
-    folder = resolve(name_or_folder)
-    config = _read_config(folder)
-    tensors = _read_tensors(folder, config, "denoiser")
-    denoiser = _build(Denoiser, DenoiserConfig, folder, config.get("denoiser"))
-    load_weights(denoiser, tensors, str(folder / "denoiser.safetensors"))
-    return denoiser.eval()
+    return _load_part(name_or_folder, "denoiser", Denoiser, DenoiserConfig)
 
 
 def load_openings(name_or_folder: str | Path) -> dict[str, torch.Tensor]:

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from worldmodel.denoiser import Denoiser
+from worldmodel.denoiser import Denoiser, Prediction
 from worldmodel.errors import ConfigError
 from worldmodel.noise import add_noise, expand_levels
 
@@ -44,15 +44,12 @@ class ObjectiveConfig:
                 raise ConfigError(f"objective {name} must be in [0, 1]; got {getattr(self, name)}")
 
 
-def sample_chance(
-    config: ObjectiveConfig, shape: torch.Size, num_previous: int, generator: torch.Generator
-) -> dict[str, torch.Tensor]:
+def sample_chance(config: ObjectiveConfig, shape: torch.Size, generator: torch.Generator) -> dict[str, torch.Tensor]:
     """Draw everything random that one training step needs, on the generator's device.
 
     Args:
         config: the objective.
         shape: of the latents, (B, T, C, h, w).
-        num_previous: frames on the channels.
         generator: source of all chance.
 
     Returns:
@@ -160,10 +157,21 @@ class DenoiserLoss(nn.Module):
         }
         return loss + self.config.head_weight * (reward_loss + end_loss), scalars
 
-    def _predict(self, noisy, levels, source, context_noise, context_levels, is_forced, actions):  # type: ignore[no-untyped-def]
+    def _predict(
+        self,
+        noisy: torch.Tensor,
+        levels: torch.Tensor,
+        source: torch.Tensor,
+        context_noise: torch.Tensor,
+        context_levels: torch.Tensor,
+        is_forced: torch.Tensor,
+        actions: torch.Tensor,
+    ) -> Prediction:
+        """Return the prediction for `noisy`, with noised copies of `source` (or of itself) as the previous frames."""
         context = add_noise(source, context_noise, context_levels)
         forced = expand_levels(is_forced, noisy)
         shown = torch.where(forced, noisy, context)
         shown_levels = torch.where(is_forced[:, None], levels, context_levels)
         previous, previous_levels = stack_previous(shown, shown_levels, self.denoiser.config.num_previous)
-        return self.denoiser(noisy, levels, actions, previous, previous_levels, self.chunk)
+        prediction: Prediction = self.denoiser(noisy, levels, actions, previous, previous_levels, self.chunk)
+        return prediction
