@@ -11,11 +11,12 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import tyro
 
-from worldmodel.errors import ConfigError, MissingPackageError, SeedError, WorldModelError
+from worldmodel.errors import ConfigError, MissingPackageError, SeedError, WindowError, WorldModelError
+from worldmodel.windows import parse_schedule
 
 if TYPE_CHECKING:
     from envs.session import PlayableEnv, PlaySession
@@ -35,7 +36,9 @@ class Options:
     device: str = "auto"
     """Where to dream: auto, cpu, cuda, cuda:1, mps."""
     steps: int | None = None
-    """Denoising steps a frame: fewer are faster. Without it, as the world was trained."""
+    """Denoising steps a frame: fewer are faster. Without it, as the schedule says, else as the world was trained."""
+    schedule: str | None = None
+    """next (input lag 0), fifo:W or rolling:W:SUBSTEPS (input lag W - 1 frames), or a FILE.json; the lag is printed."""
     memory: int | None = None
     """Past frames to remember. Without it, as the world was trained."""
     seed: int = 0
@@ -83,6 +86,7 @@ def check_options(options: Options) -> None:
 
     Raises:
         ConfigError: an option is out of range, or does not go with another.
+        WindowError: the schedule breaks a requirement, or cannot be played.
         SeedError: the seed is negative.
     """
     if options.seed < 0:
@@ -100,14 +104,23 @@ def check_options(options: Options) -> None:
     for name in ("frames", "actions"):
         if getattr(options, name) is not None and not options.headless:
             raise ConfigError(f"--{name} goes only with --headless; add it, or leave --{name} out")
+    if options.schedule is not None and (stride := parse_schedule(options.schedule).window.stride) != 1:
+        raise WindowError(
+            f"--schedule {options.schedule} makes {stride} frames a step and takes {stride} actions at once, which "
+            "cannot be played: use next, fifo:W, rolling:W:SUBSTEPS or a file of stride 1, or python -m train.rollout"
+        )
     if options.is_real:
-        for name in ("checkpoint", "steps", "memory", "threads"):
+        for name in ("checkpoint", "steps", "schedule", "memory", "threads"):
             if getattr(options, name) is not None:
                 raise ConfigError(f"--{name} does not go with --world real, which has no model; leave it out")
 
 
 def play_headless(options: Options) -> dict[str, object]:
-    """Play without a window; return the report of `run_headless` and load_s, the seconds until the first frame."""
+    """Play without a window.
+
+    Returns:
+        the report of `run_headless`; load_s, seconds until the first frame; input_lag_frames if a schedule is given.
+    """
     from envs.headless import parse_actions, run_headless
 
     start_s = time.perf_counter()
@@ -120,7 +133,10 @@ def play_headless(options: Options) -> dict[str, object]:
         report = run_headless(session, actions, options.frames or DEFAULT_FRAMES)
     finally:
         session.close()
-    return report | {"load_s": round(load_s, 2)}
+    report["load_s"] = round(load_s, 2)
+    if options.schedule is not None:
+        report["input_lag_frames"] = parse_schedule(options.schedule).window.input_lag
+    return report
 
 
 def play_in_window(options: Options) -> None:
@@ -141,10 +157,14 @@ def make_session(options: Options, report: Report) -> PlaySession:
     env: PlayableEnv = make_real(report) if options.is_real else make_dream(options, report)
     report(0.85, "making the first frame")
     try:
-        return PlaySession(env, options.seed, options.fps)
+        session = PlaySession(env, options.seed, options.fps)
     except BaseException:
         env.close()
         raise
+    if options.schedule is not None:
+        lag = parse_schedule(options.schedule).window.describe_lag(session.fps)
+        print(f"schedule {options.schedule}: {lag}", flush=True)
+    return session
 
 
 def make_dream(options: Options, report: Report) -> PlayableEnv:
@@ -160,12 +180,14 @@ def make_dream(options: Options, report: Report) -> PlayableEnv:
     report(0.4, "loading the model")
     from envs.dream import DreamEnv
 
+    given: dict[str, Any] = {} if options.schedule is None else {"schedule": options.schedule}
     return DreamEnv(
         world=options.world.lower(),
         checkpoint=options.checkpoint,
         device=options.device,
         num_steps=options.steps,
         memory_frames=options.memory,
+        **given,
     )
 
 

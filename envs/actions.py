@@ -27,6 +27,8 @@ class ActionSet:
         chords: for each action the controls that select it together. Of the chords held the longest wins, then the
             one with the higher index (so turning beats walking back, which cannot be combined).
         opposites: pairs of controls that cancel each other when both are held.
+        motions: for each action its turn in degrees (counter-clockwise) and its walk in cells along the new heading,
+            when no wall is in the way; empty where actions do not move a walker.
     """
 
     name: str
@@ -34,6 +36,7 @@ class ActionSet:
     keys: tuple[tuple[str, str], ...]
     chords: tuple[tuple[str, ...], ...]
     opposites: tuple[tuple[str, str], ...] = ()
+    motions: tuple[tuple[float, float], ...] = ()
 
     @property
     def num_actions(self) -> int:
@@ -115,4 +118,11 @@ LABMAZE_ACTIONS = ActionSet(
     ),
     chords=((), ("forward",), ("back",), ("left",), ("right",), ("forward", "left"), ("forward", "right")),
     opposites=(("forward", "back"), ("left", "right")),
+    motions=((0.0, 0.0), (0.0, 0.12), (0.0, -0.12), (6.0, 0.0), (-6.0, 0.0), (6.0, 0.12), (-6.0, 0.12)),
 )
+ACTION_SETS = (LABMAZE_ACTIONS,)
+
+
+def find_motions(names: tuple[str, ...]) -> tuple[tuple[float, float], ...]:
+    """Return the motions of the known action set with these names; empty for others."""
+    return next((known.motions for known in ACTION_SETS if known.names == names), ())

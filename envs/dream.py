@@ -11,6 +11,7 @@ from gymnasium import spaces
 
 from envs.actions import LABMAZE_ACTIONS, ActionSet
 from worldmodel.errors import CheckpointError, ConfigError, SeedError, StateError
+from worldmodel.windows import parse_schedule
 
 ACTION_SETS: dict[str, ActionSet] = {"LabMaze": LABMAZE_ACTIONS}
 
@@ -34,12 +35,15 @@ class DreamEnv(gymnasium.Env[np.ndarray, np.int64]):
         world: name of a bundle in the package, used when `checkpoint` is None.
         checkpoint: folder or name of a bundle.
         device: "auto", "cpu", "cuda", "cuda:N" or "mps".
-        num_steps: denoising steps a frame; None: what the world was released with.
+        num_steps: denoising steps a frame; None: what the schedule says, else what the world was released with.
         memory_frames: past frames remembered; None: what the world was trained with.
         render_mode: None or "rgb_array".
         max_episode_steps: steps until truncation; None: never.
+        schedule: as `worldmodel.windows.parse_schedule` reads it: next, fifo:W, rolling:W:SUBSTEPS, FILE.json. One that
+            looks ahead answers `input_lag` frames later; the frames before follow action 0.
 
     Raises:
+        WindowError: the schedule is not understood, breaks a requirement, or makes more than one frame a step.
         CheckpointError: no such bundle, or it is damaged or incomplete.
         ConfigError: a setting is not accepted. DeviceError: no such device.
     """
@@ -55,16 +59,24 @@ class DreamEnv(gymnasium.Env[np.ndarray, np.int64]):
         memory_frames: int | None = None,
         render_mode: str | None = "rgb_array",
         max_episode_steps: int | None = None,
+        schedule: str = "next",
     ) -> None:
         if render_mode is not None and render_mode not in self.metadata["render_modes"]:
             raise ConfigError(f"render_mode {render_mode!r} is not accepted; use None or 'rgb_array'")
         if max_episode_steps is not None and max_episode_steps < 1:
             raise ConfigError(f"max_episode_steps must be at least 1 or None; got {max_episode_steps}")
+        chosen = parse_schedule(schedule)
         from worldmodel.checkpoint import load_openings  # torch: seconds to import
         from worldmodel.world import WorldModel, WorldState
 
         name = world if checkpoint is None else checkpoint
-        self._model = WorldModel.load(name, device=device, num_steps=num_steps, memory_frames=memory_frames)
+        self._model = WorldModel.load(
+            name,
+            device=device,
+            num_steps=chosen.num_steps if num_steps is None else num_steps,
+            memory_frames=memory_frames,
+            window=chosen.window,
+        )
         self._openings = load_openings(name)
         world_name = str(self._model.info.get("world", "LabMaze"))
         if world_name not in ACTION_SETS:
@@ -92,6 +104,11 @@ class DreamEnv(gymnasium.Env[np.ndarray, np.int64]):
     def num_steps(self) -> int:
         """Denoising steps a frame."""
         return self._model.config.num_steps
+
+    @property
+    def input_lag(self) -> int:
+        """Frames shown before the one that answers an action; 0 for next-frame play."""
+        return self._model.window.input_lag
 
     @property
     def memory_frames(self) -> int:

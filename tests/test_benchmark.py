@@ -3,6 +3,7 @@
 import json
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -31,7 +32,8 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_every_figure(world: Path, tmp_path: Path) -> None:
-    options = BenchmarkOptions(tmp_path / "b.json", str(world), frames=5, deep_frames=26, device="cpu", memory=20)
+    settings: dict[str, Any] = {"frames": 5, "deep_frames": 26, "device": "cpu", "memory_frames": 20}
+    options = BenchmarkOptions(tmp_path / "b.json", str(world), **settings)
     report = benchmark(options)
     assert json.loads((tmp_path / "b.json").read_text()) == report
     assert report["deep_frames"] == [20, 26]
@@ -47,7 +49,7 @@ def test_every_figure(world: Path, tmp_path: Path) -> None:
     config = get_preset("tiny").denoiser
     size, patches = 4 if report["dtype"] == "float32" else 2, 4 * config.width * config.num_patches
     memory = config.num_memory_layers * 20 * config.num_summary * config.width * 2 * size
-    assert report["cache_bytes"] == 2 * config.num_recent_layers * patches * size + memory + 8
+    assert report["cache_bytes"] == 2 * config.num_recent_layers * patches * size + memory + 8 + 12
     assert report["parameters"]["denoiser"] == sum(p.numel() for p in Denoiser(config).parameters())
     assert report["matrix_gflops"].keys() == {"bfloat16", "float32"} and min(report["matrix_gflops"].values()) > 0
 

@@ -22,6 +22,17 @@ SETTINGS: list[dict[str, Any]] = [
     {"depth": 2, "recent_frames": 30, "memory_frames": 30, "heads": 4},
     {"depth": 2, "patch": 1, "num_actions": 3, "reward_values": (0.0, 0.5, 1.0)},
 ]
+MOTIONS = ((0.0, 0.0), (0.0, 0.12), (0.0, -0.12), (6.0, 0.0), (-6.0, 0.0), (6.0, 0.12), (-6.0, 0.12))
+STRUCTURES: list[dict[str, Any]] = [
+    {"memory": "none"},
+    {"memory": "prepend", "memory_frames": 5},
+    {"memory": "prepend", "memory_frames": 6, "compression": "joint", "budget": 2},
+    {"memory": "prepend", "memory_frames": 4, "compression": "joint", "budget": 4},
+    {"memory": "channel", "memory_frames": 5},
+    {"memory": "channel", "memory_frames": 6, "compression": "modulated", "budget": 3},
+    {"memory": "cross", "memory_frames": 5},
+]
+SETTINGS += STRUCTURES + [{**changes, "motions": MOTIONS, "width": 64, "heads": 4} for changes in [{}, *STRUCTURES]]
 
 
 def part(inputs: Inputs, start: int, stop: int) -> Inputs:
@@ -146,12 +157,12 @@ def test_summaries_alone_carry_the_memory(
     inputs = make_inputs(denoiser.config, 1, 8)
     cache = denoiser.new_cache(1)
     walk(denoiser, part(inputs, 0, 7), [], cache)
-    assert cache.recent_k.shape[3] == denoiser.config.recent_frames
+    assert cache.rings["recent_k"].shape[3] == denoiser.config.recent_frames
     before, _ = denoiser.forward_cached(**part(inputs, 7, 8), cache=cache)
     wiped = cache.clone()
-    old = (cache.memory_positions[0] < 7 - denoiser.config.recent_frames).nonzero().flatten()
+    old = (cache.positions("memory_k")[0] < 7 - denoiser.config.recent_frames).nonzero().flatten()
     assert len(old) == 3
-    wiped.memory_v[:, :, :, old] = 0
+    wiped.rings["memory_v"][:, :, :, old] = 0
     after, _ = denoiser.forward_cached(**part(inputs, 7, 8), cache=wiped)
     assert (after.clean - before.clean).abs().max() > 1e-4
 
@@ -215,8 +226,9 @@ def test_reading_never_writes(make_denoiser: Callable[..., Denoiser], make_input
     walk(denoiser, part(inputs, 0, 5), [], cache)
     copy = cache.clone()
     denoiser.forward_cached(**part(inputs, 5, 9), cache=cache)
-    for name, value in vars(cache).items():
-        assert torch.equal(value, getattr(copy, name)), name
+    assert torch.equal(cache.count, copy.count) and torch.equal(cache.pose, copy.pose)
+    for name, ring in cache.rings.items():
+        assert torch.equal(ring, copy.rings[name]), name
 
 
 @torch.inference_mode()
@@ -282,5 +294,5 @@ def test_presets_fit_together_and_an_unknown_one_is_named() -> None:
         assert preset.codec.latent_channels == preset.denoiser.latent_channels
         assert preset.codec.latent_size == preset.denoiser.latent_size
         assert preset.denoiser.memory_frames >= 100
-    with pytest.raises(ConfigError, match="unknown preset 'huge'; accepted: tiny, small, base"):
+    with pytest.raises(ConfigError, match="unknown preset 'huge'; accepted: tiny, study, small, base"):
         get_preset("huge")

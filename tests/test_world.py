@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from worldmodel.codec import Codec
-from worldmodel.denoiser import Denoiser
+from worldmodel.denoiser import Denoiser, Prediction, Written
 from worldmodel.errors import ActionError, ConfigError, DeviceError, ShapeError, WindowError
-from worldmodel.windows import Window
+from worldmodel.windows import Window, fifo_window, next_frame_window, outpainting_window, parse_schedule
 from worldmodel.world import WorldModel, WorldState
 
 Openings = dict[str, torch.Tensor]
@@ -182,7 +182,7 @@ def test_a_shorter_memory_can_be_asked_for(memory_frames: int, bundle: Path, ope
     world = WorldModel.load(bundle, device="cpu", memory_frames=memory_frames, dtype=torch.float32)
     state = start(world, openings, [0], [1])
     assert world.memory_used(state) == [memory_frames]
-    assert state.dream.cache.memory_k.shape[3] == memory_frames
+    assert state.dream.cache.rings["memory_k"].shape[3] == memory_frames
     dream(world, state, 8)
 
 
@@ -303,3 +303,182 @@ def test_a_world_in_bfloat16_dreams_nearly_the_same(bundle: Path, world: WorldMo
 def test_a_window_of_two_frames_a_step_is_refused(bundle: Path) -> None:
     with pytest.raises(WindowError, match="one frame a step; got a window of stride 2"):
         WorldModel.load(bundle, device="cpu", window=Window((1.0, 1.0), (0.0, 0.0), 2))
+
+
+SCHEDULES = ["next", "outpaint:5:0", "outpaint:5:2", "outpaint:4:3", "fifo:1", "fifo:4", "rolling:3:2", "pyramid:6:2"]
+AHEAD = {"fifo": fifo_window(4), "overlap": outpainting_window(3, 2), "both": Window((0, 0.5, 1), (0, 0, 0.5), 1)}
+
+
+class ActionWriter(Denoiser):
+    """A stub whose clean prediction of a frame is the action into it, so that a frame shows what it was given."""
+
+    def forward_cached(self, *given: Any) -> tuple[Prediction, Written]:
+        prediction, written = super().forward_cached(*given)
+        latents, actions = given[0], given[2]
+        return prediction._replace(clean=actions[:, :, None, None, None].float().expand_as(latents)), written
+
+
+@pytest.fixture(scope="module")
+def writer(make_codec: Callable[..., Codec], make_denoiser: Callable[..., Denoiser]) -> Callable[..., WorldModel]:
+    """Make a world of one-pixel frames whose value is the action that led to them."""
+
+    def make(**settings: Any) -> WorldModel:
+        world = WorldModel(make_codec(), ActionWriter(make_denoiser().config), device="cpu", num_steps=2, **settings)
+        world.decode = lambda latents: latents.mean((2, 3, 4)).round().to(torch.uint8)[..., None, None, None]  # type: ignore[method-assign]
+        return world
+
+    return make
+
+
+@pytest.mark.parametrize("num_frames", [6, 7, 11])
+@pytest.mark.parametrize("text", SCHEDULES)
+def test_every_frame_of_a_rollout_gets_its_action(
+    text: str, num_frames: int, writer: Callable[..., WorldModel], openings: Openings
+) -> None:
+    schedule, frames = parse_schedule(text), openings["frames"][:2, :5]
+    actions = torch.randint(7, (2, 4 + num_frames), generator=torch.Generator().manual_seed(3))
+    found = writer().rollout(frames, actions, [1, 2], schedule.window, schedule.num_steps)
+    assert torch.equal(found.flatten(2).long(), actions[:, 4:, None])
+
+
+@pytest.mark.parametrize("name", AHEAD)
+def test_a_step_shows_the_action_of_the_input_lag_before(
+    name: str, writer: Callable[..., WorldModel], openings: Openings
+) -> None:
+    world = writer(window=AHEAD[name])
+    lag = world.window.input_lag
+    assert lag == {"fifo": 3, "overlap": 0, "both": 1}[name]
+    frames, given = openings["frames"][:1], openings["actions"][:1]
+    for ahead in (None, torch.tensor([[2, 5, 3][:lag]], dtype=torch.int64)):
+        state = world.reset(frames, given, [1], ahead)
+        shown = [int(world.step(state, torch.tensor([1 + k])).frames.flatten()[0]) for k in range(6)]
+        assert shown == ([0] * lag if ahead is None else ahead[0].tolist()) + [1, 2, 3, 4, 5, 6][: 6 - lag]
+
+
+@pytest.mark.parametrize("num_steps", [1, 3])
+def test_a_rollout_of_next_frames_equals_steps_bit_for_bit(
+    num_steps: int, world: WorldModel, bundle: Path, openings: Openings
+) -> None:
+    frames, given = openings["frames"][:2], openings["actions"][:2].long()
+    actions = torch.cat([given, torch.randint(7, (2, 9), generator=torch.Generator().manual_seed(3))], 1)
+    stepped = WorldModel.load(bundle, device="cpu", dtype=torch.float32, num_steps=num_steps)
+    state = stepped.reset(frames, given, [1, 2])
+    expected = torch.stack([stepped.step(state, actions[:, 7 + k]).frames for k in range(9)], 1)
+    dreamt: list[int] = []
+    found = world.rollout(frames, actions, [1, 2], next_frame_window(), num_steps, dreamt.append)
+    assert torch.equal(found, expected)
+    assert dreamt == [2] * 9
+    if num_steps == 1:
+        assert torch.equal(world.rollout(frames, actions, [1, 2], fifo_window(1), 1), expected), "one frame in flight"
+    else:
+        assert not torch.equal(world.rollout(frames, actions, [1, 2]), expected), "the world's own two steps"
+
+
+@pytest.mark.parametrize("text", SCHEDULES)
+def test_a_longer_rollout_begins_like_a_shorter_one(text: str, world: WorldModel, openings: Openings) -> None:
+    """Frames past the end, in flight under action 0, change nothing; the count of frames need not fit the stride."""
+    schedule, frames = parse_schedule(text), openings["frames"][:1]
+    actions = torch.randint(7, (1, 7 + 13), generator=torch.Generator().manual_seed(3))
+    counts: list[int] = []
+    long = world.rollout(frames, actions, [1], schedule.window, schedule.num_steps, counts.append)
+    short = world.rollout(frames, actions[:, :-6], [1], schedule.window, schedule.num_steps)
+    assert (long.shape[1], short.shape[1], sum(counts)) == (13, 7, 13)
+    assert torch.equal(long[:, :7], short)
+    assert not torch.equal(world.rollout(frames, actions[:, :-6], [2], schedule.window, schedule.num_steps), short)
+
+
+@pytest.mark.parametrize("text", ["fifo:4", "rolling:4:3", "pyramid:6:2", "outpaint:5:2"])
+def test_calls_of_the_network_are_those_of_the_schedule(text: str, bundle: Path, openings: Openings) -> None:
+    world = WorldModel.load(bundle, device="cpu", dtype=torch.float32, num_init_steps=5)
+    schedule, calls, plain = parse_schedule(text), [], world.denoiser.forward_cached
+    world.denoiser.forward_cached = lambda *a, **k: calls.append(1) or plain(*a, **k)  # type: ignore[func-returns-value]
+    frames = openings["frames"][:1, :2]
+    world.rollout(frames, torch.zeros(1, 1 + 12, dtype=torch.int64), [1], schedule.window, schedule.num_steps)
+    num_steps = schedule.num_steps or 2  # the bundle's
+    init = 5 if schedule.window.input_lag else 0
+    context = 1 if text in ("fifo:4", "rolling:4:3") else 0  # one frame to write before the last, which is folded in
+    assert len(calls) == context + init + num_steps * 12 // schedule.window.stride
+
+
+@pytest.mark.parametrize("name", AHEAD)
+def test_forks_and_rewinds_with_frames_in_flight(name: str, bundle: Path, openings: Openings) -> None:
+    world = WorldModel.load(bundle, device="cpu", dtype=torch.float32, window=AHEAD[name])
+    state = start(world, openings, [0, 1], [1, 2])
+    dream(world, state, 3)
+    fork, kept = state.clone(), state.clone()
+    ahead = dream(world, state, 6)
+    assert torch.equal(dream(world, fork, 6), ahead)
+    assert not torch.equal(dream(world, kept.clone(), 6, first_action=3), ahead)
+    assert torch.equal(dream(world, kept, 6), ahead), "rewound to a kept state"
+
+
+@pytest.mark.parametrize("name", AHEAD)
+def test_put_with_frames_in_flight(name: str, bundle: Path, openings: Openings) -> None:
+    world = WorldModel.load(bundle, device="cpu", dtype=torch.float32, window=AHEAD[name])
+    state, fresh = start(world, openings, [0, 1], [1, 2]), start(world, openings, [2], [8])
+    dream(world, state, 5)
+    untouched = state.clone()
+    world.put(state, [1], fresh)
+    found, expected, alone = dream(world, state, 6), dream(world, untouched, 6), dream(world, fresh, 6, first_action=1)
+    assert (found[0].int() - expected[0].int()).abs().max() <= 1
+    assert (found[1].int() - alone[0].int()).abs().max() <= 1
+    assert (found[1].int() - expected[1].int()).abs().max() > 1
+
+
+def test_dreams_of_other_schedules_are_not_put_together(bundle: Path, openings: Openings) -> None:
+    plain, ahead = (WorldModel.load(bundle, device="cpu", window=w) for w in (next_frame_window(), fifo_window(3)))
+    state = start(plain, openings, [0, 1], [1, 2])
+    with pytest.raises(ShapeError, match="use one schedule"):
+        plain.put(state, [1], start(ahead, openings, [2], [8]))
+
+
+def test_memory_counts_the_clean_overlap(bundle: Path, openings: Openings) -> None:
+    world = WorldModel.load(bundle, device="cpu", window=outpainting_window(3, 2))
+    state = world.reset(openings["frames"][:1, :4], openings["actions"][:1, :3], [1])
+    used = []
+    for k in range(4):
+        used.append(world.memory_used(state)[0])
+        world.step(state, torch.tensor([k]))
+    assert used == [4, 5, 6, 6]
+
+
+@pytest.mark.parametrize(
+    ("text", "context", "num_frames", "error", "message"),
+    [
+        ("outpaint:6:4", 3, 9, ShapeError, "a context of 3 frames is shorter than the 4 clean frames"),
+        ("fifo:8", 4, 7, ShapeError, "7 frames to dream are shorter than the window, which has 8"),
+        ("outpaint:6:2", 4, 3, ShapeError, "3 frames to dream are shorter than the window, which has 4"),
+        ("next", 4, 0, ShapeError, "for N of at least 1 frames to dream"),
+    ],
+)
+def test_what_a_schedule_cannot_do_is_said(
+    text: str,
+    context: int,
+    num_frames: int,
+    error: type[Exception],
+    message: str,
+    world: WorldModel,
+    openings: Openings,
+) -> None:
+    frames, actions = openings["frames"][:1, :context], torch.zeros(1, context - 1 + num_frames, dtype=torch.int64)
+    with pytest.raises(error, match=message):
+        world.rollout(frames, actions, [1], parse_schedule(text).window)
+
+
+def test_bad_arguments_of_a_rollout(world: WorldModel, openings: Openings) -> None:
+    frames, actions = openings["frames"][:1], torch.zeros(1, 12, dtype=torch.int64)
+    with pytest.raises(ShapeError, match="rollout takes frames"):
+        world.rollout(frames[0], actions, [1])
+    with pytest.raises(ShapeError, match="rollout takes frames"):
+        world.rollout(frames, actions[0], [1])
+    with pytest.raises(ShapeError, match="got 2 seeds for 1 dreams"):
+        world.rollout(frames, actions, [1, 2])
+    with pytest.raises(ActionError, match="from 0 to 6; got"):
+        world.rollout(frames, actions + 7, [1])
+    with pytest.raises(ConfigError, match="num_steps must be a whole number from 1 to 1000; got 0"):
+        world.rollout(frames, actions, [1], num_steps=0)
+    ahead = WorldModel(world.codec, world.denoiser, device="cpu", window=fifo_window(3))
+    with pytest.raises(ShapeError, match=r"ahead must be \(1, 2\).* got \(1, 3\)"):
+        ahead.reset(frames, openings["actions"][:1], [1], torch.zeros(1, 3, dtype=torch.int64))
+    with pytest.raises(ActionError, match="from 0 to 6; got"):
+        ahead.reset(frames, openings["actions"][:1], [1], torch.full((1, 2), 7))

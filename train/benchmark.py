@@ -17,6 +17,9 @@ Every time is a median after warm-up. The report is one JSON object:
 - `peak_memory_bytes`, `peak_memory_bytes_at_frame`: largest memory so far, of the GPU or else of the process.
 - `matrix_gflops`: {bfloat16, float32}: speed of a large matrix product.
 - `seconds`: how long all this took.
+
+With `--memory` it prints a table of costs instead, and the report is {`checkpoint`, `memory_costs`: rows of
+`train.memory_costs`}.
 """
 
 import json
@@ -33,9 +36,10 @@ from tqdm import tqdm
 
 from envs.dream import DreamEnv
 from train.card import describe_machine
+from train.memory_costs import costs_table, memory_costs
 from train.options import parse_options, run_program, save_json
 from train.stopwatch import measure_matrix_speed, peak_memory, time_in_turn, wait_for
-from worldmodel.checkpoint import load_openings, resolve
+from worldmodel.checkpoint import load_denoiser, load_openings, resolve
 from worldmodel.errors import ConfigError, SeedError
 from worldmodel.world import WorldModel, WorldState
 
@@ -52,7 +56,9 @@ class BenchmarkOptions:
     """World to time: a name or a folder."""
     steps: int | None = None
     """Denoising steps a frame. Without it, as the world was trained."""
-    memory: int | None = None
+    memory: bool = False
+    """Print what each memory structure costs, by memory length, for a network of the world's shape; time nothing."""
+    memory_frames: int | None = None
     """Past frames to remember. Without it, as the world was trained."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:N or mps."""
@@ -122,7 +128,7 @@ def time_env(options: BenchmarkOptions) -> float:
         checkpoint=options.checkpoint,
         device=options.device,
         num_steps=1,
-        memory_frames=options.memory,
+        memory_frames=options.memory_frames,
         render_mode=None,
     )
     world_step, inner = WorldModel.step, [0.0]
@@ -155,7 +161,7 @@ def benchmark(options: BenchmarkOptions) -> dict[str, Any]:
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     model = WorldModel.load(
-        options.checkpoint, device=options.device, num_steps=options.steps, memory_frames=options.memory
+        options.checkpoint, device=options.device, num_steps=options.steps, memory_frames=options.memory_frames
     )
     device = model.device
     if device.type == "cuda":
@@ -218,7 +224,13 @@ def benchmark(options: BenchmarkOptions) -> dict[str, Any]:
 
 def main() -> None:
     """Read the options, measure, print the report."""
-    print(json.dumps(benchmark(parse_options(BenchmarkOptions, "python -m train.benchmark")), indent=2))
+    options = parse_options(BenchmarkOptions, "python -m train.benchmark")
+    if options.memory:
+        rows = memory_costs(load_denoiser(options.checkpoint).config)
+        save_json(options.json, {"checkpoint": Path(options.checkpoint).name, "memory_costs": rows})
+        print(costs_table(rows))
+    else:
+        print(json.dumps(benchmark(options), indent=2))
 
 
 if __name__ == "__main__":

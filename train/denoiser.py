@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from envs.actions import find_motions
 from envs.episodes import open_shards
 from train.data import LatentData, encode_recording
 from train.loop import Machine, TrainOptions, start_machine, train_model
@@ -38,14 +39,31 @@ class DenoiserOptions(TrainOptions):
     weight_decay: float = 0.01
     """Decoupled weight decay."""
     initial: str | None = None
-    """A bundle to take the first weights from, instead of chance."""
+    """A bundle of the same shape to take the first weights from, instead of chance."""
+    graft: str | None = None
+    """A bundle of another memory structure to take from whatever weights fit; the rest starts by chance."""
+    memory: str | None = None
+    """Memory structure: summary (ours), prepend, channel, cross or none; default the preset's."""
+    memory_frames: int | None = None
+    """Past frames that the memory draws on; default the preset's."""
+    compression: str = "none"
+    """Compression of the memory: none, joint (with prepend) or modulated (with channel)."""
+    budget: int | None = None
+    """Frame slots kept after compression; default all."""
+    odometry: bool = False
+    """Find memories by direction and place too, reckoned from the actions; for action sets with known motions."""
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     """Levels, contexts and weights of the loss."""
 
 
+def is_matrix(name: str, parameter: torch.nn.Parameter) -> bool:
+    """Whether Muon trains a parameter: the matrices of blocks and compressor."""
+    return name.startswith(("blocks.", "compressor.")) and name.endswith("weight") and parameter.ndim == 2
+
+
 def make_optimizers(denoiser: Denoiser, options: DenoiserOptions) -> list[torch.optim.Optimizer]:
     """Return Muon for the matrices of the blocks and AdamW for the rest."""
-    matrices = [p for name, p in denoiser.named_parameters() if name.startswith("blocks.") and name.endswith("weight")]
+    matrices = [p for name, p in denoiser.named_parameters() if is_matrix(name, p)]
     chosen = {id(p) for p in matrices}
     rest = [p for p in denoiser.parameters() if id(p) not in chosen]
     rate, decay = options.learning_rate, options.weight_decay
@@ -77,15 +95,19 @@ def train_denoiser(options: DenoiserOptions, machine: Machine) -> dict[str, Any]
         encode_recording(codec.to(machine.device), options.data, latent_folder, machine.device, identity)
     if machine.world_size > 1:
         torch.distributed.barrier()
-    num_actions = len(open_shards(options.data)[0].action_names)
+    action_names = open_shards(options.data)[0].action_names
+    num_actions = len(action_names)
     data = LatentData.load(latent_folder, "train", identity)
     if machine.device.type == "cuda":
         data = data.to(machine.device)
     config = dataclasses.replace(
-        config, num_actions=num_actions, reward_values=reward_values(data.rewards, config.reward_values)
+        config,
+        num_actions=num_actions,
+        reward_values=reward_values(data.rewards, config.reward_values),
+        **memory_changes(config, options, action_names),
     )
     torch.manual_seed(options.seed)
-    denoiser = build_denoiser(config, options.initial)
+    denoiser = build_denoiser(config, options.initial, options.graft)
     loss = DenoiserLoss(denoiser, options.objective, options.chunk)
 
     def sample(generator: torch.Generator) -> dict[str, torch.Tensor]:
@@ -118,18 +140,62 @@ def reward_values(rewards: torch.Tensor, default: tuple[float, ...]) -> tuple[fl
     return found if len(found) > 1 else default
 
 
-def build_denoiser(config: DenoiserConfig, initial: str | None) -> Denoiser:
-    """Return a denoiser of this shape, with the weights of the bundle `initial` if given.
+def memory_changes(config: DenoiserConfig, options: DenoiserOptions, action_names: tuple[str, ...]) -> dict[str, Any]:
+    """Return the fields of a denoiser's config that the options of the memory set.
 
     Raises:
-        CheckpointError: the bundle's denoiser has another shape.
+        ConfigError: odometry is asked for and the motions of the actions are not known, or the memory cannot be.
     """
-    if initial is None:
-        return Denoiser(config)
-    denoiser = load_denoiser(initial)
-    if denoiser.config != config:
-        raise CheckpointError(f"the denoiser of {initial} is {denoiser.config}; this training makes {config}")
-    return denoiser.train()
+    motions = find_motions(action_names) if options.odometry else ()
+    if options.odometry and not motions:
+        raise ConfigError(
+            f"--odometry needs actions with known motions; of {list(action_names)} none are known (envs/actions.py)"
+        )
+    return {
+        "memory": options.memory or config.memory,
+        "memory_frames": options.memory_frames or config.memory_frames,
+        "compression": options.compression,
+        "budget": options.budget or 0,
+        "motions": motions,
+    }
+
+
+def build_denoiser(config: DenoiserConfig, initial: str | None, graft: str | None = None) -> Denoiser:
+    """Return a denoiser of this shape.
+
+    Args:
+        config: the shape.
+        initial: bundle of a denoiser of the same shape to take the weights from.
+        graft: bundle of a denoiser from which the weights are taken that have the same name and shape.
+
+    Raises:
+        CheckpointError: the denoiser of `initial` has another shape, or nothing of `graft` fits.
+        ConfigError: both are given.
+    """
+    if initial is not None and graft is not None:
+        raise ConfigError("--initial and --graft cannot be given together: weights come from one bundle")
+    if initial is not None:
+        denoiser = load_denoiser(initial)
+        theirs, ours = denoiser.config.setting, config.setting
+        if theirs != ours:
+            raise CheckpointError(
+                f"the denoiser of {initial} has another memory structure ({theirs}); this training makes {ours}: give "
+                "the same memory options, or take what fits with --graft"
+            )
+        if denoiser.config != config:
+            raise CheckpointError(f"the denoiser of {initial} is {denoiser.config}; this training makes {config}")
+        return denoiser.train()
+    denoiser = Denoiser(config)
+    if graft is not None:
+        own = denoiser.state_dict()
+        given = load_denoiser(graft).state_dict()
+        fitting = {name: value for name, value in given.items() if name in own and own[name].shape == value.shape}
+        if len(fitting) < len(own) / 2:
+            raise CheckpointError(
+                f"only {len(fitting)} of {len(own)} weights of {graft} fit: of another width or depth"
+            )
+        denoiser.load_state_dict({**own, **fitting})
+    return denoiser
 
 
 def main() -> None:

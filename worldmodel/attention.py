@@ -3,9 +3,10 @@
 Owns rotary positions, the two visibility rules and three ways to compute the same attention: dense (the reference),
 chunked (training) and cached (play). Reads a cache, never writes one. Knows no noise, no actions.
 
-Each frame has P patch tokens and S summary tokens, in this order. Within a frame every token sees every token. Across
-frames a `recent` layer sees the patch tokens of the last `reach` frames; a `memory` layer sees the summary tokens of
-the last `reach` frames. So older frames survive only in their summaries: learned, bounded compression.
+Each frame has P patch tokens and S summary tokens, in this order. Within a frame every token sees every token.
+Across frames a `recent` layer sees the patch tokens of the last `reach` frames, and so does a `prepend` layer, which
+reaches further; a `memory` layer sees the summary tokens of the last `reach` frames. So with `memory` layers older
+frames survive only in their summaries: learned, bounded compression.
 """
 
 import math
@@ -18,33 +19,57 @@ from torch import nn
 from torch.nn import functional as F
 
 from worldmodel.errors import ConfigError
+from worldmodel.odometry import look_angles
 
-Kind = Literal["recent", "memory"]
+Kind = Literal["recent", "memory", "prepend"]
+Rotary = tuple[torch.Tensor, torch.Tensor]
 
 
 class RotaryPosition(nn.Module):
-    """Rotary angles over time (half of the pairs) and the patch grid (a quarter each).
+    """Rotary angles of tokens: over time (half of the pairs) and the patch grid (a quarter each).
 
-    Source: RoFormer (Su et al. 2021), split over axes.
+    With odometry, time and grid keep half of the pairs; a quarter turns with the direction a token looks in, so that a
+    token finds what was seen in that direction before, and a quarter with the place (an eighth each for x and y).
+
+    Source: RoFormer (Su et al. 2021), split over axes; directions and places from actions are our own.
     """
 
     time: torch.Tensor
     space: torch.Tensor
+    look: torch.Tensor
+    direction: torch.Tensor
+    place: torch.Tensor
 
-    def __init__(self, head_width: int, grid: int, num_summary: int) -> None:
-        """Prepare frequencies for heads of `head_width` channels, a `grid` x `grid` patch grid and summary tokens."""
+    def __init__(self, head_width: int, grid: int, num_summary: int, view_deg: float | None = None) -> None:
+        """Prepare frequencies.
+
+        Args:
+            head_width: channels of an attention head, a multiple of 8; of 16 with odometry.
+            grid: the patch grid is `grid` x `grid`.
+            num_summary: summary tokens; they lie at no place of the grid.
+            view_deg: horizontal angle of view in degrees switches odometry on; None: off.
+        """
         super().__init__()
-        if head_width % 8:
-            raise ConfigError(f"the width of an attention head must be a multiple of 8; got {head_width}")
+        unit = 8 if view_deg is None else 16
+        if head_width % unit:
+            raise ConfigError(f"the width of an attention head must be a multiple of {unit}; got {head_width}")
         pairs = head_width // 2
-        num_time, num_space = pairs // 2, pairs // 4
+        kept = pairs if view_deg is None else pairs // 2
+        num_time, num_space = kept // 2, kept // 4
         time = torch.logspace(0, -3.3, num_time)  # 1 rad a frame down to 1 rad in 2,000 frames
         space = torch.logspace(0.2, -1.0, num_space)
         row, column = torch.meshgrid(torch.arange(grid), torch.arange(grid), indexing="ij")
         patches = torch.cat([row.reshape(-1, 1) * space, column.reshape(-1, 1) * space], -1)
         summaries = torch.zeros(num_summary, 2 * num_space)
+        self.has_odometry = view_deg is not None
+        num_direction, num_place = (pairs // 4, pairs // 8) if self.has_odometry else (0, 0)
+        looks = [look_angles(grid, view_deg or 90.0).repeat(grid), look_angles(num_summary, view_deg or 90.0)]
         self.register_buffer("time", time, persistent=False)
         self.register_buffer("space", torch.cat([patches, summaries]).float(), persistent=False)
+        self.register_buffer("look", torch.cat(looks), persistent=False)
+        # Whole numbers: a full turn is the same direction. 1 to 16 turns a turn tell directions 6 degrees apart.
+        self.register_buffer("direction", torch.logspace(0, 1.204, num_direction).round(), persistent=False)
+        self.register_buffer("place", 2 * math.pi / torch.logspace(0.18, 1.38, num_place), persistent=False)
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Self:
         """Move to a device, but never to another number format: bfloat16 frequencies would be other positions."""
@@ -54,11 +79,12 @@ class RotaryPosition(nn.Module):
             setattr(self, name, buffer.to(getattr(self, name).device))
         return self
 
-    def forward(self, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def forward(self, positions: torch.Tensor, poses: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
         """Return cosines and sines.
 
         Args:
             positions: integer (B, T) frame positions; B may be 1 to share them.
+            poses: float32 (B, T, 3) of `walk_poses`; needed with odometry only.
 
         Returns:
             two float32 (B, T, 1, N, head_width / 2).
@@ -67,13 +93,18 @@ class RotaryPosition(nn.Module):
         exact_on = torch.device("cpu") if positions.device.type == "mps" else positions.device
         angles = positions.to(exact_on)[..., None].double() * self.time.to(exact_on).double()
         angles = torch.remainder(angles, 2 * math.pi).float().to(positions.device)
-        both = torch.cat(
-            [
-                repeat(angles, "b t f -> b t n f", n=self.space.shape[0]),
-                repeat(self.space, "n f -> b t n f", b=positions.shape[0], t=positions.shape[1]),
-            ],
-            -1,
-        )[:, :, None]
+        tokens = self.space.shape[0]
+        parts = [
+            repeat(angles, "b t f -> b t n f", n=tokens),
+            repeat(self.space, "n f -> b t n f", b=positions.shape[0], t=positions.shape[1]),
+        ]
+        if self.has_odometry and poses is not None:
+            batch = poses.shape[0]
+            parts = [part.expand(batch, -1, -1, -1) for part in parts]
+            parts.append((poses[..., 2:] + self.look)[..., None] * self.direction)
+            places = (poses[..., :2, None] * self.place).flatten(2)
+            parts.append(repeat(places, "b t f -> b t n f", n=tokens))
+        both = torch.cat(parts, -1)[:, :, None]
         return both.cos(), both.sin()
 
 
@@ -82,6 +113,27 @@ def rotate(x: torch.Tensor, rotary: tuple[torch.Tensor, torch.Tensor]) -> torch.
     cos, sin = rotary
     first, second = x.float().chunk(2, -1)
     return torch.cat([first * cos - second * sin, first * sin + second * cos], -1).to(x.dtype)
+
+
+class PoseBias(nn.Module):
+    """What every query and key says beside its content: a head that attends where direction and place agree.
+
+    Added before rotation, equal constants c on a pair of channels give the score c^2 cos(f (a - b)) for angles a of the
+    query and b of the key: summed over frequencies f, a peak where a = b. Half of the heads begin with it, the others
+    at zero; all are learned.
+    """
+
+    def __init__(self, heads: int, head_width: int, strength: float = 1.8) -> None:
+        """Bias `heads` heads of `head_width` channels; the first half of the heads starts at `strength`."""
+        super().__init__()
+        start = torch.zeros(2, heads, 1, head_width)
+        pairs = head_width // 2
+        start[:, : (heads + 1) // 2, :, pairs // 2 : pairs] = strength  # the pairs of direction and place
+        self.bias = nn.Parameter(start)
+
+    def forward(self, which: int | None = None) -> torch.Tensor:
+        """Return the bias of queries (0) or keys (1), (H, 1, d), or of both, (2, H, 1, d)."""
+        return self.bias if which is None else self.bias[which]
 
 
 def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
@@ -120,18 +172,28 @@ def to_bias(is_visible: torch.Tensor) -> torch.Tensor:
 
 
 class FrameAttention(nn.Module):
-    """Multi-head attention between the tokens of frames, of kind `recent` or `memory`."""
+    """Multi-head attention between the tokens of frames, of kind `recent`, `prepend` or `memory`."""
 
-    def __init__(self, width: int, heads: int, kind: Kind, num_patches: int, num_summary: int, reach: int) -> None:
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        kind: Kind,
+        num_patches: int,
+        num_summary: int,
+        reach: int,
+        has_odometry: bool = False,
+    ) -> None:
         """Build a layer.
 
         Args:
             width: channels of a token, a multiple of heads.
             heads: attention heads.
-            kind: whose tokens other frames see: patches (recent) or summaries (memory).
+            kind: whose tokens other frames see: patches (recent, prepend) or summaries (memory).
             num_patches: patch tokens a frame.
             num_summary: summary tokens a frame.
             reach: how many past frames are seen.
+            has_odometry: whether heads look for frames of the same direction and place, see `PoseBias`.
         """
         super().__init__()
         if width % heads:
@@ -145,11 +207,12 @@ class FrameAttention(nn.Module):
         self.to_out = nn.Linear(width, width, bias=False)
         self.q_scale = nn.Parameter(torch.ones(width // heads))
         self.k_scale = nn.Parameter(torch.ones(width // heads))
+        self.pose_bias = PoseBias(heads, width // heads) if has_odometry else None
 
     @property
     def shared(self) -> slice:
         """The tokens of a frame that other frames see."""
-        return slice(0, self.num_patches) if self.kind == "recent" else slice(self.num_patches, None)
+        return slice(self.num_patches, None) if self.kind == "memory" else slice(0, self.num_patches)
 
     def project(
         self, x: torch.Tensor, rotary: tuple[torch.Tensor, torch.Tensor]
@@ -160,6 +223,8 @@ class FrameAttention(nn.Module):
         qk = (
             F.rms_norm(qk.float(), qk.shape[-1:]) * scale.float()
         )  # both at once: in play, calls cost more than arithmetic
+        if self.pose_bias is not None:
+            qk = qk + self.pose_bias()[:, None, None].float()
         q, k = rotate(qk, rotary).to(v.dtype)
         return q, k, v[0]
 
@@ -275,7 +340,7 @@ class FrameAttention(nn.Module):
         tokens = self.num_patches + self.num_summary
         is_shared = torch.zeros(tokens, dtype=torch.bool, device=positions.device)
         is_shared[self.shared] = True
-        num_shared = self.num_patches if self.kind == "recent" else self.num_summary
+        num_shared = self.num_summary if self.kind == "memory" else self.num_patches
         reach = min(self.reach, cached_positions.shape[1])
         query = positions.repeat_interleave(tokens, 1)
         age = query[:, :, None] - cached_positions[:, None, :]

@@ -14,9 +14,12 @@ from einops import rearrange, repeat
 from torch import nn
 from torch.nn import functional as F
 
-from worldmodel.attention import FrameAttention, Kind, RotaryPosition
-from worldmodel.cache import MemoryCache
+from worldmodel.attention import FrameAttention, Rotary, RotaryPosition, to_bias
+from worldmodel.cache import MemoryCache, Rings
 from worldmodel.errors import ActionError, ConfigError, ShapeError
+from worldmodel.memory import ChannelMemory, Compressor, Entries, MemorySetting, SlotAttention
+from worldmodel.noise import level_features
+from worldmodel.odometry import walk_poses
 
 
 @dataclass(frozen=True)
@@ -28,15 +31,21 @@ class DenoiserConfig:
         latent_size: height and width of a latent.
         patch: height and width of the square of latent pixels that makes one token.
         width: channels of a token.
-        depth: transformer blocks; even ones see recent frames, odd ones the compressed memory.
+        depth: transformer blocks; even ones see recent frames, odd ones the memory.
         heads: attention heads.
         num_actions: size of the discrete action set. Action `num_actions` means "none" (first frame of an episode).
         num_previous: past frames given on the channels of every frame, beside attention.
         recent_frames: past frames seen in full.
-        memory_frames: past frames seen through summary tokens.
-        num_summary: summary tokens a frame.
+        memory_frames: past frames that the memory draws on.
+        num_summary: summary tokens a frame; they feed the heads, and are the memory of structure "summary".
         mlp_ratio: hidden width of a feed-forward layer over `width`.
         reward_values: the rewards the reward head tells apart.
+        memory: the memory structure, see `worldmodel.memory`.
+        compression: "none", "joint" (with prepend) or "modulated" (with channel).
+        budget: frame slots kept after compression; 0 means `memory_frames`.
+        motions: for each action its turn in degrees (counter-clockwise) and its walk in cells; given, the memory is
+            found by direction and place too (odometry). Empty: by time alone.
+        view_deg: horizontal angle of view in degrees, for odometry.
     """
 
     latent_channels: int = 8
@@ -52,9 +61,15 @@ class DenoiserConfig:
     num_summary: int = 2
     mlp_ratio: int = 4
     reward_values: tuple[float, ...] = (0.0, 1.0)
+    memory: str = "summary"
+    compression: str = "none"
+    budget: int = 0
+    motions: tuple[tuple[float, float], ...] = ()
+    view_deg: float = 70.0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "reward_values", tuple(float(v) for v in self.reward_values))
+        object.__setattr__(self, "motions", tuple((float(turn), float(walk)) for turn, walk in self.motions))
         for name in ("latent_channels", "latent_size", "patch", "width", "heads", "num_actions", "recent_frames"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"denoiser {name} must be at least 1; got {getattr(self, name)}")
@@ -65,6 +80,22 @@ class DenoiserConfig:
             raise ConfigError(f"patch {self.patch} must divide latent_size {self.latent_size}")
         if len(self.reward_values) < 2:
             raise ConfigError(f"reward_values needs at least two rewards; got {self.reward_values}")
+        if self.motions and (len(self.motions) != self.num_actions or not 0 < self.view_deg < 180):
+            raise ConfigError(
+                f"odometry takes a motion for each of the {self.num_actions} actions and a view_deg above 0 and below "
+                f"180; got {len(self.motions)} motions and {self.view_deg}"
+            )
+        self.setting  # noqa: B018  raises what is wrong with it
+
+    @property
+    def setting(self) -> MemorySetting:
+        """The memory structure."""
+        return MemorySetting(self.memory, self.memory_frames, self.compression, self.budget or self.memory_frames)
+
+    @property
+    def is_grid_memory(self) -> bool:
+        """Whether the odd blocks see a memory; else they see recent frames too."""
+        return self.memory in ("summary", "prepend")
 
     @property
     def num_patches(self) -> int:
@@ -74,12 +105,17 @@ class DenoiserConfig:
     @property
     def num_recent_layers(self) -> int:
         """Blocks that see recent frames in full."""
-        return (self.depth + 1) // 2
+        return (self.depth + 1) // 2 if self.is_grid_memory else self.depth
 
     @property
     def num_memory_layers(self) -> int:
-        """Blocks that see the compressed memory."""
-        return self.depth // 2
+        """Blocks that see the memory."""
+        return 0 if self.memory in ("channel", "none") else self.depth // 2
+
+    @property
+    def num_memory_tokens(self) -> int:
+        """Tokens that the memory keeps of a frame or slot."""
+        return self.num_summary if self.memory == "summary" else self.num_patches
 
 
 class Prediction(NamedTuple):
@@ -97,17 +133,24 @@ class Prediction(NamedTuple):
 
 
 class Written(NamedTuple):
-    """Shared keys and values of new frames, for `MemoryCache.commit`: a pair for each layer of a kind."""
+    """What new frames leave in a cache, for `MemoryCache.commit`: rings by name, and poses (B, J, 3)."""
 
-    recent: list[tuple[torch.Tensor, torch.Tensor]]
-    memory: list[tuple[torch.Tensor, torch.Tensor]]
+    rings: Rings
+    poses: torch.Tensor
 
 
-def level_features(levels: torch.Tensor, width: int) -> torch.Tensor:
-    """Return sinusoidal features of levels (...) in [0, 1], float32 (..., width)."""
-    frequencies = torch.exp(torch.linspace(0, math.log(200.0), width // 2, device=levels.device))
-    angles = levels[..., None].float() * frequencies * math.pi
-    return torch.cat([angles.cos(), angles.sin()], -1)
+class Remembered(NamedTuple):
+    """What an entry-based memory gives the blocks of one call.
+
+    Attributes:
+        slots: (B, T, P, D), of the new frames.
+        rotary: of the slots.
+        is_seen: bool (B or 1, T, K), which slots each new frame sees: first those of the cache, then the new ones.
+    """
+
+    slots: torch.Tensor
+    rotary: Rotary
+    is_seen: torch.Tensor
 
 
 class Block(nn.Module):
@@ -116,15 +159,26 @@ class Block(nn.Module):
     def __init__(self, config: DenoiserConfig, index: int) -> None:
         """Build block number `index`."""
         super().__init__()
-        is_recent = index % 2 == 0
-        self.attention = FrameAttention(
-            config.width,
-            config.heads,
-            "recent" if is_recent else "memory",
-            config.num_patches,
-            config.num_summary,
-            config.recent_frames if is_recent else config.memory_frames,
+        setting, is_odd = config.setting, index % 2 == 1
+        sees_slots = is_odd and setting.compression == "joint"
+        is_recent = not (is_odd and config.is_grid_memory)
+        self.attention: FrameAttention | SlotAttention = (
+            SlotAttention(config.width, config.heads, setting.budget, True, bool(config.motions))
+            if sees_slots
+            else FrameAttention(
+                config.width,
+                config.heads,
+                "recent" if is_recent else "memory" if setting.structure == "summary" else "prepend",
+                config.num_patches,
+                config.num_summary,
+                config.recent_frames if is_recent else config.memory_frames,
+                bool(config.motions) and not is_recent,
+            )
         )
+        self.cross: SlotAttention | None = None
+        if is_odd and setting.structure == "cross":
+            self.cross = SlotAttention(config.width, config.heads, setting.budget, False, bool(config.motions))
+            nn.init.zeros_(self.cross.to_out.weight)  # at first as if it were not there
         hidden = config.mlp_ratio * config.width
         self.feed_forward = nn.Sequential(
             nn.Linear(config.width, hidden), nn.GELU(approximate="tanh"), nn.Linear(hidden, config.width)
@@ -141,6 +195,11 @@ class Block(nn.Module):
         return tokens + gate_f * hidden
 
     @staticmethod
+    def rest(x: torch.Tensor) -> torch.Tensor:
+        """Layer norm alone."""
+        return F.layer_norm(x, x.shape[-1:]).to(x.dtype)
+
+    @staticmethod
     def normalize(x: torch.Tensor, shift: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
         """Layer norm without its own affine, then scale and shift, in the dtype of x."""
         return (F.layer_norm(x, x.shape[-1:]) * scale + shift).to(x.dtype)
@@ -148,6 +207,8 @@ class Block(nn.Module):
 
 class Denoiser(nn.Module):
     """Frame-causal diffusion transformer; see the module docstring."""
+
+    motions: torch.Tensor
 
     def __init__(self, config: DenoiserConfig) -> None:
         """Build an untrained denoiser of the given shape."""
@@ -163,7 +224,15 @@ class Denoiser(nn.Module):
         self.to_condition = nn.Linear(width, 6 * width)
         blocks = nn.ModuleList([Block(config, index) for index in range(config.depth)])
         self.blocks = cast("Sequence[Block]", blocks)  # ModuleList does not tell the type of its members
-        self.rotary = RotaryPosition(width // config.heads, config.latent_size // config.patch, config.num_summary)
+        grid = config.latent_size // config.patch
+        view_deg = config.view_deg if config.motions else None
+        self.rotary = RotaryPosition(width // config.heads, grid, config.num_summary, view_deg)
+        motions = (
+            torch.tensor([*config.motions, (0.0, 0.0)]) if config.motions else torch.zeros(config.num_actions + 1, 2)
+        )
+        motions = motions * torch.tensor([math.pi / 180, 1.0])
+        self.register_buffer("motions", motions, persistent=False)
+        self._add_memory(config)
         self.final_modulation = nn.Linear(width, 2 * width)
         self.to_clean = nn.Linear(width, config.latent_channels * patch_area)
         self.reward_head = nn.Linear(width, len(config.reward_values))
@@ -176,6 +245,25 @@ class Denoiser(nn.Module):
             with torch.no_grad():
                 block.modulation[2].fill_(0.3)
                 block.modulation[5].fill_(0.3)
+
+    def _add_memory(self, config: DenoiserConfig) -> None:
+        """Build what an entry-based memory needs beside the blocks."""
+        setting, width = config.setting, config.width
+        self.entries: Entries | None = None
+        self.compressor: Compressor | None = None
+        self.channel: ChannelMemory | None = None
+        if not setting.is_entry_based:
+            return
+        patch_channels = config.latent_channels * config.patch**2
+        is_raw = setting.structure == "channel" and setting.compression == "none"
+        entry_width = patch_channels if is_raw else width
+        self.entries = Entries(
+            patch_channels, config.num_patches, config.num_actions, entry_width, setting.compression == "modulated"
+        )
+        if setting.compression != "none":
+            self.compressor = Compressor(width, config.heads, setting.length)
+        if setting.structure == "channel":
+            self.channel = ChannelMemory(entry_width, setting.budget, width)
 
     def check_memory_frames(self, memory_frames: int | None) -> int:
         """Return how many summaries a dream keeps when `memory_frames` are asked for; None: the configured number.
@@ -208,28 +296,48 @@ class Denoiser(nn.Module):
         weight = self.to_clean.weight
         dtype = weight.dtype if dtype is None else dtype
 
-        def ring(layers: int, frames: int, tokens: int) -> torch.Tensor:
-            shape = (layers, batch, config.heads, frames, tokens, config.width // config.heads)
-            return torch.zeros(shape, dtype=dtype, device=weight.device)
-
-        return MemoryCache(
-            recent_k=ring(config.num_recent_layers, config.recent_frames, config.num_patches),
-            recent_v=ring(config.num_recent_layers, config.recent_frames, config.num_patches),
-            memory_k=ring(config.num_memory_layers, memory_frames, config.num_summary),
-            memory_v=ring(config.num_memory_layers, memory_frames, config.num_summary),
-            count=torch.zeros(batch, dtype=torch.int64, device=weight.device),
-        )
+        setting, head_width = config.setting, config.width // config.heads
+        patches, slots = config.num_patches, min(memory_frames, setting.budget)
+        shapes: dict[str, tuple[int, ...]] = {}  # layers, heads, frames, tokens, channels
+        for pair in ("k", "v"):
+            shapes[f"recent_{pair}"] = (
+                config.num_recent_layers,
+                config.heads,
+                config.recent_frames,
+                patches,
+                head_width,
+            )
+            memory = (config.num_memory_layers, config.heads, slots, config.num_memory_tokens, head_width)
+            shapes[f"memory_{pair}"] = memory
+            if self.compressor is not None:
+                length = min(memory_frames, setting.length)
+                shapes[f"compressed_{pair}"] = (1, config.heads, length, patches, head_width)
+        if self.channel is not None and self.entries is not None:
+            shapes["entries"] = (1, 1, slots, patches, self.entries.width)
+        rings = {
+            name: torch.zeros((layers, batch, *rest), dtype=dtype, device=weight.device)
+            for name, (layers, *rest) in shapes.items()
+        }
+        count = torch.zeros(batch, dtype=torch.int64, device=weight.device)
+        return MemoryCache(rings, count, torch.zeros(batch, 3, device=weight.device))
 
     def flops_per_frame(self, clip_frames: int) -> float:
         """Return the floating-point operations of one frame's forward pass inside clips; attention as far as seen."""
         config = self.config
         tokens = config.num_patches + config.num_summary
-        matrices = sum(p.numel() for b in self.blocks for n, p in b.named_parameters() if n.endswith("weight"))
+        matrices = sum(p.numel() for n, p in self.named_parameters() if p.ndim == 2 and n.startswith("blocks."))
         recent = tokens + min(config.recent_frames, clip_frames) * config.num_patches
-        memory = tokens + min(config.memory_frames, clip_frames) * config.num_summary / 2
+        memory = tokens + min(config.setting.budget, clip_frames) * config.num_memory_tokens / 2
         pairs = tokens * (config.num_recent_layers * recent + config.num_memory_layers * memory)
         ends = self.embed.weight.numel() + self.to_clean.weight.numel()
-        return 2.0 * tokens * (matrices + ends) + 4.0 * pairs * config.width
+        beside = sum(
+            p.numel()
+            for part in (self.entries, self.compressor, self.channel)
+            if part is not None
+            for p in part.parameters()
+            if p.ndim == 2
+        )
+        return 2.0 * tokens * (matrices + ends) + 2.0 * config.num_patches * beside + 4.0 * pairs * config.width
 
     def _check(
         self,
@@ -323,9 +431,30 @@ class Denoiser(nn.Module):
         """
         self._check(latents, levels, actions, previous, previous_levels)
         tokens, condition = self._enter(latents, levels, actions, previous, previous_levels)
-        rotary = self.rotary(torch.arange(latents.shape[1], device=latents.device)[None])
+        batch, frames = latents.shape[:2]
+        start = torch.zeros(batch, 3, device=latents.device)
+        positions = torch.arange(frames, device=latents.device)[None]
+        poses = self._poses(actions, start)
+        rotary = self.rotary(positions, poses)
+        memory = None
+        if self.entries is not None:
+            entries = self._make_entries(previous, previous_levels, actions)
+            slot_rotary = self._slot_rotary(positions, poses, start)
+            if self.compressor is not None:
+                entries = self.compressor(entries, slot_rotary)
+            if self.channel is not None:
+                tokens = self._join(tokens, self.channel(F.pad(entries, (0, 0, 0, 0, self.channel.length - 1, 0))))
+            else:
+                age = positions[:, :, None] - positions[:, None, :]
+                memory = Remembered(entries, slot_rotary, (age >= 0) & (age < self.config.setting.budget))
         for block, modulation in zip(self.blocks, self._modulations(condition), strict=True):
-            attended = block.attention(block.normalize(tokens, *modulation[:2]), rotary, chunk)
+            normal = block.normalize(tokens, *modulation[:2])
+            if isinstance(block.attention, FrameAttention):
+                attended = block.attention(normal, rotary, chunk)
+            else:
+                attended = self._see_slots(block.attention, normal, rotary, memory)
+            if block.cross is not None:
+                tokens = tokens + self._see_slots(block.cross, block.rest(tokens), rotary, memory)
             tokens = block.forward_rest(tokens, attended, modulation)
         return self._leave(tokens, condition)
 
@@ -348,20 +477,152 @@ class Denoiser(nn.Module):
         self._check(latents, levels, actions, previous, previous_levels)
         tokens, condition = self._enter(latents, levels, actions, previous, previous_levels)
         positions = cache.count[:, None] + torch.arange(latents.shape[1], device=latents.device)
-        rotary = self.rotary(positions)
-        written = Written([], [])
-        held = {"recent": cache.recent_positions, "memory": cache.memory_positions}
+        poses = self._poses(actions, cache.pose)
+        rotary = self.rotary(positions, poses)
+        written: Rings = {name: [] for name in cache.rings}
+        memory = None
+        if self.entries is not None:
+            slots, slot_rotary = self._remember(previous, previous_levels, actions, positions, poses, cache, written)
+            if self.channel is not None:
+                tokens = self._enter_channel(tokens, slots, positions, cache, written)
+            else:
+                memory = Remembered(slots, slot_rotary, _see(positions, cache, "memory_k", self.config.setting.budget))
         biases: dict[str, torch.Tensor] = {}
         for block, modulation in zip(self.blocks, self._modulations(condition), strict=True):
-            attention = block.attention
-            kind: Kind = attention.kind
-            rings = (cache.recent_k, cache.recent_v) if kind == "recent" else (cache.memory_k, cache.memory_v)
-            kept = written.recent if kind == "recent" else written.memory
-            if kind not in biases:
-                biases[kind] = attention.cached_bias(positions, held[kind]).to(tokens.dtype)
-            cached_k, cached_v = (ring[len(kept)].flatten(2, 3) for ring in rings)
             normal = block.normalize(tokens, *modulation[:2])
-            attended, k, v = attention.forward_cached(normal, rotary, cached_k, cached_v, biases[kind])
-            kept.append((k, v))
+            attention = block.attention
+            if isinstance(attention, FrameAttention):
+                ring = "recent" if attention.kind == "recent" else "memory"
+                if ring not in biases:
+                    held = cache.positions(f"{ring}_k")
+                    biases[ring] = attention.cached_bias(positions, held).to(tokens.dtype)
+                layer = len(written[f"{ring}_k"])
+                cached_k, cached_v = (cache.rings[f"{ring}_{pair}"][layer].flatten(2, 3) for pair in ("k", "v"))
+                attended, k, v = attention.forward_cached(normal, rotary, cached_k, cached_v, biases[ring])
+                written[f"{ring}_k"].append(k)
+                written[f"{ring}_v"].append(v)
+            else:
+                attended = self._look_back(attention, normal, rotary, memory, cache, written)
+            if block.cross is not None:
+                tokens = tokens + self._look_back(block.cross, block.rest(tokens), rotary, memory, cache, written)
             tokens = block.forward_rest(tokens, attended, modulation)
-        return self._leave(tokens, condition), written
+        return self._leave(tokens, condition), Written(written, poses)
+
+    # What an entry-based memory needs ---------------------------------------------------------------------------
+
+    def _poses(self, actions: torch.Tensor, start: torch.Tensor) -> torch.Tensor:
+        if not self.config.motions:
+            return start[:, None].expand(-1, actions.shape[1], -1)
+        return walk_poses(self.motions, actions, start)
+
+    def _slot_rotary(self, positions: torch.Tensor, poses: torch.Tensor, start: torch.Tensor) -> Rotary:
+        """Return the rotary angles of entries: entry t holds frame t - 1."""
+        before = torch.cat([start[:, None], poses[:, :-1]], 1)
+        cos, sin = self.rotary(positions - 1, before)
+        return cos[..., : self.config.num_patches, :], sin[..., : self.config.num_patches, :]
+
+    @staticmethod
+    def _see_slots(
+        attention: SlotAttention, x: torch.Tensor, rotary: Rotary, memory: Remembered | None
+    ) -> torch.Tensor:
+        memory = cast("Remembered", memory)
+        seen: torch.Tensor = attention(x, rotary, *attention.project_slots(memory.slots, memory.rotary), memory.is_seen)
+        return seen
+
+    def _make_entries(
+        self, previous: torch.Tensor, previous_levels: torch.Tensor, actions: torch.Tensor
+    ) -> torch.Tensor:
+        p = self.config.patch
+        patches = rearrange(previous[:, :, 0], "b t c (h p) (w q) -> b t (h w) (c p q)", p=p, q=p)
+        entries = cast("Entries", self.entries)
+        made: torch.Tensor = entries(patches.to(self.embed.weight.dtype), previous_levels[:, :, 0], actions)
+        return made
+
+    def _remember(
+        self,
+        previous: torch.Tensor,
+        previous_levels: torch.Tensor,
+        actions: torch.Tensor,
+        positions: torch.Tensor,
+        poses: torch.Tensor,
+        cache: MemoryCache,
+        written: Rings,
+    ) -> tuple[torch.Tensor, Rotary]:
+        """Return the slots of the new frames, (B, J, P, D), compressed with the cache, and their rotary angles."""
+        slots = self._make_entries(previous, previous_levels, actions)
+        rotary = self._slot_rotary(positions, poses, cache.pose)
+        if self.compressor is not None:
+            x, q, k, v = self.compressor.prepare(slots, rotary)
+            written["compressed_k"].append(k)
+            written["compressed_v"].append(v)
+            is_seen = _see(positions, cache, "compressed_k", self.compressor.length)
+            every = (
+                torch.cat(
+                    [rearrange(cache.rings[f"compressed_{pair}"][0], "b h f p d -> b f h p d").to(new.dtype), new], 1
+                )
+                for pair, new in (("k", k), ("v", v))
+            )
+            every_k, every_v = every
+            slots = self.compressor.finish(x, q, every_k, every_v, to_bias(is_seen)[:, None, None])
+        return slots, rotary
+
+    @staticmethod
+    def _join(tokens: torch.Tensor, entered: torch.Tensor) -> torch.Tensor:
+        """Add what the channel memory gives to the patch tokens."""
+        return tokens + F.pad(entered, (0, 0, 0, tokens.shape[2] - entered.shape[2]))
+
+    def _enter_channel(
+        self, tokens: torch.Tensor, entries: torch.Tensor, positions: torch.Tensor, cache: MemoryCache, written: Rings
+    ) -> torch.Tensor:
+        channel = cast("ChannelMemory", self.channel)
+        written["entries"].append(entries[:, :, None])
+        ring = cache.rings["entries"][0, :, 0]  # (B, F, P, E)
+        size = ring.shape[1]
+        ages = torch.arange(channel.length - 1, 0, -1, device=tokens.device)
+        wanted = cache.count[:, None] - ages
+        rows = torch.arange(len(wanted), device=tokens.device)[:, None]
+        known = (wanted >= 0) & (ages <= size)
+        past = ring[rows, torch.remainder(wanted, size)] * known[..., None, None]
+        every = torch.cat([past.to(entries.dtype), entries], 1)
+        if size < channel.length:  # a shorter memory: every new frame forgets what is older than the ring
+            parts = []
+            for j in range(entries.shape[1]):
+                part = every[:, j : j + channel.length].clone()
+                part[:, : channel.length - size] = 0
+                parts.append(channel(part))
+            return self._join(tokens, torch.cat(parts, 1))
+        return self._join(tokens, channel(every))
+
+    @staticmethod
+    def _look_back(
+        attention: SlotAttention,
+        x: torch.Tensor,
+        rotary: Rotary,
+        memory: Remembered | None,
+        cache: MemoryCache,
+        written: Rings,
+    ) -> torch.Tensor:
+        """Attend to the slots of the cache and of the new frames; keep the keys and values of the new ones."""
+        memory = cast("Remembered", memory)
+        k, v = attention.project_slots(memory.slots, memory.rotary)
+        layer = len(written["memory_k"])
+        written["memory_k"].append(k)
+        written["memory_v"].append(v)
+        every = (
+            torch.cat([rearrange(cache.rings[f"memory_{pair}"][layer], "b h f p d -> b f h p d").to(new.dtype), new], 1)
+            for pair, new in (("k", k), ("v", v))
+        )
+        seen: torch.Tensor = attention(x, rotary, *every, memory.is_seen)
+        return seen
+
+
+def _see(positions: torch.Tensor, cache: MemoryCache, ring: str, reach: int) -> torch.Tensor:
+    """Return which slots each new frame sees, bool (B, J, F + J): those of the ring, then the new ones.
+
+    A ring shorter than the reach shortens the reach, so that frames of one call see no further than single ones.
+    """
+    held = cache.positions(ring)
+    reach = min(reach, held.shape[1])
+    age = positions[:, :, None] - torch.cat([held, positions], 1)[:, None]
+    exists = torch.cat([held >= 0, torch.ones_like(positions, dtype=torch.bool)], 1)[:, None]
+    return (age >= 0) & (age < reach) & exists

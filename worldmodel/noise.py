@@ -3,9 +3,18 @@
 Owns x_l = (1 - l) x0 + l noise (linear flow interpolation) with one level per frame. Knows no network and no schedule.
 """
 
+import math
+
 import torch
 
 from worldmodel.errors import ShapeError
+
+
+def level_features(levels: torch.Tensor, width: int) -> torch.Tensor:
+    """Return sinusoidal features of levels (...) in [0, 1], float32 (..., width)."""
+    frequencies = torch.exp(torch.linspace(0, math.log(200.0), width // 2, device=levels.device))
+    angles = levels[..., None].float() * frequencies * math.pi
+    return torch.cat([angles.cos(), angles.sin()], -1)
 
 
 def expand_levels(levels: torch.Tensor, like: torch.Tensor) -> torch.Tensor:

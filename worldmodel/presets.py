@@ -1,4 +1,6 @@
-"""Named sizes: `tiny` for tests, `small` for a laptop's CPU (shipped), `base` for one GPU at 128 px.
+"""Named sizes of codec and denoiser.
+
+`tiny` for tests, `study` for comparisons at 32 px, `small` for a laptop's CPU (shipped), `base` for one GPU at 128 px.
 
 Owns the numbers. Knows no weights and no training.
 """
@@ -24,6 +26,10 @@ PRESETS: dict[str, Preset] = {
         DenoiserConfig(
             latent_channels=4, latent_size=8, patch=4, width=64, depth=2, heads=2, recent_frames=4, memory_frames=104
         ),
+    ),
+    "study": Preset(
+        CodecConfig(image_size=32, width=40, latent_channels=8, encoder_blocks=(1, 2, 2), decoder_blocks=(2, 2, 1)),
+        DenoiserConfig(latent_size=4, width=128, depth=4, heads=2, recent_frames=4, memory_frames=112),
     ),
     "small": Preset(CodecConfig(), DenoiserConfig()),
     "base": Preset(

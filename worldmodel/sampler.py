@@ -1,23 +1,25 @@
 """The sampler: walks a Window over frames in flight, with the memory as context.
 
-Owns one auto-regressive step: denoise, write what has become clean, shift. The schedule is an argument. Knows no
-pixels.
+Owns the two stages of Meta-ARVDM: initialization (fill the window, once a dream) and one auto-regressive step (denoise,
+write what has left the window, shift). The schedule is an argument. Knows no pixels.
 
-The clean write of finished frames rides in the first network call of the step after them: `DreamState.pending` holds
-finished frames that the cache does not know yet.
+The clean write of frames that have left the window rides in the first network call of the step after them:
+`DreamState.pending` holds frames that the cache does not know yet.
 """
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import torch
 from torch.nn import functional as F
 
-from worldmodel.cache import MemoryCache
 from worldmodel.denoiser import Denoiser, Prediction
-from worldmodel.errors import ConfigError, ShapeError, WindowError
+from worldmodel.errors import ConfigError, ShapeError
 from worldmodel.noise import add_noise, move_level
 from worldmodel.objective import stack_previous
-from worldmodel.windows import Window
+from worldmodel.state import DreamState
+from worldmodel.windows import Window, outpainting_window
+
+CONTEXT_PART = 16  # given frames read in one network call: fewer calls, and attention of a call grows with its square
 
 
 @dataclass(frozen=True)
@@ -27,52 +29,21 @@ class SamplerConfig:
     Attributes:
         num_steps: denoising steps in one auto-regressive step.
         context_level: noise level at which finished frames are shown to later ones; hides small errors of their own.
+        num_init_steps: denoising steps of the initialization stage, for windows that keep unfinished frames in flight.
+            It runs once a dream, so it may take more than a step of FIFO, whose `num_steps` is 1.
     """
 
     num_steps: int = 4
     context_level: float = 0.05
+    num_init_steps: int = 8
 
     def __post_init__(self) -> None:
-        if not isinstance(self.num_steps, int) or not 1 <= self.num_steps <= 1000:
-            raise ConfigError(f"num_steps must be a whole number from 1 to 1000; got {self.num_steps!r}")
+        for name in ("num_steps", "num_init_steps"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= 1000:
+                raise ConfigError(f"{name} must be a whole number from 1 to 1000; got {value!r}")
         if not 0 <= self.context_level < 1:
             raise ConfigError(f"context_level must be in [0, 1); got {self.context_level}")
-
-
-@dataclass
-class DreamState:
-    """Everything that a batch of dreams is, beside the weights.
-
-    Attributes:
-        cache: keys and values of committed frames.
-        pending: float (B, S, C, h, w), the newest finished frames, not in the cache yet, as shown to later frames.
-        pending_actions: int64 (B, S), the actions into them.
-        recent: float (B, K, C, h, w), the frames before `pending`, oldest first, as shown.
-        recent_levels: float (B, K), the context level, or 1 where there is no frame.
-        flight: float (B, W - S, C, h, w), frames begun but not finished.
-        flight_actions: int64 (B, W - S).
-    """
-
-    cache: MemoryCache
-    pending: torch.Tensor
-    pending_actions: torch.Tensor
-    recent: torch.Tensor
-    recent_levels: torch.Tensor
-    flight: torch.Tensor
-    flight_actions: torch.Tensor
-
-    def clone(self) -> "DreamState":
-        """Return an independent copy: a fork of the dreams."""
-        return DreamState(**{f.name: getattr(self, f.name).clone() for f in fields(self)})
-
-    def put(self, rows: torch.Tensor, other: "DreamState") -> None:
-        """Replace the dreams of `rows` (int64 (n,)) by the n dreams of `other`, in place."""
-        for f in fields(self):
-            mine, theirs = getattr(self, f.name), getattr(other, f.name)
-            if isinstance(mine, MemoryCache):
-                mine.put(rows, theirs)
-            else:
-                mine[rows] = theirs
 
 
 class Sampler:
@@ -96,44 +67,61 @@ class Sampler:
         self.window = window
         self.config = config
         self.memory_frames = denoiser.check_memory_frames(memory_frames)
-        self.grid = window.grid(config.num_steps).to(denoiser.to_clean.weight.device)
+        device = denoiser.to_clean.weight.device
+        self.grid = window.grid(config.num_steps).to(device)
+        self.init_grid: torch.Tensor | None = None
+        if window.input_lag:  # to fill the window is a step of outpainting: all unfinished frames at once
+            filling = outpainting_window(window.size - window.stride, window.num_clean)
+            self.init_grid = filling.grid(config.num_init_steps).to(device)
 
     def _show(self, clean: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
         level = self.config.context_level
         return add_noise(clean, noise, clean.new_full(clean.shape[:2], level))
 
     @torch.inference_mode()
-    def begin(self, latents: torch.Tensor, actions: torch.Tensor, noise: torch.Tensor) -> DreamState:
-        """Return the dreams that follow the given frames.
+    def begin(
+        self,
+        latents: torch.Tensor,
+        actions: torch.Tensor,
+        noise: torch.Tensor,
+        flight_actions: torch.Tensor | None = None,
+        flight_noise: torch.Tensor | None = None,
+    ) -> DreamState:
+        """Return the dreams that follow the given frames: the initialization stage.
+
+        The last `window.num_clean` frames become the clean overlap, those before them the memory. The
+        L = `window.input_lag` frames that follow are denoised from noise together and then noised forward to
+        `window.before`.
 
         Args:
-            latents: float32 (B, T, C, h, w), clean; T at least the window's stride.
+            latents: float32 (B, T, C, h, w), clean; T at least 1 and at least the overlap.
             actions: int64 (B, T), the action into each frame; `num_actions` for none.
             noise: standard normal, the shape of `latents`.
+            flight_actions: int64 (B, L), the actions into the frames in flight; None where L is 0.
+            flight_noise: standard normal (B, 2 L, C, h, w): to start from, then to noise forward; None where L is 0.
 
         Raises:
-            ShapeError: fewer frames than the stride, or shapes that do not agree.
-            WindowError: the schedule keeps frames in flight; those start from `begin` plus an initialization stage.
+            ShapeError: fewer frames than the overlap, or shapes that do not agree.
+
+        Source: arXiv:2503.10704, Sec. 3, the initialization stage.
         """
         config, window = self.denoiser.config, self.window
-        if window.size != window.stride:
-            raise WindowError(
-                f"a window that leaves {window.size - window.stride} frames in flight has no start here; begin takes "
-                f"windows whose stride is their size, as next_frame_window()"
-            )
         batch, frames = latents.shape[:2]
-        if frames < window.stride or actions.shape != (batch, frames) or noise.shape != latents.shape:
+        least = max(1, window.num_clean)
+        if frames < least or actions.shape != (batch, frames) or noise.shape != latents.shape:
             raise ShapeError(
-                f"begin takes at least {window.stride} frames with one action and noise each; got latents "
-                f"{tuple(latents.shape)}, actions {tuple(actions.shape)}, noise {tuple(noise.shape)}"
+                f"begin takes at least {least} frames with one action and noise each (this schedule takes its "
+                f"{window.num_clean} clean frames from the context); got latents {tuple(latents.shape)}, actions "
+                f"{tuple(actions.shape)}, noise {tuple(noise.shape)}: give a longer context or a smaller overlap"
             )
-        shown = self._show(latents, noise)
-        levels = shown.new_full((batch, frames), self.config.context_level)
+        past = frames - window.num_clean
+        shown = self._show(latents[:, :past], noise[:, :past])
+        levels = shown.new_full((batch, past), self.config.context_level)
         previous, previous_levels = stack_previous(shown, levels, config.num_previous)
         cache = self.denoiser.new_cache(batch, self.memory_frames)
-        known = frames - window.stride
-        for start in range(0, known, config.recent_frames):
-            part = slice(start, min(start + config.recent_frames, known))
+        known = max(0, past - window.stride)
+        for start in range(0, known, CONTEXT_PART):
+            part = slice(start, min(start + CONTEXT_PART, known))
             _, written = self.denoiser.forward_cached(
                 shown[:, part], levels[:, part], actions[:, part], previous[:, part], previous_levels[:, part], cache
             )
@@ -141,15 +129,65 @@ class Sampler:
         keep = config.num_previous
         recent = F.pad(shown[:, :known], (0, 0, 0, 0, 0, 0, keep, 0))[:, -keep:]
         recent_levels = F.pad(levels[:, :known], (keep, 0), value=1.0)[:, -keep:]
-        return DreamState(
+        state = DreamState(
             cache=cache,
             pending=shown[:, known:].clone(),
-            pending_actions=actions[:, known:].clone(),
+            pending_actions=actions[:, known:past].clone(),
             recent=recent.clone(),
             recent_levels=recent_levels.clone(),
-            flight=shown[:, :0].clone(),
-            flight_actions=actions[:, :0].clone(),
+            flight=latents[:, past:].clone(),
+            flight_actions=actions[:, past:].clone(),
         )
+        self._fill(state, flight_actions, flight_noise)
+        return state
+
+    def _fill(self, state: DreamState, actions: torch.Tensor | None, noise: torch.Tensor | None) -> None:
+        """Put unfinished frames in flight behind the clean overlap, in place."""
+        window, batch, lag = self.window, state.flight.shape[0], self.window.input_lag
+        found = [None if part is None else tuple(part.shape[:2]) for part in (actions, noise)]
+        if self.init_grid is None and not any(found):
+            return
+        if self.init_grid is None or actions is None or noise is None or found != [(batch, lag), (batch, 2 * lag)]:
+            raise ShapeError(
+                f"begin takes flight_actions ({batch}, {lag}) and flight_noise ({batch}, {2 * lag}, ...) for the "
+                f"{lag} unfinished frames that this schedule keeps in flight; got {found[0]} and {found[1]}"
+            )
+        start, forward = noise.split(lag, 1)
+        state.flight_actions = torch.cat([state.flight_actions, actions], 1)
+        draft = state.clone()  # the denoising calls write pending frames; the state keeps them for its first step
+        flight, _ = self._denoise(draft, torch.cat([state.flight, start], 1), state.flight_actions, self.init_grid)
+        levels = self.grid[0, window.num_clean : window.size - window.stride].expand(batch, -1)
+        flight[:, window.num_clean :] = add_noise(flight[:, window.num_clean :], forward, levels)
+        state.flight = flight
+
+    def _denoise(
+        self, state: DreamState, flight: torch.Tensor, flight_actions: torch.Tensor, grid: torch.Tensor
+    ) -> tuple[torch.Tensor, Prediction]:
+        """Take the frames in flight along `grid` (M + 1, W); the first call also commits the pending frames."""
+        config, batch, num_pending = self.denoiser.config, flight.shape[0], state.pending.shape[1]
+        num_clean = self.window.num_clean
+        context = state.recent.new_full((batch, num_pending), self.config.context_level)
+        for step in range(len(grid) - 1):
+            before, after = (g.expand(batch, -1) for g in grid[step : step + 2])
+            known = torch.cat([state.recent, state.pending, flight], 1)
+            known_levels = torch.cat([state.recent_levels, context, before], 1)
+            previous, previous_levels = stack_previous(known, known_levels, config.num_previous)
+            first = config.num_previous + (0 if step == 0 else num_pending)
+            every_action = torch.cat([state.pending_actions, flight_actions], 1)[:, first - config.num_previous :]
+            prediction, written = self.denoiser.forward_cached(
+                known[:, first:],
+                known_levels[:, first:],
+                every_action,
+                previous[:, first:],
+                previous_levels[:, first:],
+                state.cache,
+            )
+            if step == 0:
+                state.cache.commit(*written, num_frames=num_pending)
+                prediction = Prediction(*(part[:, num_pending:] for part in prediction))
+            moved = [part[:, num_clean:] for part in (flight, prediction.clean, before, after)]
+            flight = torch.cat([flight[:, :num_clean], move_level(*moved)], 1)  # clean frames stay as they are, exactly
+        return flight, prediction
 
     @torch.inference_mode()
     def step(
@@ -161,41 +199,22 @@ class Sampler:
             state: the dreams; changed.
             actions: int64 (B, S), the actions into the frames that enter.
             noise: standard normal (B, S, C, h, w), the frames that enter.
-            shown_noise: standard normal (B, S, C, h, w), for showing the finished frames at the context level.
+            shown_noise: standard normal (B, S, C, h, w), for showing the frames that leave at the context level.
 
         Returns:
-            the S finished frames, float32 (B, S, C, h, w), and the last prediction for them.
+            the S frames that this step finished, float32 (B, S, C, h, w), and the last prediction for them. They are
+            those behind the clean overlap, `input_lag` frames older than those that enter.
 
         Source: arXiv:2503.10704, Sec. 3, the auto-regressive stage.
         """
-        stride, config = self.window.stride, self.denoiser.config
-        batch = actions.shape[0]
+        stride, keep = self.window.stride, self.denoiser.config.num_previous
         flight = torch.cat([state.flight, noise], 1)
         flight_actions = torch.cat([state.flight_actions, actions], 1)
-        context = state.recent.new_full((batch, stride), self.config.context_level)
-        for step in range(self.config.num_steps):
-            before, after = (g.expand(batch, -1) for g in self.grid[step : step + 2])
-            known = torch.cat([state.recent, state.pending, flight], 1)
-            known_levels = torch.cat([state.recent_levels, context, before], 1)
-            previous, previous_levels = stack_previous(known, known_levels, config.num_previous)
-            first = config.num_previous + (0 if step == 0 else stride)  # the first call also writes the pending frames
-            every_action = torch.cat([state.pending_actions, flight_actions], 1)[:, first - config.num_previous :]
-            prediction, written = self.denoiser.forward_cached(
-                known[:, first:],
-                known_levels[:, first:],
-                every_action,
-                previous[:, first:],
-                previous_levels[:, first:],
-                state.cache,
-            )
-            if step == 0:
-                state.cache.commit(*written, num_frames=stride)
-                prediction = Prediction(*(part[:, stride:] for part in prediction))
-            flight = move_level(flight, prediction.clean, before, after)
-        done = flight[:, :stride]
-        state.recent = torch.cat([state.recent, state.pending], 1)[:, -config.num_previous :]
-        state.recent_levels = torch.cat([state.recent_levels, context], 1)[:, -config.num_previous :]
-        state.pending = self._show(done, shown_noise)
-        state.pending_actions = flight_actions[:, :stride]
-        state.flight, state.flight_actions = flight[:, stride:], flight_actions[:, stride:]
-        return done, Prediction(*(part[:, :stride] for part in prediction))
+        flight, prediction = self._denoise(state, flight, flight_actions, self.grid)
+        context = state.recent_levels.new_full(state.pending.shape[:2], self.config.context_level)
+        state.recent = torch.cat([state.recent, state.pending], 1)[:, -keep:]
+        state.recent_levels = torch.cat([state.recent_levels, context], 1)[:, -keep:]
+        state.pending, state.pending_actions = self._show(flight[:, :stride], shown_noise), flight_actions[:, :stride]
+        state.flight, state.flight_actions = flight[:, stride:].clone(), flight_actions[:, stride:].clone()
+        finished = slice(self.window.num_clean, self.window.num_clean + stride)
+        return flight[:, finished], Prediction(*(part[:, finished] for part in prediction))

@@ -1,16 +1,15 @@
-"""The world: reset and step a batch of dreams, frames out.
+"""The world: reset and step a batch of dreams, frames out; or a whole rollout of any schedule.
 
-Owns the one entry that the single env, the vector env and the player share, and the explicit `WorldState`. Knows no
-game and no screen.
+Owns the one entry that the single env, the vector env and the player share. Knows no game and no screen.
 """
 
 import copy
-from dataclasses import dataclass
+import dataclasses
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-from einops import rearrange
 
 from worldmodel.checkpoint import load_codec, load_denoiser, load_info
 from worldmodel.codec import Codec
@@ -18,46 +17,11 @@ from worldmodel.denoiser import Denoiser
 from worldmodel.devices import has_fast_bfloat16, pick_device
 from worldmodel.errors import ActionError, ShapeError, WindowError
 from worldmodel.frames import to_frames, to_pixels
-from worldmodel.sampler import DreamState, Sampler, SamplerConfig
+from worldmodel.sampler import Sampler, SamplerConfig
+from worldmodel.state import Step, WorldState
 from worldmodel.windows import Window, next_frame_window
 
 DEFAULT_STEPS = 4
-
-
-class Step(NamedTuple):
-    """What one step of a batch of dreams gives.
-
-    Attributes:
-        frames: uint8 (B, H, W, 3).
-        rewards: float32 (B,).
-        terminated: bool (B,).
-    """
-
-    frames: torch.Tensor
-    rewards: torch.Tensor
-    terminated: torch.Tensor
-
-
-@dataclass
-class WorldState:
-    """A batch of dreams and their chance: clone it to fork, keep a clone to rewind.
-
-    Attributes:
-        dream: tensors.
-        generators: one CPU generator a dream.
-    """
-
-    dream: DreamState
-    generators: list[torch.Generator]
-
-    def clone(self) -> "WorldState":
-        """Return an independent copy that dreams on exactly as this one would."""
-        return WorldState(self.dream.clone(), [g.clone_state() for g in self.generators])
-
-    @property
-    def num_dreams(self) -> int:
-        """B."""
-        return len(self.generators)
 
 
 class WorldModel:
@@ -70,6 +34,7 @@ class WorldModel:
         *,
         device: str | torch.device = "auto",
         num_steps: int | None = None,
+        num_init_steps: int | None = None,
         memory_frames: int | None = None,
         context_level: float | None = None,
         window: Window | None = None,
@@ -82,7 +47,8 @@ class WorldModel:
             codec: trained codec.
             denoiser: trained denoiser of the codec's latents.
             device: where to compute.
-            num_steps: denoising steps a frame; default what `info` says, else 4.
+            num_steps: denoising steps in an auto-regressive step; default what `info` says, else 4.
+            num_init_steps: denoising steps that fill a window with frames in flight; default that of `SamplerConfig`.
             memory_frames: frames remembered through their summaries; default what the denoiser was trained with.
             context_level: noise on remembered frames; default what `info` says, else 0.05.
             window: schedule; default next-frame. A step makes one frame, so the stride must be 1.
@@ -91,7 +57,7 @@ class WorldModel:
 
         Raises:
             ShapeError: codec and denoiser do not fit. DeviceError: no such device. ConfigError: a bad setting.
-            WindowError: the window completes more than one frame a step.
+            WindowError: the window completes more than one frame a step; `rollout` takes such windows.
         """
         if (codec.config.latent_channels, codec.config.latent_size) != (
             denoiser.config.latent_channels,
@@ -109,11 +75,13 @@ class WorldModel:
         self.config = SamplerConfig(
             num_steps=self.info.get("num_steps", DEFAULT_STEPS) if num_steps is None else num_steps,
             context_level=self.info.get("context_level", 0.05) if context_level is None else context_level,
+            num_init_steps=SamplerConfig.num_init_steps if num_init_steps is None else num_init_steps,
         )
         self.window = next_frame_window() if window is None else window
         if self.window.stride != 1:
             raise WindowError(
-                f"a world makes one frame a step; got a window of stride {self.window.stride}: use stride 1"
+                f"a world makes one frame a step; got a window of stride {self.window.stride}: use a schedule of "
+                "stride 1, or WorldModel.rollout"
             )
         self.sampler = Sampler(self.denoiser, self.window, self.config, memory_frames)
         self.memory_frames = self.sampler.memory_frames
@@ -135,7 +103,8 @@ class WorldModel:
 
     def memory_used(self, state: WorldState) -> list[int]:
         """Return the frames that each dream remembers now."""
-        return [min(int(count) + self.window.stride, self.memory_frames) for count in state.dream.cache.count]
+        uncommitted = state.dream.pending.shape[1] + self.window.num_clean
+        return [min(int(count) + uncommitted, self.memory_frames) for count in state.dream.cache.count]
 
     def _noise(self, generators: list[torch.Generator], frames: int) -> torch.Tensor:
         config = self.denoiser.config
@@ -164,34 +133,70 @@ class WorldModel:
         return frames.reshape(*latents.shape[:-3], *frames.shape[1:])
 
     @torch.inference_mode()
-    def reset(self, frames: torch.Tensor, actions: torch.Tensor, seeds: list[int]) -> WorldState:
+    def reset(
+        self, frames: torch.Tensor, actions: torch.Tensor, seeds: list[int], ahead: torch.Tensor | None = None
+    ) -> WorldState:
         """Start dreams from real frames.
 
         Args:
-            frames: uint8 (B, T, H, W, 3), T at least 1.
+            frames: uint8 (B, T, H, W, 3), T at least 1 and at least the window's clean overlap.
             actions: integer (B, T - 1), the actions between the frames.
             seeds: B seeds of the dreams' chance.
+            ahead: integer (B, `window.input_lag`), the actions into the frames that a window looking ahead begins
+                before the first step; default action 0. The first `input_lag` steps show those frames.
 
         Raises:
-            ShapeError: shapes that do not agree. ActionError: an action that does not exist.
+            ShapeError: shapes that do not agree, or a context shorter than the overlap.
+            ActionError: an action that does not exist.
         """
         if frames.ndim != 5 or tuple(actions.shape) != (frames.shape[0], frames.shape[1] - 1):
             raise ShapeError(
                 f"reset takes frames (B, T, H, W, 3) and actions (B, T - 1); got {tuple(frames.shape)} and "
                 f"{tuple(actions.shape)}"
             )
-        if len(seeds) != frames.shape[0]:
-            raise ShapeError(f"reset takes one seed a dream; got {len(seeds)} seeds for {frames.shape[0]} dreams")
-        into = torch.cat(
-            [
-                torch.full((frames.shape[0], 1), self.num_actions, device=self.device, dtype=torch.int64),
-                self._check_actions(actions),
-            ],
-            1,
-        )
+        if ahead is None:
+            ahead = torch.zeros(frames.shape[0], self.window.input_lag, dtype=torch.int64)
+        return self._begin(self.sampler, frames, actions, seeds, ahead)
+
+    def _begin(
+        self,
+        sampler: Sampler,
+        frames: torch.Tensor,
+        actions: torch.Tensor,
+        seeds: list[int],
+        ahead: torch.Tensor,
+    ) -> WorldState:
+        """Run the initialization stage of a sampler; arguments as `reset`."""
+        batch, known, lag = frames.shape[0], frames.shape[1], sampler.window.input_lag
+        if len(seeds) != batch:
+            raise ShapeError(f"reset takes one seed a dream; got {len(seeds)} seeds for {batch} dreams")
+        if tuple(ahead.shape) != (batch, lag):
+            raise ShapeError(
+                f"ahead must be ({batch}, {lag}), an action into each frame begun before the first step; got "
+                f"{tuple(ahead.shape)}"
+            )
+        overlap = sampler.window.num_clean
+        if known < overlap:
+            raise ShapeError(
+                f"a context of {known} frames is shorter than the {overlap} clean frames that this schedule takes from "
+                f"it: give at least {overlap} frames, or a schedule with a smaller overlap"
+            )
+        none = torch.full((batch, 1), self.num_actions, device=self.device, dtype=torch.int64)
+        into = torch.cat([none, self._check_actions(actions)], 1)
         generators = [torch.Generator().manual_seed(int(seed)) for seed in seeds]
-        noise = self._noise(generators, frames.shape[1])
-        return WorldState(self.sampler.begin(self.encode(frames), into, noise), generators)
+        noise = self._noise(generators, known)
+        flight = (self._check_actions(ahead), self._noise(generators, 2 * lag)) if lag else (None, None)
+        return WorldState(sampler.begin(self.encode(frames), into, noise, *flight), generators)
+
+    def _advance(
+        self, sampler: Sampler, state: WorldState, actions: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Take one auto-regressive step under checked actions (B, S); return S frames, rewards and ends."""
+        stride = sampler.window.stride
+        noise, shown_noise = self._noise(state.generators, 2 * stride).split(stride, 1)
+        latents, prediction = sampler.step(state.dream, actions, noise, shown_noise)
+        values = torch.tensor(self.denoiser.config.reward_values, device=self.device)
+        return self.decode(latents), values[prediction.reward_logits.argmax(-1)], prediction.terminated_logit > 0
 
     @torch.inference_mode()
     def step(self, state: WorldState, actions: torch.Tensor) -> Step:
@@ -199,20 +204,73 @@ class WorldModel:
 
         Args:
             state: from `reset`; changed.
-            actions: integer (B,).
+            actions: integer (B,). Under a window that looks ahead they enter with the newest frame of noise, which is
+                shown `window.input_lag` steps later; what is returned now was begun that many steps ago.
 
         Raises:
             ActionError: not integers, or outside the action set. ShapeError: not one action a dream.
         """
         if tuple(actions.shape) != (state.num_dreams,):
             raise ShapeError(f"step takes one action a dream, ({state.num_dreams},); got {tuple(actions.shape)}")
-        chosen = self._check_actions(actions)[:, None]
-        noise, shown_noise = self._noise(state.generators, 2).split(1, 1)
-        latents, prediction = self.sampler.step(state.dream, chosen, noise, shown_noise)
-        values = torch.tensor(self.denoiser.config.reward_values, device=self.device)
-        rewards = values[prediction.reward_logits[:, -1].argmax(-1)]
-        terminated = prediction.terminated_logit[:, -1] > 0
-        return Step(rearrange(self.decode(latents), "b 1 h w c -> b h w c"), rewards, terminated)
+        parts = self._advance(self.sampler, state, self._check_actions(actions)[:, None])
+        return Step(*(part[:, 0] for part in parts))
+
+    @torch.inference_mode()
+    def rollout(
+        self,
+        frames: torch.Tensor,
+        actions: torch.Tensor,
+        seeds: list[int],
+        window: Window | None = None,
+        num_steps: int | None = None,
+        on_frames: Callable[[int], object] | None = None,
+    ) -> torch.Tensor:
+        """Dream on from real frames under given actions, by any schedule, of any stride.
+
+        Every frame gets its own action. With `next_frame_window()` the frames equal those of `reset` and `step` bit for
+        bit. The window slides past the last frame asked for under action 0; later frames never change earlier ones.
+
+        Args:
+            frames: uint8 (B, C, H, W, 3), the context.
+            actions: integer (B, C - 1 + N): those between the context frames, then those to dream under; frame C + i
+                is led to by `actions[:, C - 1 + i]`.
+            seeds: B seeds of the dreams' chance.
+            window: schedule; default the world's.
+            num_steps: denoising steps in an auto-regressive step; default the world's.
+            on_frames: told the number of frames dreamt (of all dreams) after every step.
+
+        Returns:
+            uint8 (B, N, H, W, 3), on the CPU.
+
+        Raises:
+            ShapeError: shapes that do not agree, a context shorter than the window's clean overlap, or fewer frames
+                asked for than a window dreams.
+            ActionError: an action that does not exist. ConfigError: num_steps is out of range.
+        """
+        if frames.ndim != 5 or actions.ndim != 2 or len(actions) != len(frames) or actions.shape[1] < frames.shape[1]:
+            raise ShapeError(
+                "rollout takes frames (B, C, H, W, 3) and actions (B, C - 1 + N) for N of at least 1 frames to dream; "
+                f"got {tuple(frames.shape)} and {tuple(actions.shape)}"
+            )
+        window = self.window if window is None else window
+        config = self.config if num_steps is None else dataclasses.replace(self.config, num_steps=num_steps)
+        sampler = Sampler(self.denoiser, window, config, self.memory_frames)
+        known, lag, stride = frames.shape[1] - 1, window.input_lag, window.stride
+        num_frames = actions.shape[1] - known
+        if num_frames < lag + stride:
+            raise ShapeError(
+                f"{num_frames} frames to dream are shorter than the window, which has {lag + stride} to dream at once: "
+                f"ask for at least {lag + stride}, or take a schedule with a smaller window"
+            )
+        to_come = self._check_actions(torch.nn.functional.pad(actions[:, known:], (0, lag + stride)))
+        state = self._begin(sampler, frames, actions[:, :known], seeds, to_come[:, :lag])
+        parts = []
+        for first in range(0, num_frames, stride):
+            part, _, _ = self._advance(sampler, state, to_come[:, lag + first : lag + first + stride])
+            parts.append(part[:, : num_frames - first].cpu())
+            if on_frames is not None:
+                on_frames(parts[-1].shape[0] * parts[-1].shape[1])
+        return torch.cat(parts, 1)
 
     @torch.inference_mode()
     def put(self, state: WorldState, rows: list[int], other: WorldState) -> None:

@@ -17,18 +17,10 @@ from envs.sources.labmaze_scene import MazeRenderer, find_palette
 from worldmodel.errors import ConfigError, SeedError, StateError
 
 FPS = 15
-TURN_DEG = 6.0
-WALK_CELLS = 0.12
 TARGET_REACH_CELLS = 0.45
-_MOVES = {  # action name: (turn in degrees, walk in cells); a step turns first, then walks along the new heading
-    "noop": (0.0, 0.0),
-    "forward": (0.0, WALK_CELLS),
-    "back": (0.0, -WALK_CELLS),
-    "turn_left": (TURN_DEG, 0.0),
-    "turn_right": (-TURN_DEG, 0.0),
-    "forward_left": (TURN_DEG, WALK_CELLS),
-    "forward_right": (-TURN_DEG, WALK_CELLS),
-}
+# A step turns first, then walks along the new heading.
+_MOVES = dict(zip(LABMAZE_ACTIONS.names, LABMAZE_ACTIONS.motions, strict=True))
+TURN_DEG, WALK_CELLS = _MOVES["turn_left"][0], _MOVES["forward"][1]
 
 
 class LabMazeEnv(gymnasium.Env[np.ndarray, np.int64]):

@@ -1,0 +1,85 @@
+"""What memory costs: parameters, operations and bytes of each memory structure, by memory length.
+
+Owns: the structures that are compared and how their cost is counted. Nothing is trained and nothing is timed:
+operations are counted by torch while an untrained network denoises one frame with a full memory.
+"""
+
+import dataclasses
+from typing import Any
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from worldmodel.denoiser import Denoiser, DenoiserConfig
+
+LENGTHS = (16, 48, 112, 304)
+BUDGET = 16  # slots of the compressed structures
+COLUMNS = ("structure", "memory_frames", "slots", "parameters", "flops_a_call", "cache_bytes", "bytes_a_frame")
+
+
+def structures(length: int) -> list[dict[str, Any]]:
+    """Return the settings of every memory structure with a memory of `length` frames."""
+    frames = {"memory_frames": length}
+    return [
+        {"memory": "summary", **frames},
+        {"memory": "prepend", **frames},
+        {"memory": "prepend", "compression": "joint", "budget": min(BUDGET, length), **frames},
+        {"memory": "channel", **frames},
+        {"memory": "channel", "compression": "modulated", "budget": min(BUDGET, length), **frames},
+        {"memory": "cross", **frames},
+    ]
+
+
+@torch.enable_grad()  # so that attention is written out: torch does not count its fused form on a CPU
+def count_flops(denoiser: Denoiser) -> int:
+    """Return the floating-point operations of one call for one new frame, every slot of the memory filled.
+
+    Matrix products, convolutions and attention count, a multiplication and an addition as two.
+    """
+    config = denoiser.config
+    cache = denoiser.new_cache(1)
+    cache.count += 2 * config.memory_frames + config.recent_frames
+    latent = (config.latent_channels, config.latent_size, config.latent_size)
+    with FlopCounterMode(display=False) as counter:
+        denoiser.forward_cached(
+            torch.zeros(1, 1, *latent),
+            torch.ones(1, 1),
+            torch.zeros(1, 1, dtype=torch.int64),
+            torch.zeros(1, 1, config.num_previous, *latent),
+            torch.zeros(1, 1, config.num_previous),
+            cache,
+        )
+    return int(counter.get_total_flops())
+
+
+def memory_costs(config: DenoiserConfig, lengths: tuple[int, ...] = LENGTHS) -> list[dict[str, Any]]:
+    """Count the cost of every structure at every length, in a network of otherwise the given shape.
+
+    Returns:
+        a row for each, keys `COLUMNS`: `slots` kept; `parameters` of the denoiser; `flops_a_call`: of one network call
+        for one frame (a dreamt frame takes one for each denoising step); `cache_bytes` of one dream in float32, which
+        do not grow with its age; `bytes_a_frame`: cache over remembered frames.
+    """
+    rows = []
+    for length in lengths:
+        for changes in structures(length):
+            denoiser = Denoiser(dataclasses.replace(config, **{"compression": "none", "budget": 0, **changes})).eval()
+            held = denoiser.new_cache(1).num_bytes
+            setting = denoiser.config.setting
+            name = setting.structure if setting.compression == "none" else f"{setting.structure}, {setting.compression}"
+            parameters = sum(p.numel() for p in denoiser.parameters())
+            values = (name, length, setting.budget, parameters, count_flops(denoiser), held, held // length)
+            rows.append(dict(zip(COLUMNS, values, strict=True)))
+    return rows
+
+
+def costs_table(rows: list[dict[str, Any]]) -> str:
+    """Return the rows as a markdown table."""
+    titles = ("structure", "memory, frames", "slots", "parameters", "MFLOP a call", "cache, KiB", "bytes a frame")
+    lines = ["| " + " | ".join(titles) + " |", "|---" * len(titles) + "|"]
+    for row in rows:
+        lines.append(
+            f"| {row['structure']} | {row['memory_frames']} | {row['slots']} | {row['parameters'] / 1e6:.2f} M | "
+            f"{row['flops_a_call'] / 1e6:.1f} | {row['cache_bytes'] / 1024:.0f} | {row['bytes_a_frame']} |"
+        )
+    return "\n".join(lines)

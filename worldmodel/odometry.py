@@ -1,0 +1,39 @@
+"""Dead reckoning: where a dreamer would stand if nothing had stopped it, from actions alone.
+
+Owns: how motions of actions add up to poses, and which directions the tokens of a frame look in. Knows no network, no
+maze and no wall: a walk that ended at a wall is counted in full, so positions drift and headings do not.
+"""
+
+import math
+
+import torch
+
+
+def walk_poses(motions: torch.Tensor, actions: torch.Tensor, start: torch.Tensor) -> torch.Tensor:
+    """Return the pose after each action.
+
+    Args:
+        motions: float32 (A + 1, 2), turn in radians (counter-clockwise) and walk in cells of each action; the last row,
+            "none", is zero. A step turns first, then walks along the new heading.
+        actions: int64 (B, T), 0..A.
+        start: float32 (B, 3), x, y and heading in radians before the first action.
+
+    Returns:
+        float32 (B, T, 3); headings in [0, 2 pi).
+    """
+    turn, walk = motions[actions].unbind(-1)
+    heading = start[:, None, 2] + turn.cumsum(1)
+    x = start[:, None, 0] + (walk * heading.cos()).cumsum(1)
+    y = start[:, None, 1] + (walk * heading.sin()).cumsum(1)
+    return torch.stack([x, y, torch.remainder(heading, 2 * math.pi)], -1)
+
+
+def look_angles(num_columns: int, view_deg: float) -> torch.Tensor:
+    """Return where the middles of `num_columns` columns of a picture look, radians to the left of its center.
+
+    Args:
+        num_columns: columns of equal width.
+        view_deg: horizontal angle of view, above 0 and below 180.
+    """
+    middles = (torch.arange(num_columns) + 0.5) / num_columns * 2 - 1
+    return -torch.atan(middles * math.tan(math.radians(view_deg) / 2))
