@@ -23,14 +23,16 @@ NOTES = (
     "EfficientNet-Lite0 features, no fitted weights; it is not LPIPS. FD-lite0: Frechet distance of the network's "
     "pooled features under a fixed random projection; frames and dimensions stand beside it. It is biased upwards for "
     "few frames, and neighboring frames are alike: compare schedules with one another and with the row of the truth "
-    "against itself (half the frames, so above the floor), not with figures from elsewhere. It is no FID.",
+    "against itself (half the frames, so above the floor), not with figures from elsewhere. It is no FID. The frames "
+    "of another case are the same set in another order: their FD-lite0 is 0 by construction.",
     "Predicted from single denoising steps on other real clips, without a rollout, per completed frame, squared errors "
     "a latent number. distance: velocity error over the levels visited, a bound on the squared distance from the truth "
     "(it contains what no network could know). irreducible: the same with all earlier frames clean, for the same "
     "network; score = distance - irreducible, 0 for next-frame by this choice. discretization: one step against two "
     "halves. divergence: score + discretization + noise initialization (0: every window starts from pure noise).",
-    "Distance goes with measures against the truth (PSNR, SSIM, perceptual), divergence with measures of whole sets "
-    f"(FD-lite0). Where the error of a segment exceeds {SATURATED:.0%} of that of unrelated frames it is called "
+    "Distance is meant for measures against the truth (PSNR, SSIM, perceptual), divergence for those of whole sets "
+    "(FD-lite0); the headline adds the initialization stage to the distance. Where the error of a segment exceeds "
+    f"{SATURATED:.0%} of that of unrelated frames it is called "
     "saturated: dreams are lost there, and what still differs is how blurred they are, which the per-step error does "
     "not rank. The headline is the last segment that is not saturated, or the first where all are. decay_db: PSNR of "
     "the first minus that of the last whole segment; its prediction lets the cumulative sum end at the distance of "
