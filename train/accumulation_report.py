@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from train.pictures import save_figure
+from train.plots import save_figure
 from worldmodel.analysis.correlation import LEAST, rank_correlation
 from worldmodel.analysis.prediction import predicted_curve
 from worldmodel.files import write_file

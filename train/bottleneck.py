@@ -21,7 +21,7 @@ from tqdm import tqdm
 from envs.episodes import open_shards
 from train.data import list_episodes
 from train.options import options_to_json, parse_options, run_program, save_json
-from train.pictures import save_figure
+from train.plots import save_figure
 from train.rollouts import in_batches, read_pieces, spread_over
 from worldmodel.analysis.bottleneck import information_gap, level_path, memory_errors
 from worldmodel.errors import ConfigError, DataError, SeedError

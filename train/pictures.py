@@ -3,7 +3,6 @@
 Owns: the picture of a Window over a few auto-regressive steps, made of its levels alone. Knows no network.
 """
 
-import io
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,8 +12,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from train.options import parse_options, run_program
+from train.plots import save_figure
 from worldmodel.errors import ConfigError
-from worldmodel.files import write_file
 from worldmodel.windows import Schedule, Window, parse_schedule
 
 LEVELS = LinearSegmentedColormap.from_list("levels", ["#fffdf5", "#f2a65a", "#3b1f5b"])
@@ -33,17 +32,6 @@ class PicturesOptions:
     """Schedules as text: next, outpaint:W:OVERLAP, fifo:W, rolling:W:SUBSTEPS, pyramid:W:DELTA or FILE.json."""
     steps: int = 3
     """Auto-regressive steps shown."""
-
-
-def save_figure(path: Path, figure: Figure, dpi: int = 110) -> None:
-    """Write a figure as PNG, whole or not at all.
-
-    Raises:
-        StorageError: the file cannot be written.
-    """
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=dpi, bbox_inches="tight")
-    write_file(path, buffer.getvalue())
 
 
 def _draw_frames(axes: Axes, first: int, levels: tuple[float, ...], bottom: float, height: float) -> None:

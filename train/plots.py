@@ -36,9 +36,14 @@ def save_sheet(path: Path, rows: Sequence[tuple[str, torch.Tensor]], labels: Seq
     save_picture(path, tile_frames(pictures))
 
 
-def _save_figure(path: Path, figure: Figure) -> None:
+def save_figure(path: Path, figure: Figure, dpi: int = 110) -> None:
+    """Write a figure as PNG, whole or not at all.
+
+    Raises:
+        StorageError: the file cannot be written.
+    """
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=110)
+    figure.savefig(buffer, format="png", dpi=dpi, bbox_inches="tight")
     write_file(path, buffer.getvalue())
 
 
@@ -62,7 +67,7 @@ def plot_likeness(path: Path, report: dict[str, Any]) -> None:
     )
     axes.grid(alpha=0.3)
     axes.legend()
-    _save_figure(path, figure)
+    save_figure(path, figure)
 
 
 def plot_drift(path: Path, drift: Sequence[dict[str, Any]]) -> None:
@@ -86,7 +91,7 @@ def plot_drift(path: Path, drift: Sequence[dict[str, Any]]) -> None:
         if name == "sharpness_ratio":
             axes.axhline(1.0, color="black", linestyle="--", linewidth=1)
             axes.set_ylim(bottom=0)
-    _save_figure(path, figure)
+    save_figure(path, figure)
 
 
 def _row(*cells: object) -> str:

@@ -3,13 +3,14 @@
 Owns: the files of the report, made from results alone. Does not know how they came about.
 """
 
-import io
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib.figure import Figure
 
 from train.options import save_json
+from train.plots import save_figure
 from worldmodel.analysis.needle import BINS, bin_name
 from worldmodel.files import write_file
 
@@ -100,9 +101,8 @@ def plot_pareto(path: Path, results: list[dict[str, Any]]) -> None:
     Raises:
         StorageError: the file cannot be written.
     """
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(figsize=(7.5, 5.5), layout="constrained")
+    figure = Figure(figsize=(7.5, 5.5), layout="constrained")
+    axes = figure.subplots()
     for result in results:
         structure = result["structure"]
         x, y = result["decay"]["decay_db"], recall(result)
@@ -121,10 +121,7 @@ def plot_pareto(path: Path, results: list[dict[str, Any]]) -> None:
         title="Recall against decay",
     )
     axes.grid(alpha=0.3)
-    content = io.BytesIO()
-    figure.savefig(content, format="png", dpi=110)
-    plt.close(figure)
-    write_file(path, content.getvalue())
+    save_figure(path, figure)
 
 
 def write_report(out: Path, results: list[dict[str, Any]], settings: dict[str, Any]) -> None:
