@@ -32,6 +32,10 @@ STRUCTURES: list[dict[str, Any]] = [
     {"memory": "channel", "memory_frames": 6, "compression": "modulated", "budget": 3},
     {"memory": "cross", "memory_frames": 5},
 ]
+SETTINGS += [
+    {"motions": MOTIONS, "width": 64, "heads": 4, "view_heads": heads, "memory_frames": 7, "memory": memory}
+    for heads, memory in ((1, "summary"), (2, "none"))
+]
 SETTINGS += STRUCTURES + [{**changes, "motions": MOTIONS, "width": 64, "heads": 4} for changes in [{}, *STRUCTURES]]
 
 

@@ -23,7 +23,7 @@ def test_the_grid_is_the_paper_s_and_ours() -> None:
     assert {s.memory_frames for s in of_paper if s.compression != "none"} == {48}
     assert {s.budget for s in of_paper if s.compression == "joint"} == {8, 16, 32, 48}
     assert {s.budget for s in of_paper if s.compression == "modulated"} == {8, 16, 32, 48}
-    assert [s.name for s in GRID if s.paper is None] == ["ours", "ours-48", "ours-no-odometry"]
+    assert [s.name for s in GRID if s.paper is None] == ["ours", "ours-48", "summaries-alone", "prepend-112-by-time"]
     assert len({s.name for s in GRID}) == len(GRID) and OWN_FRAMES >= 300
 
 

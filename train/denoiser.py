@@ -50,6 +50,8 @@ class DenoiserOptions(TrainOptions):
     """Compression of the memory: none, joint (with prepend) or modulated (with channel)."""
     budget: int | None = None
     """Frame slots kept after compression; default all."""
+    view_heads: int = 0
+    """Kernels that lay remembered views over the coming frame (worldmodel.views); needs --odometry."""
     odometry: bool = False
     """Find memories by direction and place too, reckoned from the actions; for action sets with known motions."""
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
@@ -157,6 +159,7 @@ def memory_changes(config: DenoiserConfig, options: DenoiserOptions, action_name
         "compression": options.compression,
         "budget": options.budget or 0,
         "motions": motions,
+        "view_heads": options.view_heads,
     }
 
 

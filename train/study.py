@@ -42,6 +42,9 @@ from worldmodel.world import WorldModel
 
 TRUNK = "trunk"
 MODEL_FREE, MODEL_BOUND = ("copy_last", "truth", "codec"), ("short_memory", "shuffled_memory")
+RENDER = ObjectiveConfig()
+# A frame that shows through its noise needs no memory: here most frames in flight are pure noise, and count.
+REMEMBER = ObjectiveConfig(pure_noise_share=0.7, level_offset=1.0)
 OWN_FRAMES = 304  # of our memory: the bin of the longest distances is inside
 
 
@@ -56,14 +59,16 @@ class Structure:
     budget: int | None = None
     paper: tuple[float, float, float] | None = None
     odometry: bool = True
+    view_heads: int = 0
 
 
 def paper_grid() -> list[Structure]:
     """Return the rows of the paper's table of retrieval rates on DMLab (arXiv:2503.10704), and ours."""
     ours = [
-        Structure("ours", "summary", OWN_FRAMES),
-        Structure("ours-48", "summary", 48),
-        Structure("ours-no-odometry", "summary", OWN_FRAMES, odometry=False),
+        Structure("ours", "summary", OWN_FRAMES, view_heads=2),
+        Structure("ours-48", "summary", 48, view_heads=2),
+        Structure("summaries-alone", "summary", OWN_FRAMES),
+        Structure("prepend-112-by-time", "prepend", 112, odometry=False),
     ]
     prepend = {16: (0.52, 0.03, 0.0), 48: (0.44, 0.32, 0.0), 112: (0.48, 0.28, 0.23)}
     joint = {8: (0.28, 0.22, 0.0), 16: (0.36, 0.25, 0.0), 32: (0.44, 0.28, 0.0), 48: (0.40, 0.34, 0.0)}
@@ -200,7 +205,7 @@ def train_network(
     """Train the trunk (structure None) or a structure on it, unless its folder says that this is done."""
     if (out / "denoiser_training.json").is_file():
         return
-    names = open_shards(data)[0].action_names
+    has_motions = bool(find_motions(open_shards(data)[0].action_names))
     memory_frames = structure.memory_frames if structure else 1
     clip = options.clip_frames if memory_frames < options.clip_frames else options.own_clip_frames
     batch_size = max(1, round(options.batch_size * options.clip_frames / clip))
@@ -217,9 +222,10 @@ def train_network(
         memory_frames=memory_frames,
         compression=structure.compression if structure else "none",
         budget=structure.budget if structure else None,
-        odometry=bool(find_motions(names)) and (structure is None or structure.odometry),
+        odometry=has_motions and (structure is None or structure.odometry),
+        view_heads=structure.view_heads if structure and has_motions else 0,
         graft=str(options.work / TRUNK) if structure else None,
-        objective=ObjectiveConfig(own_share=options.own_share if structure else 0.0),
+        objective=RENDER if structure is None else dataclasses.replace(REMEMBER, own_share=options.own_share),
         resume=(out / STATE_FILE).is_file(),
         save_minutes=2.0,
         compile=options.compile,

@@ -20,6 +20,7 @@ from worldmodel.errors import ActionError, ConfigError, ShapeError
 from worldmodel.memory import ChannelMemory, Compressor, Entries, MemorySetting, SlotAttention
 from worldmodel.noise import level_features
 from worldmodel.odometry import walk_poses
+from worldmodel.views import NUM_FACTS, RememberedViews
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,8 @@ class DenoiserConfig:
         motions: for each action its turn in degrees (counter-clockwise) and its walk in cells; given, the memory is
             found by direction and place too (odometry). Empty: by time alone.
         view_deg: horizontal angle of view in degrees, for odometry.
+        view_heads: kernels of `worldmodel.views`, which lay what was seen in each direction before over the coming
+            frame; needs motions. 0: none.
     """
 
     latent_channels: int = 8
@@ -66,6 +69,7 @@ class DenoiserConfig:
     budget: int = 0
     motions: tuple[tuple[float, float], ...] = ()
     view_deg: float = 70.0
+    view_heads: int = 0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "reward_values", tuple(float(v) for v in self.reward_values))
@@ -84,6 +88,11 @@ class DenoiserConfig:
             raise ConfigError(
                 f"odometry takes a motion for each of the {self.num_actions} actions and a view_deg above 0 and below "
                 f"180; got {len(self.motions)} motions and {self.view_deg}"
+            )
+        if self.view_heads < 0 or (self.view_heads and not self.motions):
+            raise ConfigError(
+                f"view_heads must be at least 0, and 0 without motions; got {self.view_heads} and {len(self.motions)} "
+                "motions"
             )
         self.setting  # noqa: B018  raises what is wrong with it
 
@@ -232,6 +241,12 @@ class Denoiser(nn.Module):
         )
         motions = motions * torch.tensor([math.pi / 180, 1.0])
         self.register_buffer("motions", motions, persistent=False)
+        self.views: RememberedViews | None = None
+        if config.view_heads:
+            self.views = RememberedViews(config.latent_size, config.view_deg, config.view_heads)
+            channels = config.view_heads * (config.latent_channels + NUM_FACTS)
+            self.embed_views = nn.Linear(channels * patch_area, width, bias=False)
+            nn.init.zeros_(self.embed_views.weight)  # at first as if nothing were remembered
         self._add_memory(config)
         self.final_modulation = nn.Linear(width, 2 * width)
         self.to_clean = nn.Linear(width, config.latent_channels * patch_area)
@@ -314,8 +329,13 @@ class Denoiser(nn.Module):
                 shapes[f"compressed_{pair}"] = (1, config.heads, length, patches, head_width)
         if self.channel is not None and self.entries is not None:
             shapes["entries"] = (1, 1, slots, patches, self.entries.width)
-        rings = {
-            name: torch.zeros((layers, batch, *rest), dtype=dtype, device=weight.device)
+        if self.views is not None:
+            shapes["views"] = (1, 1, memory_frames, config.latent_size**2, config.latent_channels)
+            shapes["view_poses"] = (1, 1, memory_frames, 1, 3)
+        rings = {  # poses keep their digits: in 16 bits a place would be off by steps
+            name: torch.zeros(
+                (layers, batch, *rest), dtype=torch.float32 if name == "view_poses" else dtype, device=weight.device
+            )
             for name, (layers, *rest) in shapes.items()
         }
         count = torch.zeros(batch, dtype=torch.int64, device=weight.device)
@@ -436,6 +456,11 @@ class Denoiser(nn.Module):
         positions = torch.arange(frames, device=latents.device)[None]
         poses = self._poses(actions, start)
         rotary = self.rotary(positions, poses)
+        if self.views is not None:
+            age = positions[:, :, None] - positions[:, None, :]
+            before = torch.cat([start[:, None], poses[:, :-1]], 1)
+            is_seen = self._may_look_back(age, positions, self.config.memory_frames)
+            tokens = self._lay_views(tokens, self.views(poses, previous[:, :, 0], before, age, is_seen))
         memory = None
         if self.entries is not None:
             entries = self._make_entries(previous, previous_levels, actions)
@@ -480,6 +505,8 @@ class Denoiser(nn.Module):
         poses = self._poses(actions, cache.pose)
         rotary = self.rotary(positions, poses)
         written: Rings = {name: [] for name in cache.rings}
+        if self.views is not None:
+            tokens = self._lay_views(tokens, self._look_at_views(previous, positions, poses, cache, written))
         memory = None
         if self.entries is not None:
             slots, slot_rotary = self._remember(previous, previous_levels, actions, positions, poses, cache, written)
@@ -507,6 +534,39 @@ class Denoiser(nn.Module):
                 tokens = tokens + self._look_back(block.cross, block.rest(tokens), rotary, memory, cache, written)
             tokens = block.forward_rest(tokens, attended, modulation)
         return self._leave(tokens, condition), Written(written, poses)
+
+    # Remembered views --------------------------------------------------------------------------------------------
+
+    def _may_look_back(self, age: torch.Tensor, held: torch.Tensor, reach: int) -> torch.Tensor:
+        """Return which entries a frame may look back at: entry t holds frame t - 1; the newest are on its channels."""
+        return (age >= self.config.num_previous) & (age < reach) & (held >= 1)[:, None]
+
+    def _lay_views(self, tokens: torch.Tensor, seen: torch.Tensor) -> torch.Tensor:
+        p = self.config.patch
+        patches = rearrange(seen, "b t c (h p) (w q) -> b t (h w) (c p q)", p=p, q=p)
+        return self._join(tokens, self.embed_views(patches.to(self.embed_views.weight.dtype)))
+
+    def _look_at_views(
+        self,
+        previous: torch.Tensor,
+        positions: torch.Tensor,
+        poses: torch.Tensor,
+        cache: MemoryCache,
+        written: Rings,
+    ) -> torch.Tensor:
+        """Look back at the views of the cache and of the new frames; keep the new ones."""
+        views = cast("RememberedViews", self.views)
+        new, before = previous[:, :, 0], torch.cat([cache.pose[:, None], poses[:, :-1]], 1)
+        written["views"].append(rearrange(new, "b t c h w -> b t 1 (h w) c"))
+        written["view_poses"].append(before[:, :, None, None])
+        old = rearrange(cache.rings["views"][0, :, 0], "b f (h w) c -> b f c h w", h=self.config.latent_size)
+        held = torch.cat([cache.positions("views"), positions], 1)
+        age = positions[:, :, None] - held[:, None]
+        reach = min(self.config.memory_frames, cache.rings["views"].shape[3])
+        every_pose = torch.cat([cache.rings["view_poses"][0, :, 0, :, 0], before], 1)
+        is_seen = self._may_look_back(age, held, reach)
+        laid: torch.Tensor = views(poses, torch.cat([old.to(new.dtype), new], 1), every_pose, age, is_seen)
+        return laid
 
     # What an entry-based memory needs ---------------------------------------------------------------------------
 
