@@ -17,7 +17,7 @@ MOTIONS = ((0.0, 0.0), (0.0, 0.12), (0.0, -0.12), (6.0, 0.0), (-6.0, 0.0), (6.0,
 def look_back(
     headings_deg: list[float], heading_deg: float, place: tuple[float, float] = (0.0, 0.0), heads: int = 1
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Look from `place` after having looked along `headings_deg` from the origin; return what is laid, and the views."""
+    """Look from `place` after looking along `headings_deg` from the origin; return what is laid, and the views."""
     views = torch.randn(1, len(headings_deg), CHANNELS, COLUMNS, COLUMNS, generator=torch.Generator().manual_seed(0))
     old = torch.tensor([[[0.0, 0.0, math.radians(h)] for h in headings_deg]])
     now = torch.tensor([[[*place, math.radians(heading_deg)]]])
@@ -36,8 +36,9 @@ def test_turning_back_shows_the_old_view() -> None:
 
 
 def test_a_turn_by_a_column_shows_the_neighboring_column() -> None:
-    """The middle columns of four in 70 degrees look 9.93 degrees to either side: turned left by twice that, the right one
-    looks where the left one looked.
+    """The middle columns of four in 70 degrees look 9.93 degrees to either side.
+
+    Turned left by twice that, the right one looks where the left one looked.
     """
     turned = 2 * math.degrees(math.atan(0.25 * math.tan(math.radians(35))))
     laid, views = look_back([0.0], turned)

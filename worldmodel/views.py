@@ -1,9 +1,9 @@
 """Remembered views: what was seen in each direction before, laid over the frame to come.
 
 Owns: looking back by direction and place. For each column of the coming frame, old frames are searched for columns
-that looked the same way from nearby; what they showed is averaged and given to the network on its channels, with how sure
-the match is and how far off. Nothing is compared but poses, so it works from the first step of training on; a few widths
-are learned. Knows no tokens, no noise and no cache.
+that looked the same way from nearby; what they showed is averaged and given to the network on its channels, with how
+sure the match is and how far off. Nothing is compared but poses, so it works from the first step of training on; a few
+widths are learned. Knows no tokens, no noise and no cache.
 
 The memory is latents: at 64 px and 8 x 8 x 8 latents 1 KiB a frame in 16 bits. Depth is unknown here, so what is near
 comes back shifted; the network is told by how much the places differ and learns the rest.
