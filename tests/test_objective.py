@@ -49,6 +49,21 @@ def test_chance_comes_from_the_generator_alone() -> None:
         assert not torch.equal(value, other[name]) or name == "is_forced"
 
 
+def test_blackouts_are_spans_of_noise_between_context() -> None:
+    config = ObjectiveConfig(context_noise=0.2, forcing_share=0.0, pure_noise_share=0.5, blackout_share=0.5)
+    drawn = chance(config, shape=torch.Size((400, 64, 1, 1, 1)))
+    black = drawn["is_forced"]  # no other clip shows its frames in flight on the channels
+    assert black.float().mean() == pytest.approx(0.5, abs=0.08)
+    levels = drawn["levels"][black]
+    hidden = levels == 1
+    assert (levels[~hidden] <= 0.2).all()
+    assert not hidden[:, :8].any()
+    changes = (hidden[:, 1:] != hidden[:, :-1]).sum(1)
+    assert changes.max() <= 4 and hidden.any(1).all()  # one span or two
+    assert 4 <= hidden.sum(1).min() and hidden.sum(1).max() <= 48
+    assert not chance(ObjectiveConfig(forcing_share=0.0))["is_forced"].any()
+
+
 def test_levels_are_independent_and_as_configured() -> None:
     config = ObjectiveConfig(context_noise=0.2, forcing_share=0.25, pure_noise_share=0.4, own_share=0.3)
     drawn = chance(config, shape=torch.Size((2_000, 16, 1, 1, 1)))

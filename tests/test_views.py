@@ -24,7 +24,9 @@ def look_back(
     ages = torch.arange(len(headings_deg), 0, -1)[None, None]
     memory = RememberedViews(COLUMNS, 70.0, heads)
     with torch.no_grad():
-        return memory(now, views, old, ages, torch.ones_like(ages, dtype=torch.bool))[0, 0], views[0]
+        return memory(now, views, old, torch.zeros(1, len(headings_deg)), ages, torch.ones_like(ages).bool())[
+            0, 0
+        ], views[0]
 
 
 def test_turning_back_shows_the_old_view() -> None:
@@ -45,6 +47,21 @@ def test_a_turn_by_a_column_shows_the_neighboring_column() -> None:
     torch.testing.assert_close(laid[:CHANNELS, :, 2], views[0, :, :, 1], rtol=0.2, atol=0.2)
 
 
+def test_noise_is_not_remembered() -> None:
+    memory = RememberedViews(COLUMNS, 70.0, 1)
+    views, ages, seen = torch.randn(1, 1, CHANNELS, COLUMNS, COLUMNS), torch.ones(1, 1, 1), torch.ones(1, 1, 1).bool()
+    with torch.no_grad():
+        sure = [
+            float(
+                memory(torch.zeros(1, 1, 3), views, torch.zeros(1, 1, 3), torch.full((1, 1), level), ages, seen)[
+                    0, 0, CHANNELS
+                ].mean()
+            )
+            for level in (0.05, 1.0)
+        ]
+    assert sure[0] > 0.9 and sure[1] < 0.05
+
+
 @pytest.mark.parametrize(("heading_deg", "place"), [(180.0, (0.0, 0.0)), (0.0, (0.0, 3.0)), (0.0, (-9.0, 0.0))])
 def test_what_was_never_seen_is_not_remembered(heading_deg: float, place: tuple[float, float]) -> None:
     laid, _ = look_back([0.0], heading_deg, place)
@@ -62,6 +79,7 @@ def test_offsets_are_told_in_the_eyes_frame() -> None:
             torch.tensor([[[0.0, 0.0, north]]]),
             views,
             torch.tensor([[[0.0, 0.4, north]]]),
+            torch.zeros(1, 1),
             torch.ones(1, 1, 1),
             torch.ones(1, 1, 1, dtype=torch.bool),
         )[0, 0, :, 0, 0]

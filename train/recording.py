@@ -48,6 +48,10 @@ class RecordOptions:
     """Height and width of a frame in pixels."""
     size: int = 9
     """Cells of the maze on a side, walls included."""
+    max_wall_run: int | None = None
+    """Most blocks that one wall texture covers in a straight run; default what the world takes."""
+    num_targets: int | None = None
+    """Targets of a maze; default what the world takes."""
     test_fraction: float = 0.05
     """Share of the episodes recorded in test mazes."""
     episodes_per_shard: int = 8
@@ -124,11 +128,13 @@ def make_world(options: RecordOptions) -> gymnasium.Env[Any, Any]:
 
 def world_settings(options: RecordOptions) -> dict[str, Any]:
     """Return the arguments that the world is made with."""
+    chosen = {"max_wall_run": options.max_wall_run, "num_targets": options.num_targets}
     return {
         "size": options.size,
         "image_size": options.image_size,
         "palette": options.palette,
         "max_episode_steps": options.length,
+        **{name: value for name, value in chosen.items() if value is not None},
     }
 
 

@@ -44,7 +44,7 @@ TRUNK = "trunk"
 MODEL_FREE, MODEL_BOUND = ("copy_last", "truth", "codec"), ("short_memory", "shuffled_memory")
 RENDER = ObjectiveConfig()
 # A frame that shows through its noise needs no memory: here most frames in flight are pure noise, and count.
-REMEMBER = ObjectiveConfig(pure_noise_share=0.7, level_offset=1.0)
+REMEMBER = ObjectiveConfig(pure_noise_share=0.7, level_offset=1.0, blackout_share=0.5)
 OWN_FRAMES = 304  # of our memory: the bin of the longest distances is inside
 
 
@@ -179,7 +179,9 @@ def prepare_data(options: StudyOptions) -> tuple[Path, Path, Path]:
                 length=options.length,
                 palette="plain",
                 image_size=32,
-                size=7,
+                size=5,
+                max_wall_run=5,
+                num_targets=0,
                 test_fraction=test_fraction,
                 seed=options.seed + seed,
             )

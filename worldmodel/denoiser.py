@@ -331,7 +331,7 @@ class Denoiser(nn.Module):
             shapes["entries"] = (1, 1, slots, patches, self.entries.width)
         if self.views is not None:
             shapes["views"] = (1, 1, memory_frames, config.latent_size**2, config.latent_channels)
-            shapes["view_poses"] = (1, 1, memory_frames, 1, 3)
+            shapes["view_poses"] = (1, 1, memory_frames, 1, 4)
         rings = {  # poses keep their digits: in 16 bits a place would be off by steps
             name: torch.zeros(
                 (layers, batch, *rest), dtype=torch.float32 if name == "view_poses" else dtype, device=weight.device
@@ -460,7 +460,9 @@ class Denoiser(nn.Module):
             age = positions[:, :, None] - positions[:, None, :]
             before = torch.cat([start[:, None], poses[:, :-1]], 1)
             is_seen = self._may_look_back(age, positions, self.config.memory_frames)
-            tokens = self._lay_views(tokens, self.views(poses, previous[:, :, 0], before, age, is_seen))
+            tokens = self._lay_views(
+                tokens, self.views(poses, previous[:, :, 0], before, previous_levels[:, :, 0], age, is_seen)
+            )
         memory = None
         if self.entries is not None:
             entries = self._make_entries(previous, previous_levels, actions)
@@ -506,7 +508,9 @@ class Denoiser(nn.Module):
         rotary = self.rotary(positions, poses)
         written: Rings = {name: [] for name in cache.rings}
         if self.views is not None:
-            tokens = self._lay_views(tokens, self._look_at_views(previous, positions, poses, cache, written))
+            tokens = self._lay_views(
+                tokens, self._look_at_views(previous, previous_levels, positions, poses, cache, written)
+            )
         memory = None
         if self.entries is not None:
             slots, slot_rotary = self._remember(previous, previous_levels, actions, positions, poses, cache, written)
@@ -549,6 +553,7 @@ class Denoiser(nn.Module):
     def _look_at_views(
         self,
         previous: torch.Tensor,
+        previous_levels: torch.Tensor,
         positions: torch.Tensor,
         poses: torch.Tensor,
         cache: MemoryCache,
@@ -558,14 +563,15 @@ class Denoiser(nn.Module):
         views = cast("RememberedViews", self.views)
         new, before = previous[:, :, 0], torch.cat([cache.pose[:, None], poses[:, :-1]], 1)
         written["views"].append(rearrange(new, "b t c h w -> b t 1 (h w) c"))
-        written["view_poses"].append(before[:, :, None, None])
+        seen_from = torch.cat([before, previous_levels[:, :, :1].float()], -1)  # pose and level
+        written["view_poses"].append(seen_from[:, :, None, None])
         old = rearrange(cache.rings["views"][0, :, 0], "b f (h w) c -> b f c h w", h=self.config.latent_size)
         held = torch.cat([cache.positions("views"), positions], 1)
         age = positions[:, :, None] - held[:, None]
-        reach = min(self.config.memory_frames, cache.rings["views"].shape[3])
-        every_pose = torch.cat([cache.rings["view_poses"][0, :, 0, :, 0], before], 1)
-        is_seen = self._may_look_back(age, held, reach)
-        laid: torch.Tensor = views(poses, torch.cat([old.to(new.dtype), new], 1), every_pose, age, is_seen)
+        is_seen = self._may_look_back(age, held, min(self.config.memory_frames, cache.rings["views"].shape[3]))
+        every = torch.cat([cache.rings["view_poses"][0, :, 0, :, 0], seen_from], 1)
+        frames = torch.cat([old.to(new.dtype), new], 1)
+        laid: torch.Tensor = views(poses, frames, every[..., :3], every[..., 3], age, is_seen)
         return laid
 
     # What an entry-based memory needs ---------------------------------------------------------------------------

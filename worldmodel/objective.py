@@ -7,6 +7,7 @@ lean towards what next-frame play needs: many frames nearly clean, as context, a
 channels lightly noised, so that small errors of the model's own frames do not grow.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -26,6 +27,8 @@ class ObjectiveConfig:
         context_noise: highest level of a context frame, in attention and on the channels.
         forcing_share: share of clips with independent uniform levels and in-flight previous frames everywhere.
         pure_noise_share: share of the frames in flight that are pure noise, where every sampler starts.
+        blackout_share: share of clips in which spans of frames are pure noise, on the channels too, and all others
+            context: what a span shows follows from the memory and the actions alone.
         own_share: share of frames whose context is the model's own prediction instead of the truth (0 skips that pass).
         head_weight: weight of the reward and termination losses.
         level_offset: a frame at level l weighs 1 / (l + level_offset).
@@ -34,12 +37,13 @@ class ObjectiveConfig:
     context_noise: float = 0.25
     forcing_share: float = 0.2
     pure_noise_share: float = 0.3
+    blackout_share: float = 0.0
     own_share: float = 0.0
     head_weight: float = 0.02
     level_offset: float = 0.15
 
     def __post_init__(self) -> None:
-        for name in ("context_noise", "forcing_share", "pure_noise_share", "own_share"):
+        for name in ("context_noise", "forcing_share", "pure_noise_share", "blackout_share", "own_share"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"objective {name} must be in [0, 1]; got {getattr(self, name)}")
 
@@ -68,6 +72,10 @@ def sample_chance(config: ObjectiveConfig, shape: torch.Size, generator: torch.G
     is_context = uniform(batch, frames) < 0.25 + 0.5 * uniform(batch, 1)
     is_forced = uniform(batch) < config.forcing_share
     levels = torch.where(is_context & ~is_forced[:, None], context, in_flight)
+    if config.blackout_share > 0:
+        is_black = uniform(batch) < config.blackout_share
+        levels = torch.where(is_black[:, None], torch.where(draw_spans(uniform, batch, frames), 1.0, context), levels)
+        is_forced = is_forced | is_black
     return {
         "levels": levels,
         "noise": torch.randn(shape, generator=generator, device=device),
@@ -76,6 +84,17 @@ def sample_chance(config: ObjectiveConfig, shape: torch.Size, generator: torch.G
         "is_forced": is_forced,
         "is_own": (uniform(batch, frames) < config.own_share) & (uniform(batch, 1) < 0.75),
     }
+
+
+def draw_spans(uniform: Callable[..., torch.Tensor], batch: int, frames: int) -> torch.Tensor:
+    """Return which frames are blacked out, bool (B, T): two spans of 4 to 24 frames, none in the first eighth."""
+    time = torch.arange(frames)
+    is_hidden = torch.zeros(batch, frames, dtype=torch.bool)
+    for _ in range(2):
+        first, length = uniform(batch, 1).cpu(), uniform(batch, 1).cpu()
+        start = frames * (0.125 + 0.875 * first)
+        is_hidden |= (time >= start) & (time < start + 4 + 20 * length)
+    return is_hidden.to(uniform(1).device)
 
 
 def stack_previous(frames: torch.Tensor, levels: torch.Tensor, num_previous: int) -> tuple[torch.Tensor, torch.Tensor]:

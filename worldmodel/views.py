@@ -38,6 +38,7 @@ class RememberedViews(nn.Module):
         narrow = torch.tensor([math.radians(0.5 * view_deg / num_columns), 0.8, 0.3])  # direction, along, across
         self.log_width = nn.Parameter((narrow * widen[:, None] ** torch.tensor([0.4, 1.0, 1.0])).log())
         self.null = nn.Parameter(torch.full((heads,), -4.0))
+        self.noise = nn.Parameter(torch.full((heads,), 10.0))  # what is nearly all noise says nothing
         self.age = nn.Parameter(torch.full((heads,), 0.003))  # of two equal matches the newer one counts more
         self.register_buffer("look", look_angles(num_columns, view_deg), persistent=False)
 
@@ -51,6 +52,7 @@ class RememberedViews(nn.Module):
         poses: torch.Tensor,
         views: torch.Tensor,
         view_poses: torch.Tensor,
+        levels: torch.Tensor,
         ages: torch.Tensor,
         is_seen: torch.Tensor,
     ) -> torch.Tensor:
@@ -60,6 +62,7 @@ class RememberedViews(nn.Module):
             poses: float32 (B, T, 3) of the coming frames: x, y, heading in radians.
             views: float (B, K, C, h, w), latents of old frames.
             view_poses: float32 (B, K, 3), where they were seen from.
+            levels: float (B, K), how noisy the views are.
             ages: float or integer (B or 1, T, K), frames between.
             is_seen: bool (B or 1, T, K), which old frames each coming frame may use.
 
@@ -79,7 +82,8 @@ class RememberedViews(nn.Module):
         for head in range(self.heads):
             wide_turn, wide_along, wide_across = self.log_width[head].float().exp()
             place = (along / wide_along).square() + (across / wide_across).square()
-            place = -0.5 * place - (self.age[head].float() * ages)[:, :, None] + hidden[:, :, None]
+            worth = hidden - self.age[head].float() * ages - (self.noise[head].float() * levels)[:, None]
+            place = worth[:, :, None] - 0.5 * place
             scores = place[..., None] + (turn.cos() - 1) / wide_turn.square()
             null = self.null[head].float().expand(*scores.shape[:3], 1)
             weights = torch.cat([scores.flatten(3), null], -1).softmax(-1)[..., :-1].unflatten(-1, turn.shape[-2:])

@@ -58,6 +58,7 @@ class LabMazeEnv(gymnasium.Env[np.ndarray, np.int64]):
         room_min_size: shortest side of a room in cells, at least 1.
         room_max_size: longest side of a room in cells; cut to size - 2.
         extra_connection_probability: 0 to 1; higher gives more loops.
+        max_wall_run: a wall texture covers straight runs of one to this many blocks, at least 1; longer is plainer.
         render_mode: None or "rgb_array".
 
     Raises:
@@ -79,6 +80,7 @@ class LabMazeEnv(gymnasium.Env[np.ndarray, np.int64]):
         room_min_size: int = 3,
         room_max_size: int = 5,
         extra_connection_probability: float = 0.3,
+        max_wall_run: int = 3,
         render_mode: str | None = "rgb_array",
     ) -> None:
         _check_count("size", size, 5, 99)
@@ -90,6 +92,7 @@ class LabMazeEnv(gymnasium.Env[np.ndarray, np.int64]):
             _check_count("max_episode_steps", max_episode_steps, 1, None)
         _check_count("max_rooms", max_rooms, 1, None)
         _check_count("room_max_size", room_max_size, 1, None)
+        _check_count("max_wall_run", max_wall_run, 1, None)
         _check_count("room_min_size", room_min_size, 1, min(room_max_size, size - 2))
         if not 0 <= extra_connection_probability <= 1:
             raise ConfigError(
@@ -109,6 +112,7 @@ class LabMazeEnv(gymnasium.Env[np.ndarray, np.int64]):
             "room_min_size": room_min_size,
             "room_max_size": room_max_size,
             "extra_connection_probability": extra_connection_probability,
+            "max_wall_run": max_wall_run,
             "num_targets": num_targets,
             "num_wall_textures": len(colors.walls),
             "num_floor_textures": len(colors.floors),

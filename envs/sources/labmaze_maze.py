@@ -92,6 +92,7 @@ def make_maze(
     num_targets: int,
     num_wall_textures: int,
     num_floor_textures: int,
+    max_wall_run: int = 3,
 ) -> Maze:
     """Draw a maze.
 
@@ -105,6 +106,7 @@ def make_maze(
         num_targets: how many targets to place.
         num_wall_textures: wall texture indices are drawn from [0, num_wall_textures).
         num_floor_textures: floor texture indices are drawn from [0, num_floor_textures).
+        max_wall_run: a texture covers straight runs of one to this many wall blocks.
 
     Raises:
         ConfigError: labmaze rejects the sizes, or no maze of this size has room for the targets.
@@ -143,21 +145,21 @@ def make_maze(
     targets = np.stack([chosen[:, 1] + 0.5, size - 1 - chosen[:, 0] + 0.5], axis=1).astype(np.float32)
     return Maze(
         layout=layout,
-        wall_textures=_dress_walls(layout, num_wall_textures, rng),
+        wall_textures=_dress_walls(layout, num_wall_textures, max_wall_run, rng),
         floor_textures=_dress_floors(layout, np.asarray(drawn.variations_layer), num_floor_textures, rng),
         targets=targets,
         seed=seed,
     )
 
 
-def _dress_walls(layout: np.ndarray, num_textures: int, rng: np.random.Generator) -> np.ndarray:
-    """Give wall blocks texture indices in straight runs of one to three blocks; uint8, 255 on floor."""
+def _dress_walls(layout: np.ndarray, num_textures: int, max_run: int, rng: np.random.Generator) -> np.ndarray:
+    """Give wall blocks texture indices in straight runs of one to `max_run` blocks; uint8, 255 on floor."""
     textures = np.full(layout.shape, NO_TEXTURE, np.uint8)
     walls = np.argwhere(layout == 1)
     for row, column in rng.permutation(walls):
         texture = int(rng.integers(num_textures))
         row_step, column_step = ((0, 1), (1, 0))[int(rng.integers(2))]
-        for offset in range(int(rng.integers(1, 4))):
+        for offset in range(int(rng.integers(1, max_run + 1))):
             place = (row + offset * row_step, column + offset * column_step)
             is_inside = place[0] < layout.shape[0] and place[1] < layout.shape[1]
             if not is_inside or layout[place] == 0 or textures[place] != NO_TEXTURE:
