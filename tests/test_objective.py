@@ -60,7 +60,7 @@ def test_blackouts_are_spans_of_noise_between_context() -> None:
     assert not hidden[:, :8].any()
     changes = (hidden[:, 1:] != hidden[:, :-1]).sum(1)
     assert changes.max() <= 4 and hidden.any(1).all()  # one span or two
-    assert 4 <= hidden.sum(1).min() and hidden.sum(1).max() <= 48
+    assert hidden.sum(1).min() >= 4 and hidden.sum(1).max() <= 48
     assert not chance(ObjectiveConfig(forcing_share=0.0))["is_forced"].any()
 
 

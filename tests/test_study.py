@@ -14,6 +14,7 @@ from train.textures import load_or_train
 from worldmodel.errors import ConfigError
 
 PAPER_ROWS = 15
+OTHERS = ["ours-48", "summaries-alone", "prepend-112-by-time"]
 
 
 def test_the_grid_is_the_paper_s_and_ours() -> None:
@@ -23,7 +24,7 @@ def test_the_grid_is_the_paper_s_and_ours() -> None:
     assert {s.memory_frames for s in of_paper if s.compression != "none"} == {48}
     assert {s.budget for s in of_paper if s.compression == "joint"} == {8, 16, 32, 48}
     assert {s.budget for s in of_paper if s.compression == "modulated"} == {8, 16, 32, 48}
-    assert [s.name for s in GRID if s.paper is None] == ["ours", "ours-48", "summaries-alone", "prepend-112-by-time"]
+    assert [s.name for s in GRID if s.paper is None] == ["ours", "views-alone", *OTHERS]
     assert len({s.name for s in GRID}) == len(GRID) and OWN_FRAMES >= 300
 
 
@@ -66,6 +67,8 @@ def studied(tmp_path_factory: pytest.TempPathFactory) -> tuple[StudyOptions, Pat
         cases=2,
         control_cases=1,
         decay_cases=2,
+        schedule_cases=2,
+        features=False,
         denoising_steps=1,
         compile=False,
         device="cpu",
@@ -86,6 +89,7 @@ def test_every_structure_chosen_is_reported(studied: tuple[StudyOptions, Path]) 
     tables = (folder / "report" / "tables.md").read_text()
     assert "| prepend-16 |" in tables and ".52 / 0.03 / 0.00" in tables
     assert (folder / "report" / "pareto.png").stat().st_size > 5000
+    assert (folder / "report" / "schedules" / "prediction.png").stat().st_size > 5000
 
 
 @pytest.mark.slow
@@ -111,7 +115,7 @@ def result_of(name: str, rates: list[float], psnr: list[float], memory: str = "p
         "needle": needle | {"constant_guess": dict.fromkeys(bins, 0.1)},
         "decay": {"segments": segments, "decay_db": psnr[0] - psnr[-1], "curves": {"psnr": [20.0, 19.0, 18.0, 17.0]}},
         "copy_last_psnr": [15.0, 14.0, 13.5, 12.0],
-        "cost": {"parameters": 1_000_000, "bytes_a_dream": 1000},
+        "cost": {"parameters": 1_000_000, "bytes_a_dream": 2048, "flops_a_call": 10_500_000},
         "training": {"frames": 5000, "minutes": 1.0},
     }
 
@@ -121,7 +125,7 @@ def test_recall_margin_and_files_of_a_report(tmp_path: Path) -> None:
     assert recall(results[0]) == pytest.approx(0.4)
     assert margin(results[0]) == pytest.approx(5.0)
     write_report(tmp_path, results, {"steps_of_each": 7})
-    assert "| a | 14.0 / 12.0 | 2.0 | 5.0 | 1.00 M | 1,000 | 5,000 | 1.0 |" in (tmp_path / "tables.md").read_text()
+    assert "| a | 14.0 / 12.0 | 2.0 | 5.0 | 1.00 M | 10.5 | 2 | 5,000 | 1.0 |" in (tmp_path / "tables.md").read_text()
 
 
 def test_few_cases_of_every_bin() -> None:

@@ -13,6 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from worldmodel.denoiser import Denoiser, DenoiserConfig
 
 LENGTHS = (16, 48, 112, 304)
+VIEW_HEADS = 2
 BUDGET = 16  # slots of the compressed structures
 COLUMNS = ("structure", "memory_frames", "slots", "parameters", "flops_a_call", "cache_bytes", "bytes_a_frame")
 
@@ -27,6 +28,7 @@ def structures(length: int) -> list[dict[str, Any]]:
         {"memory": "channel", **frames},
         {"memory": "channel", "compression": "modulated", "budget": min(BUDGET, length), **frames},
         {"memory": "cross", **frames},
+        {"memory": "none", "view_heads": VIEW_HEADS, **frames},
     ]
 
 
@@ -63,10 +65,14 @@ def memory_costs(config: DenoiserConfig, lengths: tuple[int, ...] = LENGTHS) -> 
     rows = []
     for length in lengths:
         for changes in structures(length):
-            denoiser = Denoiser(dataclasses.replace(config, **{"compression": "none", "budget": 0, **changes})).eval()
+            own = {"compression": "none", "budget": 0, "view_heads": 0, "motions": (), **changes}
+            if own["view_heads"]:  # which motions does not matter for the cost
+                own["motions"] = config.motions or ((0.0, 0.0),) * config.num_actions
+            denoiser = Denoiser(dataclasses.replace(config, **own)).eval()
             held = denoiser.new_cache(1).num_bytes
             setting = denoiser.config.setting
             name = setting.structure if setting.compression == "none" else f"{setting.structure}, {setting.compression}"
+            name = "views" if own["view_heads"] else name
             parameters = sum(p.numel() for p in denoiser.parameters())
             values = (name, length, setting.budget, parameters, count_flops(denoiser), held, held // length)
             rows.append(dict(zip(COLUMNS, values, strict=True)))

