@@ -4,9 +4,7 @@ Owns the network: noisy latents, levels, incoming actions and the previous frame
 termination out. Reads a `MemoryCache`, never writes one. Knows no schedule, no sampler, no loss.
 """
 
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import NamedTuple, cast
 
 import torch
@@ -14,117 +12,13 @@ from einops import rearrange, repeat
 from torch import nn
 from torch.nn import functional as F
 
-from worldmodel.attention import FrameAttention, Rotary, RotaryPosition, to_bias
+from worldmodel.attention import FrameAttention
 from worldmodel.cache import MemoryCache, Rings
+from worldmodel.config import DenoiserConfig
 from worldmodel.errors import ActionError, ConfigError, ShapeError
-from worldmodel.memory import ChannelMemory, Compressor, Entries, MemorySetting, SlotAttention
+from worldmodel.memory import SlotAttention
 from worldmodel.noise import level_features
-from worldmodel.odometry import walk_poses
-from worldmodel.views import NUM_FACTS, RememberedViews
-
-
-@dataclass(frozen=True)
-class DenoiserConfig:
-    """Shape of a denoiser.
-
-    Attributes:
-        latent_channels: channels of a latent.
-        latent_size: height and width of a latent.
-        patch: height and width of the square of latent pixels that makes one token.
-        width: channels of a token.
-        depth: transformer blocks; even ones see recent frames, odd ones the memory.
-        heads: attention heads.
-        num_actions: size of the discrete action set. Action `num_actions` means "none" (first frame of an episode).
-        num_previous: past frames given on the channels of every frame, beside attention.
-        recent_frames: past frames seen in full.
-        memory_frames: past frames that the memory draws on.
-        num_summary: summary tokens a frame; they feed the heads, and are the memory of structure "summary".
-        mlp_ratio: hidden width of a feed-forward layer over `width`.
-        reward_values: the rewards the reward head tells apart.
-        memory: the memory structure, see `worldmodel.memory`.
-        compression: "none", "joint" (with prepend) or "modulated" (with channel).
-        budget: frame slots kept after compression; 0 means `memory_frames`.
-        motions: for each action its turn in degrees (counter-clockwise) and its walk in cells; given, the memory is
-            found by direction and place too (odometry). Empty: by time alone.
-        view_deg: horizontal angle of view in degrees, for odometry.
-        view_heads: kernels of `worldmodel.views`, which lay what was seen in each direction before over the coming
-            frame; needs motions. 0: none.
-    """
-
-    latent_channels: int = 8
-    latent_size: int = 8
-    patch: int = 2
-    width: int = 256
-    depth: int = 6
-    heads: int = 4
-    num_actions: int = 7
-    num_previous: int = 2
-    recent_frames: int = 8
-    memory_frames: int = 128
-    num_summary: int = 2
-    mlp_ratio: int = 4
-    reward_values: tuple[float, ...] = (0.0, 1.0)
-    memory: str = "summary"
-    compression: str = "none"
-    budget: int = 0
-    motions: tuple[tuple[float, float], ...] = ()
-    view_deg: float = 70.0
-    view_heads: int = 0
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "reward_values", tuple(float(v) for v in self.reward_values))
-        object.__setattr__(self, "motions", tuple((float(turn), float(walk)) for turn, walk in self.motions))
-        for name in ("latent_channels", "latent_size", "patch", "width", "heads", "num_actions", "recent_frames"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"denoiser {name} must be at least 1; got {getattr(self, name)}")
-        for name in ("memory_frames", "num_summary", "num_previous", "depth"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"denoiser {name} must be at least 1; got {getattr(self, name)}")
-        if self.latent_size % self.patch:
-            raise ConfigError(f"patch {self.patch} must divide latent_size {self.latent_size}")
-        if len(self.reward_values) < 2:
-            raise ConfigError(f"reward_values needs at least two rewards; got {self.reward_values}")
-        if self.motions and (len(self.motions) != self.num_actions or not 0 < self.view_deg < 180):
-            raise ConfigError(
-                f"odometry takes a motion for each of the {self.num_actions} actions and a view_deg above 0 and below "
-                f"180; got {len(self.motions)} motions and {self.view_deg}"
-            )
-        if self.view_heads < 0 or (self.view_heads and not self.motions):
-            raise ConfigError(
-                f"view_heads must be at least 0, and 0 without motions; got {self.view_heads} and {len(self.motions)} "
-                "motions"
-            )
-        self.setting  # noqa: B018  raises what is wrong with it
-
-    @property
-    def setting(self) -> MemorySetting:
-        """The memory structure."""
-        return MemorySetting(self.memory, self.memory_frames, self.compression, self.budget or self.memory_frames)
-
-    @property
-    def is_grid_memory(self) -> bool:
-        """Whether the odd blocks see a memory; else they see recent frames too."""
-        return self.memory in ("summary", "prepend")
-
-    @property
-    def num_patches(self) -> int:
-        """Patch tokens a frame."""
-        return (self.latent_size // self.patch) ** 2
-
-    @property
-    def num_recent_layers(self) -> int:
-        """Blocks that see recent frames in full."""
-        return (self.depth + 1) // 2 if self.is_grid_memory else self.depth
-
-    @property
-    def num_memory_layers(self) -> int:
-        """Blocks that see the memory."""
-        return 0 if self.memory in ("channel", "none") else self.depth // 2
-
-    @property
-    def num_memory_tokens(self) -> int:
-        """Tokens that the memory keeps of a frame or slot."""
-        return self.num_summary if self.memory == "summary" else self.num_patches
+from worldmodel.recall import Recall, Remembered, see_slots
 
 
 class Prediction(NamedTuple):
@@ -146,20 +40,6 @@ class Written(NamedTuple):
 
     rings: Rings
     poses: torch.Tensor
-
-
-class Remembered(NamedTuple):
-    """What an entry-based memory gives the blocks of one call.
-
-    Attributes:
-        slots: (B, T, P, D), of the new frames.
-        rotary: of the slots.
-        is_seen: bool (B or 1, T, K), which slots each new frame sees: first those of the cache, then the new ones.
-    """
-
-    slots: torch.Tensor
-    rotary: Rotary
-    is_seen: torch.Tensor
 
 
 class Block(nn.Module):
@@ -214,15 +94,12 @@ class Block(nn.Module):
         return (F.layer_norm(x, x.shape[-1:]) * scale + shift).to(x.dtype)
 
 
-class Denoiser(nn.Module):
+class Denoiser(Recall):
     """Frame-causal diffusion transformer; see the module docstring."""
-
-    motions: torch.Tensor
 
     def __init__(self, config: DenoiserConfig) -> None:
         """Build an untrained denoiser of the given shape."""
-        super().__init__()
-        self.config = config
+        super().__init__(config)
         width, patch_area = config.width, config.patch**2
         self.embed = nn.Linear(config.latent_channels * (1 + config.num_previous) * patch_area, width)
         self.patch_position = nn.Parameter(0.02 * torch.randn(config.num_patches, width))
@@ -233,21 +110,6 @@ class Denoiser(nn.Module):
         self.to_condition = nn.Linear(width, 6 * width)
         blocks = nn.ModuleList([Block(config, index) for index in range(config.depth)])
         self.blocks = cast("Sequence[Block]", blocks)  # ModuleList does not tell the type of its members
-        grid = config.latent_size // config.patch
-        view_deg = config.view_deg if config.motions else None
-        self.rotary = RotaryPosition(width // config.heads, grid, config.num_summary, view_deg)
-        motions = (
-            torch.tensor([*config.motions, (0.0, 0.0)]) if config.motions else torch.zeros(config.num_actions + 1, 2)
-        )
-        motions = motions * torch.tensor([math.pi / 180, 1.0])
-        self.register_buffer("motions", motions, persistent=False)
-        self.views: RememberedViews | None = None
-        if config.view_heads:
-            self.views = RememberedViews(config.latent_size, config.view_deg, config.view_heads)
-            channels = config.view_heads * (config.latent_channels + NUM_FACTS)
-            self.embed_views = nn.Linear(channels * patch_area, width, bias=False)
-            nn.init.zeros_(self.embed_views.weight)  # at first as if nothing were remembered
-        self._add_memory(config)
         self.final_modulation = nn.Linear(width, 2 * width)
         self.to_clean = nn.Linear(width, config.latent_channels * patch_area)
         self.reward_head = nn.Linear(width, len(config.reward_values))
@@ -260,25 +122,6 @@ class Denoiser(nn.Module):
             with torch.no_grad():
                 block.modulation[2].fill_(0.3)
                 block.modulation[5].fill_(0.3)
-
-    def _add_memory(self, config: DenoiserConfig) -> None:
-        """Build what an entry-based memory needs beside the blocks."""
-        setting, width = config.setting, config.width
-        self.entries: Entries | None = None
-        self.compressor: Compressor | None = None
-        self.channel: ChannelMemory | None = None
-        if not setting.is_entry_based:
-            return
-        patch_channels = config.latent_channels * config.patch**2
-        is_raw = setting.structure == "channel" and setting.compression == "none"
-        entry_width = patch_channels if is_raw else width
-        self.entries = Entries(
-            patch_channels, config.num_patches, config.num_actions, entry_width, setting.compression == "modulated"
-        )
-        if setting.compression != "none":
-            self.compressor = Compressor(width, config.heads, setting.length)
-        if setting.structure == "channel":
-            self.channel = ChannelMemory(entry_width, setting.budget, width)
 
     def check_memory_frames(self, memory_frames: int | None) -> int:
         """Return how many summaries a dream keeps when `memory_frames` are asked for; None: the configured number.
@@ -517,7 +360,9 @@ class Denoiser(nn.Module):
             if self.channel is not None:
                 tokens = self._enter_channel(tokens, slots, positions, cache, written)
             else:
-                memory = Remembered(slots, slot_rotary, _see(positions, cache, "memory_k", self.config.setting.budget))
+                memory = Remembered(
+                    slots, slot_rotary, see_slots(positions, cache, "memory_k", self.config.setting.budget)
+                )
         biases: dict[str, torch.Tensor] = {}
         for block, modulation in zip(self.blocks, self._modulations(condition), strict=True):
             normal = block.normalize(tokens, *modulation[:2])
@@ -538,157 +383,3 @@ class Denoiser(nn.Module):
                 tokens = tokens + self._look_back(block.cross, block.rest(tokens), rotary, memory, cache, written)
             tokens = block.forward_rest(tokens, attended, modulation)
         return self._leave(tokens, condition), Written(written, poses)
-
-    # Remembered views --------------------------------------------------------------------------------------------
-
-    def _may_look_back(self, age: torch.Tensor, held: torch.Tensor, reach: int) -> torch.Tensor:
-        """Return which entries a frame may look back at: entry t holds frame t - 1; the newest are on its channels."""
-        return (age >= self.config.num_previous) & (age < reach) & (held >= 1)[:, None]
-
-    def _lay_views(self, tokens: torch.Tensor, seen: torch.Tensor) -> torch.Tensor:
-        p = self.config.patch
-        patches = rearrange(seen, "b t c (h p) (w q) -> b t (h w) (c p q)", p=p, q=p)
-        return self._join(tokens, self.embed_views(patches.to(self.embed_views.weight.dtype)))
-
-    def _look_at_views(
-        self,
-        previous: torch.Tensor,
-        previous_levels: torch.Tensor,
-        positions: torch.Tensor,
-        poses: torch.Tensor,
-        cache: MemoryCache,
-        written: Rings,
-    ) -> torch.Tensor:
-        """Look back at the views of the cache and of the new frames; keep the new ones."""
-        views = cast("RememberedViews", self.views)
-        new, before = previous[:, :, 0], torch.cat([cache.pose[:, None], poses[:, :-1]], 1)
-        written["views"].append(rearrange(new, "b t c h w -> b t 1 (h w) c"))
-        seen_from = torch.cat([before, previous_levels[:, :, :1].float()], -1)  # pose and level
-        written["view_poses"].append(seen_from[:, :, None, None])
-        old = rearrange(cache.rings["views"][0, :, 0], "b f (h w) c -> b f c h w", h=self.config.latent_size)
-        held = torch.cat([cache.positions("views"), positions], 1)
-        age = positions[:, :, None] - held[:, None]
-        is_seen = self._may_look_back(age, held, min(self.config.memory_frames, cache.rings["views"].shape[3]))
-        every = torch.cat([cache.rings["view_poses"][0, :, 0, :, 0], seen_from], 1)
-        frames = torch.cat([old.to(new.dtype), new], 1)
-        laid: torch.Tensor = views(poses, frames, every[..., :3], every[..., 3], age, is_seen)
-        return laid
-
-    # What an entry-based memory needs ---------------------------------------------------------------------------
-
-    def _poses(self, actions: torch.Tensor, start: torch.Tensor) -> torch.Tensor:
-        if not self.config.motions:
-            return start[:, None].expand(-1, actions.shape[1], -1)
-        return walk_poses(self.motions, actions, start)
-
-    def _slot_rotary(self, positions: torch.Tensor, poses: torch.Tensor, start: torch.Tensor) -> Rotary:
-        """Return the rotary angles of entries: entry t holds frame t - 1."""
-        before = torch.cat([start[:, None], poses[:, :-1]], 1)
-        cos, sin = self.rotary(positions - 1, before)
-        return cos[..., : self.config.num_patches, :], sin[..., : self.config.num_patches, :]
-
-    @staticmethod
-    def _see_slots(
-        attention: SlotAttention, x: torch.Tensor, rotary: Rotary, memory: Remembered | None
-    ) -> torch.Tensor:
-        memory = cast("Remembered", memory)
-        seen: torch.Tensor = attention(x, rotary, *attention.project_slots(memory.slots, memory.rotary), memory.is_seen)
-        return seen
-
-    def _make_entries(
-        self, previous: torch.Tensor, previous_levels: torch.Tensor, actions: torch.Tensor
-    ) -> torch.Tensor:
-        p = self.config.patch
-        patches = rearrange(previous[:, :, 0], "b t c (h p) (w q) -> b t (h w) (c p q)", p=p, q=p)
-        entries = cast("Entries", self.entries)
-        made: torch.Tensor = entries(patches.to(self.embed.weight.dtype), previous_levels[:, :, 0], actions)
-        return made
-
-    def _remember(
-        self,
-        previous: torch.Tensor,
-        previous_levels: torch.Tensor,
-        actions: torch.Tensor,
-        positions: torch.Tensor,
-        poses: torch.Tensor,
-        cache: MemoryCache,
-        written: Rings,
-    ) -> tuple[torch.Tensor, Rotary]:
-        """Return the slots of the new frames, (B, J, P, D), compressed with the cache, and their rotary angles."""
-        slots = self._make_entries(previous, previous_levels, actions)
-        rotary = self._slot_rotary(positions, poses, cache.pose)
-        if self.compressor is not None:
-            x, q, k, v = self.compressor.prepare(slots, rotary)
-            written["compressed_k"].append(k)
-            written["compressed_v"].append(v)
-            is_seen = _see(positions, cache, "compressed_k", self.compressor.length)
-            every = (
-                torch.cat(
-                    [rearrange(cache.rings[f"compressed_{pair}"][0], "b h f p d -> b f h p d").to(new.dtype), new], 1
-                )
-                for pair, new in (("k", k), ("v", v))
-            )
-            every_k, every_v = every
-            slots = self.compressor.finish(x, q, every_k, every_v, to_bias(is_seen)[:, None, None])
-        return slots, rotary
-
-    @staticmethod
-    def _join(tokens: torch.Tensor, entered: torch.Tensor) -> torch.Tensor:
-        """Add what the channel memory gives to the patch tokens."""
-        return tokens + F.pad(entered, (0, 0, 0, tokens.shape[2] - entered.shape[2]))
-
-    def _enter_channel(
-        self, tokens: torch.Tensor, entries: torch.Tensor, positions: torch.Tensor, cache: MemoryCache, written: Rings
-    ) -> torch.Tensor:
-        channel = cast("ChannelMemory", self.channel)
-        written["entries"].append(entries[:, :, None])
-        ring = cache.rings["entries"][0, :, 0]  # (B, F, P, E)
-        size = ring.shape[1]
-        ages = torch.arange(channel.length - 1, 0, -1, device=tokens.device)
-        wanted = cache.count[:, None] - ages
-        rows = torch.arange(len(wanted), device=tokens.device)[:, None]
-        known = (wanted >= 0) & (ages <= size)
-        past = ring[rows, torch.remainder(wanted, size)] * known[..., None, None]
-        every = torch.cat([past.to(entries.dtype), entries], 1)
-        if size < channel.length:  # a shorter memory: every new frame forgets what is older than the ring
-            parts = []
-            for j in range(entries.shape[1]):
-                part = every[:, j : j + channel.length].clone()
-                part[:, : channel.length - size] = 0
-                parts.append(channel(part))
-            return self._join(tokens, torch.cat(parts, 1))
-        return self._join(tokens, channel(every))
-
-    @staticmethod
-    def _look_back(
-        attention: SlotAttention,
-        x: torch.Tensor,
-        rotary: Rotary,
-        memory: Remembered | None,
-        cache: MemoryCache,
-        written: Rings,
-    ) -> torch.Tensor:
-        """Attend to the slots of the cache and of the new frames; keep the keys and values of the new ones."""
-        memory = cast("Remembered", memory)
-        k, v = attention.project_slots(memory.slots, memory.rotary)
-        layer = len(written["memory_k"])
-        written["memory_k"].append(k)
-        written["memory_v"].append(v)
-        every = (
-            torch.cat([rearrange(cache.rings[f"memory_{pair}"][layer], "b h f p d -> b f h p d").to(new.dtype), new], 1)
-            for pair, new in (("k", k), ("v", v))
-        )
-        seen: torch.Tensor = attention(x, rotary, *every, memory.is_seen)
-        return seen
-
-
-def _see(positions: torch.Tensor, cache: MemoryCache, ring: str, reach: int) -> torch.Tensor:
-    """Return which slots each new frame sees, bool (B, J, F + J): those of the ring, then the new ones.
-
-    A ring shorter than the reach shortens the reach, so that frames of one call see no further than single ones.
-    """
-    held = cache.positions(ring)
-    reach = min(reach, held.shape[1])
-    age = positions[:, :, None] - torch.cat([held, positions], 1)[:, None]
-    exists = torch.cat([held >= 0, torch.ones_like(positions, dtype=torch.bool)], 1)[:, None]
-    return (age >= 0) & (age < reach) & exists

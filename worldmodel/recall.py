@@ -1,0 +1,232 @@
+"""What a denoiser looks back with beside its attention: odometry, remembered views, entries and slots.
+
+Owns: the parts of a memory structure that are not blocks, and how each is read in a clip and through a cache. The base of
+`Denoiser`, which owns blocks, ends and the order of things. Never writes a cache: new frames are collected in `written`.
+"""
+
+import math
+from typing import NamedTuple, cast
+
+import torch
+from einops import rearrange
+from torch import nn
+from torch.nn import functional as F
+
+from worldmodel.attention import Rotary, RotaryPosition, to_bias
+from worldmodel.cache import MemoryCache, Rings
+from worldmodel.config import DenoiserConfig
+from worldmodel.memory import ChannelMemory, Compressor, Entries, SlotAttention
+from worldmodel.odometry import walk_poses
+from worldmodel.views import NUM_FACTS, RememberedViews
+
+
+class Remembered(NamedTuple):
+    """What an entry-based memory gives the blocks of one call.
+
+    Attributes:
+        slots: (B, T, P, D), of the new frames.
+        rotary: of the slots.
+        is_seen: bool (B or 1, T, K), which slots each new frame sees: first those of the cache, then the new ones.
+    """
+
+    slots: torch.Tensor
+    rotary: Rotary
+    is_seen: torch.Tensor
+
+
+class Recall(nn.Module):
+    """Odometry, remembered views and the parts of an entry-based memory; see the module docstring."""
+
+    motions: torch.Tensor
+
+    def __init__(self, config: DenoiserConfig) -> None:
+        """Build the parts that the config asks for."""
+        super().__init__()
+        self.config = config
+        grid = config.latent_size // config.patch
+        view_deg = config.view_deg if config.motions else None
+        self.rotary = RotaryPosition(config.width // config.heads, grid, config.num_summary, view_deg)
+        motions = (
+            torch.tensor([*config.motions, (0.0, 0.0)]) if config.motions else torch.zeros(config.num_actions + 1, 2)
+        )
+        self.register_buffer("motions", motions * torch.tensor([math.pi / 180, 1.0]), persistent=False)
+        self.views: RememberedViews | None = None
+        if config.view_heads:
+            self.views = RememberedViews(config.latent_size, config.view_deg, config.view_heads)
+            channels = config.view_heads * (config.latent_channels + NUM_FACTS)
+            self.embed_views = nn.Linear(channels * config.patch**2, config.width, bias=False)
+            nn.init.zeros_(self.embed_views.weight)  # at first as if nothing were remembered
+        self._add_memory(config)
+
+    def _add_memory(self, config: DenoiserConfig) -> None:
+        """Build what an entry-based memory needs beside the blocks."""
+        setting, width = config.setting, config.width
+        self.entries: Entries | None = None
+        self.compressor: Compressor | None = None
+        self.channel: ChannelMemory | None = None
+        if not setting.is_entry_based:
+            return
+        patch_channels = config.latent_channels * config.patch**2
+        is_raw = setting.structure == "channel" and setting.compression == "none"
+        entry_width = patch_channels if is_raw else width
+        self.entries = Entries(
+            patch_channels, config.num_patches, config.num_actions, entry_width, setting.compression == "modulated"
+        )
+        if setting.compression != "none":
+            self.compressor = Compressor(width, config.heads, setting.length)
+        if setting.structure == "channel":
+            self.channel = ChannelMemory(entry_width, setting.budget, width)
+
+    # Remembered views --------------------------------------------------------------------------------------------
+
+    def _may_look_back(self, age: torch.Tensor, held: torch.Tensor, reach: int) -> torch.Tensor:
+        """Return which entries a frame may look back at: entry t holds frame t - 1; the newest are on its channels."""
+        return (age >= self.config.num_previous) & (age < reach) & (held >= 1)[:, None]
+
+    def _lay_views(self, tokens: torch.Tensor, seen: torch.Tensor) -> torch.Tensor:
+        p = self.config.patch
+        patches = rearrange(seen, "b t c (h p) (w q) -> b t (h w) (c p q)", p=p, q=p)
+        return self._join(tokens, self.embed_views(patches.to(self.embed_views.weight.dtype)))
+
+    def _look_at_views(
+        self,
+        previous: torch.Tensor,
+        previous_levels: torch.Tensor,
+        positions: torch.Tensor,
+        poses: torch.Tensor,
+        cache: MemoryCache,
+        written: Rings,
+    ) -> torch.Tensor:
+        """Look back at the views of the cache and of the new frames; keep the new ones."""
+        views = cast("RememberedViews", self.views)
+        new, before = previous[:, :, 0], torch.cat([cache.pose[:, None], poses[:, :-1]], 1)
+        written["views"].append(rearrange(new, "b t c h w -> b t 1 (h w) c"))
+        seen_from = torch.cat([before, previous_levels[:, :, :1].float()], -1)  # pose and level
+        written["view_poses"].append(seen_from[:, :, None, None])
+        old = rearrange(cache.rings["views"][0, :, 0], "b f (h w) c -> b f c h w", h=self.config.latent_size)
+        held = torch.cat([cache.positions("views"), positions], 1)
+        age = positions[:, :, None] - held[:, None]
+        is_seen = self._may_look_back(age, held, min(self.config.memory_frames, cache.rings["views"].shape[3]))
+        every = torch.cat([cache.rings["view_poses"][0, :, 0, :, 0], seen_from], 1)
+        frames = torch.cat([old.to(new.dtype), new], 1)
+        laid: torch.Tensor = views(poses, frames, every[..., :3], every[..., 3], age, is_seen)
+        return laid
+
+    # What an entry-based memory needs ---------------------------------------------------------------------------
+
+    def _poses(self, actions: torch.Tensor, start: torch.Tensor) -> torch.Tensor:
+        if not self.config.motions:
+            return start[:, None].expand(-1, actions.shape[1], -1)
+        return walk_poses(self.motions, actions, start)
+
+    def _slot_rotary(self, positions: torch.Tensor, poses: torch.Tensor, start: torch.Tensor) -> Rotary:
+        """Return the rotary angles of entries: entry t holds frame t - 1."""
+        before = torch.cat([start[:, None], poses[:, :-1]], 1)
+        cos, sin = self.rotary(positions - 1, before)
+        return cos[..., : self.config.num_patches, :], sin[..., : self.config.num_patches, :]
+
+    @staticmethod
+    def _see_slots(
+        attention: SlotAttention, x: torch.Tensor, rotary: Rotary, memory: Remembered | None
+    ) -> torch.Tensor:
+        memory = cast("Remembered", memory)
+        seen: torch.Tensor = attention(x, rotary, *attention.project_slots(memory.slots, memory.rotary), memory.is_seen)
+        return seen
+
+    def _make_entries(
+        self, previous: torch.Tensor, previous_levels: torch.Tensor, actions: torch.Tensor
+    ) -> torch.Tensor:
+        p = self.config.patch
+        patches = rearrange(previous[:, :, 0], "b t c (h p) (w q) -> b t (h w) (c p q)", p=p, q=p)
+        entries = cast("Entries", self.entries)
+        made: torch.Tensor = entries(patches.to(entries.embed.weight.dtype), previous_levels[:, :, 0], actions)
+        return made
+
+    def _remember(
+        self,
+        previous: torch.Tensor,
+        previous_levels: torch.Tensor,
+        actions: torch.Tensor,
+        positions: torch.Tensor,
+        poses: torch.Tensor,
+        cache: MemoryCache,
+        written: Rings,
+    ) -> tuple[torch.Tensor, Rotary]:
+        """Return the slots of the new frames, (B, J, P, D), compressed with the cache, and their rotary angles."""
+        slots = self._make_entries(previous, previous_levels, actions)
+        rotary = self._slot_rotary(positions, poses, cache.pose)
+        if self.compressor is not None:
+            x, q, k, v = self.compressor.prepare(slots, rotary)
+            written["compressed_k"].append(k)
+            written["compressed_v"].append(v)
+            is_seen = see_slots(positions, cache, "compressed_k", self.compressor.length)
+            every = (
+                torch.cat(
+                    [rearrange(cache.rings[f"compressed_{pair}"][0], "b h f p d -> b f h p d").to(new.dtype), new], 1
+                )
+                for pair, new in (("k", k), ("v", v))
+            )
+            every_k, every_v = every
+            slots = self.compressor.finish(x, q, every_k, every_v, to_bias(is_seen)[:, None, None])
+        return slots, rotary
+
+    @staticmethod
+    def _join(tokens: torch.Tensor, entered: torch.Tensor) -> torch.Tensor:
+        """Add what the channel memory gives to the patch tokens."""
+        return tokens + F.pad(entered, (0, 0, 0, tokens.shape[2] - entered.shape[2]))
+
+    def _enter_channel(
+        self, tokens: torch.Tensor, entries: torch.Tensor, positions: torch.Tensor, cache: MemoryCache, written: Rings
+    ) -> torch.Tensor:
+        channel = cast("ChannelMemory", self.channel)
+        written["entries"].append(entries[:, :, None])
+        ring = cache.rings["entries"][0, :, 0]  # (B, F, P, E)
+        size = ring.shape[1]
+        ages = torch.arange(channel.length - 1, 0, -1, device=tokens.device)
+        wanted = cache.count[:, None] - ages
+        rows = torch.arange(len(wanted), device=tokens.device)[:, None]
+        known = (wanted >= 0) & (ages <= size)
+        past = ring[rows, torch.remainder(wanted, size)] * known[..., None, None]
+        every = torch.cat([past.to(entries.dtype), entries], 1)
+        if size < channel.length:  # a shorter memory: every new frame forgets what is older than the ring
+            parts = []
+            for j in range(entries.shape[1]):
+                part = every[:, j : j + channel.length].clone()
+                part[:, : channel.length - size] = 0
+                parts.append(channel(part))
+            return self._join(tokens, torch.cat(parts, 1))
+        return self._join(tokens, channel(every))
+
+    @staticmethod
+    def _look_back(
+        attention: SlotAttention,
+        x: torch.Tensor,
+        rotary: Rotary,
+        memory: Remembered | None,
+        cache: MemoryCache,
+        written: Rings,
+    ) -> torch.Tensor:
+        """Attend to the slots of the cache and of the new frames; keep the keys and values of the new ones."""
+        memory = cast("Remembered", memory)
+        k, v = attention.project_slots(memory.slots, memory.rotary)
+        layer = len(written["memory_k"])
+        written["memory_k"].append(k)
+        written["memory_v"].append(v)
+        every = (
+            torch.cat([rearrange(cache.rings[f"memory_{pair}"][layer], "b h f p d -> b f h p d").to(new.dtype), new], 1)
+            for pair, new in (("k", k), ("v", v))
+        )
+        seen: torch.Tensor = attention(x, rotary, *every, memory.is_seen)
+        return seen
+
+
+def see_slots(positions: torch.Tensor, cache: MemoryCache, ring: str, reach: int) -> torch.Tensor:
+    """Return which slots each new frame sees, bool (B, J, F + J): those of the ring, then the new ones.
+
+    A ring shorter than the reach shortens the reach, so that frames of one call see no further than single ones.
+    """
+    held = cache.positions(ring)
+    reach = min(reach, held.shape[1])
+    age = positions[:, :, None] - torch.cat([held, positions], 1)[:, None]
+    exists = torch.cat([held >= 0, torch.ones_like(positions, dtype=torch.bool)], 1)[:, None]
+    return (age >= 0) & (age < reach) & exists
