@@ -1,7 +1,8 @@
 """What a denoiser looks back with beside its attention: odometry, remembered views, entries and slots.
 
-Owns: the parts of a memory structure that are not blocks, and how each is read in a clip and through a cache. The base of
-`Denoiser`, which owns blocks, ends and the order of things. Never writes a cache: new frames are collected in `written`.
+Owns: the parts of a memory structure that are not blocks, and how each is read in a clip and through a cache. The base
+of `Denoiser`, which owns blocks, ends and the order of things. Never writes a cache: new frames are collected in
+`written`.
 """
 
 import math
