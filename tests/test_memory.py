@@ -17,6 +17,7 @@ from worldmodel.checkpoint import save_bundle
 from worldmodel.denoiser import Denoiser, DenoiserConfig
 from worldmodel.errors import CheckpointError, ConfigError
 from worldmodel.memory import MemorySetting
+from worldmodel.objective import DenoiserLoss, ObjectiveConfig, sample_chance
 from worldmodel.odometry import look_angles, walk_poses
 
 Inputs = dict[str, torch.Tensor]
@@ -98,6 +99,30 @@ def test_a_shorter_memory_forgets_what_a_longer_one_keeps(
             cache.commit(*written, num_frames=1)
         found.append(prediction.clean)
     assert torch.equal(found[0], found[1])
+
+
+@pytest.mark.parametrize("changes", [*STRUCTURES, {"memory": "none", "memory_frames": 6, "view_heads": 2}], ids=str)
+def test_every_structure_learns(changes: dict[str, Any], make_denoiser: Callable[..., Denoiser]) -> None:
+    """A few steps on one batch lower the loss, and every weight gets a gradient."""
+    denoiser = make_denoiser(depth=2, width=64, heads=4, motions=LABMAZE_ACTIONS.motions, **changes).train()
+    config = ObjectiveConfig(blackout_share=0.5)
+    loss_of = DenoiserLoss(denoiser, config, chunk=4)
+    generator = torch.Generator().manual_seed(0)
+    latents = torch.randn(2, 16, 4, 4, 4, generator=generator)
+    actions = torch.randint(7, (2, 16), generator=generator)
+    batch = {"latents": latents, "actions": actions, "rewards": (actions == 1).float(), "terminated": actions == 2}
+    batch |= sample_chance(config, latents.shape, generator)
+    optimizer = torch.optim.AdamW(denoiser.parameters(), lr=3e-3)
+    losses = []
+    for _ in range(8):
+        loss, _ = loss_of(**batch)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    assert losses[-1] < 0.9 * losses[0]
+    without = [name for name, p in denoiser.named_parameters() if p.grad is None or not torch.isfinite(p.grad).all()]
+    assert not without
 
 
 def test_walks_add_up_to_poses() -> None:
