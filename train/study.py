@@ -251,7 +251,7 @@ def measure_structure(
 ) -> dict[str, Any]:
     """Measure recall, decay and cost of a trained structure.
 
-    A structure of the paper gets exactly its `memory_frames` as context; ours gets all that the needle needs.
+    Every structure gets at most its `memory_frames` as context, so that nothing older reaches it by relay.
 
     Raises:
         DataError: the recording has no held-out mazes, no poses, or no case.

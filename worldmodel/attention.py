@@ -10,8 +10,7 @@ frames survive only in their summaries: learned, bounded compression.
 """
 
 import math
-from collections.abc import Callable
-from typing import Any, Literal, Self
+from typing import Literal
 
 import torch
 from einops import rearrange, repeat
@@ -19,13 +18,14 @@ from torch import nn
 from torch.nn import functional as F
 
 from worldmodel.errors import ConfigError
+from worldmodel.exact import ExactBuffers
 from worldmodel.odometry import look_angles
 
 Kind = Literal["recent", "memory", "prepend"]
 Rotary = tuple[torch.Tensor, torch.Tensor]
 
 
-class RotaryPosition(nn.Module):
+class RotaryPosition(ExactBuffers):
     """Rotary angles of tokens: over time (half of the pairs) and the patch grid (a quarter each).
 
     With odometry, time and grid keep half of the pairs; a quarter turns with the direction a token looks in, so that a
@@ -70,14 +70,6 @@ class RotaryPosition(nn.Module):
         # Whole numbers: a full turn is the same direction. 1 to 16 turns a turn tell directions 6 degrees apart.
         self.register_buffer("direction", torch.logspace(0, 1.204, num_direction).round(), persistent=False)
         self.register_buffer("place", 2 * math.pi / torch.logspace(0.18, 1.38, num_place), persistent=False)
-
-    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Self:
-        """Move to a device, but never to another number format: bfloat16 frequencies would be other positions."""
-        exact: dict[str, Any] = dict(self.named_buffers())
-        super()._apply(fn, recurse)
-        for name, buffer in exact.items():
-            setattr(self, name, buffer.to(getattr(self, name).device))
-        return self
 
     def forward(self, positions: torch.Tensor, poses: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
         """Return cosines and sines.

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from worldmodel.attention import Rotary, RotaryPosition, to_bias
 from worldmodel.cache import MemoryCache, Rings
 from worldmodel.config import DenoiserConfig
+from worldmodel.exact import ExactBuffers
 from worldmodel.memory import ChannelMemory, Compressor, Entries, SlotAttention
 from worldmodel.odometry import walk_poses
 from worldmodel.views import NUM_FACTS, RememberedViews
@@ -35,7 +36,7 @@ class Remembered(NamedTuple):
     is_seen: torch.Tensor
 
 
-class Recall(nn.Module):
+class Recall(ExactBuffers):
     """Odometry, remembered views and the parts of an entry-based memory; see the module docstring."""
 
     motions: torch.Tensor

@@ -15,12 +15,13 @@ import torch
 from einops import rearrange
 from torch import nn
 
+from worldmodel.exact import ExactBuffers
 from worldmodel.odometry import look_angles
 
 NUM_FACTS = 4  # beside the latents: sureness, offset along the ray, offset across it, offset in direction
 
 
-class RememberedViews(nn.Module):
+class RememberedViews(ExactBuffers):
     """Attention over poses: a softmax of Gaussian closeness in direction and place, and a null for "never seen"."""
 
     look: torch.Tensor
