@@ -36,6 +36,10 @@ SETTINGS += [
     {"motions": MOTIONS, "width": 64, "heads": 4, "view_heads": heads, "memory_frames": 7, "memory": memory}
     for heads, memory in ((1, "summary"), (2, "none"))
 ]
+SETTINGS += [
+    {"motions": MOTIONS, "width": 64, "heads": 4, "view_points": 5, "memory_frames": 4, "view_frames": view_frames}
+    for view_frames in (0, 11)
+]
 SETTINGS += STRUCTURES + [{**changes, "motions": MOTIONS, "width": 64, "heads": 4} for changes in [{}, *STRUCTURES]]
 
 

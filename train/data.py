@@ -107,6 +107,33 @@ def encode_recording(codec: Codec, data: Path, out: Path, device: torch.device, 
     return encoded
 
 
+def draw_clips(lengths: torch.Tensor, num_clips: int, num_frames: int, generator: torch.Generator) -> torch.Tensor:
+    """Draw where clips lie, every frame of episodes that lie one behind another equally likely to start one.
+
+    Args:
+        lengths: int64 (E,), frames of each episode.
+        num_clips: B.
+        num_frames: T.
+        generator: on the CPU.
+
+    Returns:
+        int64 (B, T), indices of frames.
+
+    Raises:
+        DataError: no episode is as long as a clip.
+    """
+    room = (lengths - num_frames + 1).clamp_min(0)
+    total = int(room.sum())
+    if total == 0:
+        longest = int(lengths.max())
+        raise DataError(f"clips of {num_frames} frames asked for; the longest episode has {longest}: record longer")
+    pick = torch.randint(total, (num_clips,), generator=generator)
+    ends, starts = room.cumsum(0), lengths.cumsum(0) - lengths
+    episode = torch.searchsorted(ends, pick, right=True)
+    first = starts[episode] + pick - (ends - room)[episode]
+    return first[:, None] + torch.arange(num_frames)
+
+
 @dataclass
 class LatentData:
     """All latents of one split, end to end, and where episodes begin.
@@ -169,16 +196,7 @@ class LatentData:
         Raises:
             DataError: no episode is as long as a clip.
         """
-        room = (self.lengths - num_frames + 1).clamp_min(0).cpu()
-        total = int(room.sum())
-        if total == 0:
-            longest = int(self.lengths.max())
-            raise DataError(f"clips of {num_frames} frames asked for; the longest episode has {longest}: record longer")
-        pick = torch.randint(total, (num_clips,), generator=generator)
-        ends = room.cumsum(0)
-        episode = torch.searchsorted(ends, pick, right=True)
-        first = self.starts.cpu()[episode] + pick - (ends - room)[episode]
-        index = (first[:, None] + torch.arange(num_frames)).to(self.latents.device)
+        index = draw_clips(self.lengths.cpu(), num_clips, num_frames, generator).to(self.latents.device)
         return {
             "latents": self.latents[index].float(),
             "actions": self.actions[index].long(),

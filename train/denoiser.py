@@ -15,7 +15,7 @@ from envs.episodes import open_shards
 from train.data import LatentData, encode_recording
 from train.loop import Machine, TrainOptions, start_machine, train_model
 from train.options import options_to_json, parse_options, run_program, save_json
-from worldmodel.checkpoint import codec_hash, load_codec, load_denoiser, save_bundle
+from worldmodel.checkpoint import codec_hash, load_codec, load_denoiser, load_spatial, save_bundle
 from worldmodel.denoiser import Denoiser, DenoiserConfig
 from worldmodel.errors import CheckpointError, ConfigError
 from worldmodel.objective import DenoiserLoss, ObjectiveConfig, sample_chance
@@ -52,6 +52,11 @@ class DenoiserOptions(TrainOptions):
     """Frame slots kept after compression; default all."""
     view_heads: int = 0
     """Kernels that lay remembered views over the coming frame (worldmodel.views); needs --odometry."""
+    spatial: Path | None = None
+    """Folder of a trained spatial memory (train.geometry): old frames are laid over the coming one by place and
+    distance; needs --odometry."""
+    view_frames: int = 0
+    """Past frames that remembered views draw on; default those of the memory."""
     odometry: bool = False
     """Find memories by direction and place too, reckoned from the actions; for action sets with known motions."""
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
@@ -65,9 +70,9 @@ def is_matrix(name: str, parameter: torch.nn.Parameter) -> bool:
 
 def make_optimizers(denoiser: Denoiser, options: DenoiserOptions) -> list[torch.optim.Optimizer]:
     """Return Muon for the matrices of the blocks and AdamW for the rest."""
-    matrices = [p for name, p in denoiser.named_parameters() if is_matrix(name, p)]
-    chosen = {id(p) for p in matrices}
-    rest = [p for p in denoiser.parameters() if id(p) not in chosen]
+    trained = {name: p for name, p in denoiser.named_parameters() if p.requires_grad}
+    matrices = [p for name, p in trained.items() if is_matrix(name, p)]
+    rest = [p for name, p in trained.items() if not is_matrix(name, p)]
     rate, decay = options.learning_rate, options.weight_decay
     return [
         torch.optim.Muon(matrices, lr=rate, weight_decay=decay, adjust_lr_fn="match_rms_adamw"),
@@ -110,6 +115,11 @@ def train_denoiser(options: DenoiserOptions, machine: Machine) -> dict[str, Any]
     )
     torch.manual_seed(options.seed)
     denoiser = build_denoiser(config, options.initial, options.graft)
+    if options.spatial is not None and denoiser.spatial is not None:
+        spatial = load_spatial(options.spatial)
+        if spatial.config != denoiser.spatial.config:
+            raise CheckpointError(f"{options.spatial} is {spatial.config}; this training takes {denoiser.spatial.config}")
+        denoiser.spatial.load_state_dict(spatial.state_dict())
     loss = DenoiserLoss(denoiser, options.objective, options.chunk)
 
     def sample(generator: torch.Generator) -> dict[str, torch.Tensor]:
@@ -160,6 +170,8 @@ def memory_changes(config: DenoiserConfig, options: DenoiserOptions, action_name
         "budget": options.budget or 0,
         "motions": motions,
         "view_heads": options.view_heads,
+        "view_points": 0 if options.spatial is None else load_spatial(options.spatial).config.points,
+        "view_frames": options.view_frames,
     }
 
 

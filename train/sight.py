@@ -80,30 +80,30 @@ def read_sight(episode: EpisodeInfo) -> dict[str, np.ndarray]:
     return read_episode(episode, fields=(*SIGHT_FIELDS, *extra))
 
 
-def column_slopes() -> np.ndarray:
-    """Return how far each column looks to the left of the heading at distance 1, float64 (NUM_COLUMNS,)."""
-    return _TANGENT * (1.0 - (2.0 * np.arange(NUM_COLUMNS) + 1.0) / NUM_COLUMNS)
+def column_slopes(num_columns: int = NUM_COLUMNS) -> np.ndarray:
+    """Return how far each column looks to the left of the heading at distance 1, float64 (num_columns,)."""
+    return _TANGENT * (1.0 - (2.0 * np.arange(num_columns) + 1.0) / num_columns)
 
 
-def _directions(pose: np.ndarray) -> np.ndarray:
-    """Return what each column adds to x and y for one cell along the heading, (2, T, NUM_COLUMNS)."""
+def _directions(pose: np.ndarray, left: np.ndarray) -> np.ndarray:
+    """Return what each column adds to x and y for one cell along the heading, (2, T, columns)."""
     heading = np.radians(pose[:, 2].astype(np.float64))[:, None]
-    left = column_slopes()
     return np.stack([np.cos(heading) - left * np.sin(heading), np.sin(heading) + left * np.cos(heading)])
 
 
-def look(layout: np.ndarray, pose: np.ndarray) -> Sight:
+def look(layout: np.ndarray, pose: np.ndarray, num_columns: int = NUM_COLUMNS) -> Sight:
     """Cast a ray for every column of every frame.
 
     Args:
         layout: uint8 (rows, columns), 1 wall, 0 floor, walls all around.
         pose: float (T, 3), x and y in cells, heading in degrees, on floor.
+        num_columns: columns of equal width that a frame is cut into.
 
     Returns:
-        what each column shows.
+        what the middle of each column shows.
     """
     rows, columns = layout.shape
-    way = _directions(pose)
+    way = _directions(pose, column_slopes(num_columns))
     with np.errstate(divide="ignore"):
         pace = np.abs(1.0 / way)  # distance between two grid lines
     start = np.broadcast_to(pose[:, :2].T.astype(np.float64)[..., None], way.shape)
@@ -152,7 +152,7 @@ def judge_middle(
     block, distance = sight.blocks[:, MIDDLE], sight.distances[:, MIDDLE]
     is_clear = (sight.blocks[:, middle] == block[:, None]).all(1) & (distance >= nearest) & (distance <= farthest)
     # The floor between the lower edge of the picture and the wall, along the middle and the outer rays.
-    way = _directions(pose)[:, :, [MIDDLE - half_width, MIDDLE, MIDDLE + half_width], None]
+    way = _directions(pose, column_slopes())[:, :, [MIDDLE - half_width, MIDDLE, MIDDLE + half_width], None]
     ends = sight.distances[:, [MIDDLE - half_width, MIDDLE, MIDDLE + half_width], None] - 0.03
     at = _NEAREST_FLOOR + np.linspace(0.0, 1.0, 6) * (ends - _NEAREST_FLOOR)
     x, y = (pose[:, i, None, None] + at * way[i] for i in range(2))

@@ -20,6 +20,7 @@ from worldmodel.codec import Codec, CodecConfig
 from worldmodel.denoiser import Denoiser, DenoiserConfig
 from worldmodel.errors import CheckpointError
 from worldmodel.files import write_file
+from worldmodel.geometry import SpatialConfig, SpatialMemory
 
 ASSETS = Path(__file__).parent / "assets"
 FORMAT = "worldmodel-bundle"
@@ -48,6 +49,7 @@ def save_bundle(
     *,
     codec: Codec | None = None,
     denoiser: Denoiser | None = None,
+    spatial: SpatialMemory | None = None,
     openings: dict[str, torch.Tensor] | None = None,
     info: dict[str, Any] | None = None,
     dtype: torch.dtype = torch.bfloat16,
@@ -58,6 +60,7 @@ def save_bundle(
         folder: made if missing.
         codec: weights and config of the codec.
         denoiser: weights and config of the denoiser.
+        spatial: weights and config of a spatial memory that no denoiser holds yet.
         openings: `frames` uint8 (K, T, H, W, 3) and `actions` uint8 (K, T - 1), real play to start dreams from.
         info: what players need beside the model: world, action_names, fps.
         dtype: number format of the weights.
@@ -73,6 +76,8 @@ def save_bundle(
         config["codec"], parts["codec"] = dataclasses.asdict(codec.config), codec
     if denoiser is not None:
         config["denoiser"], parts["denoiser"] = dataclasses.asdict(denoiser.config), denoiser
+    if spatial is not None:
+        config["spatial"], parts["spatial"] = dataclasses.asdict(spatial.config), spatial
     contents = {}
     for name, module in parts.items():
         state = {k: v.detach().to("cpu", dtype).contiguous() for k, v in module.state_dict().items()}
@@ -180,6 +185,15 @@ def load_denoiser(name_or_folder: str | Path) -> Denoiser:
         CheckpointError: missing, damaged, or not fitting.
     """
     return _load_part(name_or_folder, "denoiser", Denoiser, DenoiserConfig)
+
+
+def load_spatial(name_or_folder: str | Path) -> SpatialMemory:
+    """Load a spatial memory that `train.geometry` has made, float32 on the CPU, in evaluation mode.
+
+    Raises:
+        CheckpointError: missing, damaged, or not fitting.
+    """
+    return _load_part(name_or_folder, "spatial", SpatialMemory, SpatialConfig)
 
 
 def load_openings(name_or_folder: str | Path) -> dict[str, torch.Tensor]:

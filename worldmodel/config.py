@@ -6,6 +6,7 @@ Owns: the fields, what they may be, and what follows from them. Knows no weights
 from dataclasses import dataclass
 
 from worldmodel.errors import ConfigError
+from worldmodel.geometry import SpatialConfig
 from worldmodel.memory import MemorySetting
 
 
@@ -35,6 +36,9 @@ class DenoiserConfig:
         view_deg: horizontal angle of view in degrees, for odometry.
         view_heads: kernels of `worldmodel.views`, which lay what was seen in each direction before over the coming
             frame; needs motions. 0: none.
+        view_points: pieces of old frames that `worldmodel.geometry` blends into each column of the coming frame; needs
+            motions, and takes the place of view_heads. 0: none.
+        view_frames: past frames that remembered views draw on; 0: `memory_frames`.
     """
 
     latent_channels: int = 8
@@ -56,6 +60,8 @@ class DenoiserConfig:
     motions: tuple[tuple[float, float], ...] = ()
     view_deg: float = 70.0
     view_heads: int = 0
+    view_points: int = 0
+    view_frames: int = 0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "reward_values", tuple(float(v) for v in self.reward_values))
@@ -80,12 +86,44 @@ class DenoiserConfig:
                 f"view_heads must be at least 0, and 0 without motions; got {self.view_heads} and {len(self.motions)} "
                 "motions"
             )
+        if min(self.view_points, self.view_frames) < 0 or (
+            self.view_points and (not self.motions or self.view_heads > 0)
+        ):
+            raise ConfigError(
+                "view_points and view_frames must be at least 0, and view_points 0 without motions or beside "
+                f"view_heads; got {self.view_points}, {self.view_frames}, {len(self.motions)} motions and "
+                f"{self.view_heads} view_heads"
+            )
         self.setting  # noqa: B018  raises what is wrong with it
 
     @property
     def setting(self) -> MemorySetting:
         """The memory structure."""
         return MemorySetting(self.memory, self.memory_frames, self.compression, self.budget or self.memory_frames)
+
+    @property
+    def spatial(self) -> SpatialConfig | None:
+        """The shape of the spatial memory; None where there is none."""
+        if not self.view_points:
+            return None
+        return SpatialConfig(
+            self.latent_channels, self.latent_size, self.num_actions, self.view_deg, self.view_points
+        )
+
+    @property
+    def has_views(self) -> bool:
+        """Whether remembered views are laid over the coming frame."""
+        return self.view_heads > 0 or self.view_points > 0
+
+    @property
+    def view_reach(self) -> int:
+        """Past frames that remembered views draw on."""
+        return self.view_frames or self.memory_frames
+
+    @property
+    def most_memory_frames(self) -> int:
+        """Past frames that a dream may remember in one way or another."""
+        return max(self.memory_frames, self.view_reach if self.has_views else 0)
 
     @property
     def is_grid_memory(self) -> bool:

@@ -129,7 +129,7 @@ class Denoiser(Recall):
         Raises:
             ConfigError: below 1, or more than the denoiser can see.
         """
-        most = self.config.memory_frames
+        most = self.config.most_memory_frames
         if memory_frames is None:
             return most
         if isinstance(memory_frames, bool) or not isinstance(memory_frames, int) or not 1 <= memory_frames <= most:
@@ -172,9 +172,10 @@ class Denoiser(Recall):
                 shapes[f"compressed_{pair}"] = (1, config.heads, length, patches, head_width)
         if self.channel is not None and self.entries is not None:
             shapes["entries"] = (1, 1, slots, patches, self.entries.width)
-        if self.views is not None:
-            shapes["views"] = (1, 1, memory_frames, config.latent_size**2, config.latent_channels)
-            shapes["view_poses"] = (1, 1, memory_frames, 1, 4)
+        if config.has_views:
+            seen, size = min(memory_frames, config.view_reach), config.latent_size
+            shapes["views"] = (1, 1, seen, size, size * config.latent_channels)
+            shapes["view_poses"] = (1, 1, seen, 1, 4 + (size if self.spatial is not None else 0))
         rings = {  # poses keep their digits: in 16 bits a place would be off by steps
             name: torch.zeros(
                 (layers, batch, *rest), dtype=torch.float32 if name == "view_poses" else dtype, device=weight.device
@@ -297,15 +298,11 @@ class Denoiser(Recall):
         batch, frames = latents.shape[:2]
         start = torch.zeros(batch, 3, device=latents.device)
         positions = torch.arange(frames, device=latents.device)[None]
-        poses = self._poses(actions, start)
+        survey = self._survey(previous, previous_levels, actions)
+        poses = self._poses(actions, start, survey)
         rotary = self.rotary(positions, poses)
-        if self.views is not None:
-            age = positions[:, :, None] - positions[:, None, :]
-            before = torch.cat([start[:, None], poses[:, :-1]], 1)
-            is_seen = self._may_look_back(age, positions, self.config.memory_frames)
-            tokens = self._lay_views(
-                tokens, self.views(poses, previous[:, :, 0], before, previous_levels[:, :, 0], age, is_seen)
-            )
+        if self.config.has_views:
+            tokens = self._lay_views(tokens, self._views_of_clip(previous, previous_levels, poses, survey))
         memory = None
         if self.entries is not None:
             entries = self._make_entries(previous, previous_levels, actions)
@@ -347,12 +344,13 @@ class Denoiser(Recall):
         self._check(latents, levels, actions, previous, previous_levels)
         tokens, condition = self._enter(latents, levels, actions, previous, previous_levels)
         positions = cache.count[:, None] + torch.arange(latents.shape[1], device=latents.device)
-        poses = self._poses(actions, cache.pose)
+        survey = self._survey(previous, previous_levels, actions)
+        poses = self._poses(actions, cache.pose, survey)
         rotary = self.rotary(positions, poses)
         written: Rings = {name: [] for name in cache.rings}
-        if self.views is not None:
+        if self.config.has_views:
             tokens = self._lay_views(
-                tokens, self._look_at_views(previous, previous_levels, positions, poses, cache, written)
+                tokens, self._look_at_views(previous, previous_levels, positions, poses, survey, cache, written)
             )
         memory = None
         if self.entries is not None:

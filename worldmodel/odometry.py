@@ -1,7 +1,8 @@
 """Dead reckoning: where a dreamer would stand if nothing had stopped it, from actions alone.
 
 Owns: how motions of actions add up to poses, and which directions the tokens of a frame look in. Knows no network, no
-maze and no wall: a walk that ended at a wall is counted in full, so positions drift and headings do not.
+maze and no wall: unless it is told better, a walk that ended at a wall is counted in full, so positions drift and
+headings do not.
 """
 
 import math
@@ -9,7 +10,9 @@ import math
 import torch
 
 
-def walk_poses(motions: torch.Tensor, actions: torch.Tensor, start: torch.Tensor) -> torch.Tensor:
+def walk_poses(
+    motions: torch.Tensor, actions: torch.Tensor, start: torch.Tensor, corrections: torch.Tensor | None = None
+) -> torch.Tensor:
     """Return the pose after each action.
 
     Args:
@@ -17,14 +20,20 @@ def walk_poses(motions: torch.Tensor, actions: torch.Tensor, start: torch.Tensor
             "none", is zero. A step turns first, then walks along the new heading.
         actions: int64 (B, T), 0..A.
         start: float32 (B, 3), x, y and heading in radians before the first action.
+        corrections: float32 (B, T, 2), what each walk gets on top, cells along the new heading and to its left
+            (`worldmodel.geometry`); None: nothing.
 
     Returns:
         float32 (B, T, 3); headings in [0, 2 pi).
     """
     turn, walk = motions[actions].unbind(-1)
     heading = start[:, None, 2] + turn.cumsum(1)
-    x = start[:, None, 0] + (walk * heading.cos()).cumsum(1)
-    y = start[:, None, 1] + (walk * heading.sin()).cumsum(1)
+    cos, sin = heading.cos(), heading.sin()
+    to_x, to_y = walk * cos, walk * sin
+    if corrections is not None:
+        ahead, left = corrections.unbind(-1)
+        to_x, to_y = to_x + ahead * cos - left * sin, to_y + ahead * sin + left * cos
+    x, y = start[:, None, 0] + to_x.cumsum(1), start[:, None, 1] + to_y.cumsum(1)
     return torch.stack([x, y, torch.remainder(heading, 2 * math.pi)], -1)
 
 

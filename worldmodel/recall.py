@@ -17,6 +17,7 @@ from worldmodel.attention import Rotary, RotaryPosition, to_bias
 from worldmodel.cache import MemoryCache, Rings
 from worldmodel.config import DenoiserConfig
 from worldmodel.exact import ExactBuffers
+from worldmodel.geometry import SpatialMemory
 from worldmodel.memory import ChannelMemory, Compressor, Entries, SlotAttention
 from worldmodel.odometry import walk_poses
 from worldmodel.views import NUM_FACTS, RememberedViews
@@ -53,9 +54,15 @@ class Recall(ExactBuffers):
         )
         self.register_buffer("motions", motions * torch.tensor([math.pi / 180, 1.0]), persistent=False)
         self.views: RememberedViews | None = None
+        self.spatial: SpatialMemory | None = None
+        channels = 0
         if config.view_heads:
             self.views = RememberedViews(config.latent_size, config.view_deg, config.view_heads)
             channels = config.view_heads * (config.latent_channels + NUM_FACTS)
+        if config.spatial is not None:
+            self.spatial = SpatialMemory(config.spatial).requires_grad_(False)  # trained before, by train.geometry
+            channels = self.spatial.num_channels
+        if channels:
             self.embed_views = nn.Linear(channels * config.patch**2, config.width, bias=False)
             nn.init.zeros_(self.embed_views.weight)  # at first as if nothing were remembered
         self._add_memory(config)
@@ -81,14 +88,73 @@ class Recall(ExactBuffers):
 
     # Remembered views --------------------------------------------------------------------------------------------
 
+    def _survey(
+        self, previous: torch.Tensor, previous_levels: torch.Tensor, actions: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """Return what the frames before show of the space: distances (B, T, w) and corrections of walks (B, T, 2)."""
+        if self.spatial is None:
+            return None
+        with torch.no_grad():
+            found: tuple[torch.Tensor, torch.Tensor] = self.spatial.geometry(
+                previous[:, :, 0], previous_levels[:, :, 0], actions
+            )
+        return found
+
     def _may_look_back(self, age: torch.Tensor, held: torch.Tensor, reach: int) -> torch.Tensor:
-        """Return which entries a frame may look back at: entry t holds frame t - 1; the newest are on its channels."""
-        return (age >= self.config.num_previous) & (age < reach) & (held >= 1)[:, None]
+        """Return which entries a frame may look back at: entry t holds frame t - 1.
+
+        Views laid by direction alone leave out the newest frames, which are on the channels as they are.
+        """
+        least = self.config.num_previous if self.spatial is None else 0
+        return (age >= least) & (age < reach) & (held >= 1)[:, None]
 
     def _lay_views(self, tokens: torch.Tensor, seen: torch.Tensor) -> torch.Tensor:
         p = self.config.patch
         patches = rearrange(seen, "b t c (h p) (w q) -> b t (h w) (c p q)", p=p, q=p)
         return self._join(tokens, self.embed_views(patches.to(self.embed_views.weight.dtype)))
+
+    def _project_views(
+        self,
+        poses: torch.Tensor,
+        columns: torch.Tensor,
+        facts: torch.Tensor,
+        age: torch.Tensor,
+        is_seen: torch.Tensor,
+    ) -> torch.Tensor:
+        """Lay old frames, (B, K, w, h, C), over the frames to come; facts: pose, level and distances of each."""
+        laid: torch.Tensor
+        if self.spatial is not None:
+            with torch.no_grad():
+                laid = self.spatial.views(
+                    poses, columns, facts[..., :3], facts[..., 4:], facts[..., 3], age.clamp_min(0), is_seen
+                )
+            return laid
+        views = cast("RememberedViews", self.views)
+        laid = views(poses, columns.permute(0, 1, 4, 3, 2), facts[..., :3], facts[..., 3], age, is_seen)
+        return laid
+
+    @staticmethod
+    def _view_facts(
+        before: torch.Tensor, levels: torch.Tensor, survey: tuple[torch.Tensor, torch.Tensor] | None
+    ) -> torch.Tensor:
+        """Return what is kept beside a view, float32 (B, T, 4 or 4 + w): pose, level and distances."""
+        parts = [before, levels[:, :, :1].float()]
+        return torch.cat(parts if survey is None else [*parts, survey[0]], -1)
+
+    def _views_of_clip(
+        self,
+        previous: torch.Tensor,
+        previous_levels: torch.Tensor,
+        poses: torch.Tensor,
+        survey: tuple[torch.Tensor, torch.Tensor] | None,
+    ) -> torch.Tensor:
+        """Lay the earlier frames of clips over each of their frames."""
+        positions = torch.arange(poses.shape[1], device=poses.device)[None]
+        age = positions[:, :, None] - positions[:, None, :]
+        before = F.pad(poses[:, :-1], (0, 0, 1, 0))
+        is_seen = self._may_look_back(age, positions, self.config.view_reach)
+        columns = previous[:, :, 0].permute(0, 1, 4, 3, 2)
+        return self._project_views(poses, columns, self._view_facts(before, previous_levels, survey), age, is_seen)
 
     def _look_at_views(
         self,
@@ -96,30 +162,35 @@ class Recall(ExactBuffers):
         previous_levels: torch.Tensor,
         positions: torch.Tensor,
         poses: torch.Tensor,
+        survey: tuple[torch.Tensor, torch.Tensor] | None,
         cache: MemoryCache,
         written: Rings,
     ) -> torch.Tensor:
         """Look back at the views of the cache and of the new frames; keep the new ones."""
-        views = cast("RememberedViews", self.views)
         new, before = previous[:, :, 0], torch.cat([cache.pose[:, None], poses[:, :-1]], 1)
-        written["views"].append(rearrange(new, "b t c h w -> b t 1 (h w) c"))
-        seen_from = torch.cat([before, previous_levels[:, :, :1].float()], -1)  # pose and level
-        written["view_poses"].append(seen_from[:, :, None, None])
-        old = rearrange(cache.rings["views"][0, :, 0], "b f (h w) c -> b f c h w", h=self.config.latent_size)
+        written["views"].append(rearrange(new, "b t c h w -> b t 1 w (h c)"))
+        facts = self._view_facts(before, previous_levels, survey)
+        written["view_poses"].append(facts[:, :, None, None])
         held = torch.cat([cache.positions("views"), positions], 1)
         age = positions[:, :, None] - held[:, None]
-        is_seen = self._may_look_back(age, held, min(self.config.memory_frames, cache.rings["views"].shape[3]))
-        every = torch.cat([cache.rings["view_poses"][0, :, 0, :, 0], seen_from], 1)
-        frames = torch.cat([old.to(new.dtype), new], 1)
-        laid: torch.Tensor = views(poses, frames, every[..., :3], every[..., 3], age, is_seen)
-        return laid
+        is_seen = self._may_look_back(age, held, min(self.config.view_reach, cache.rings["views"].shape[3]))
+        every = torch.cat([cache.rings["view_poses"][0, :, 0, :, 0], facts], 1)
+        old = cache.rings["views"][0, :, 0]  # (B, F, w, h C)
+        columns = torch.cat([old, written["views"][-1][:, :, 0].to(old.dtype)], 1)
+        columns = columns.unflatten(-1, (self.config.latent_size, self.config.latent_channels))
+        return self._project_views(poses, columns, every, age, is_seen)
 
     # What an entry-based memory needs ---------------------------------------------------------------------------
 
-    def _poses(self, actions: torch.Tensor, start: torch.Tensor) -> torch.Tensor:
+    def _poses(
+        self,
+        actions: torch.Tensor,
+        start: torch.Tensor,
+        survey: tuple[torch.Tensor, torch.Tensor] | None = None,
+    ) -> torch.Tensor:
         if not self.config.motions:
             return start[:, None].expand(-1, actions.shape[1], -1)
-        return walk_poses(self.motions, actions, start)
+        return walk_poses(self.motions, actions, start, None if survey is None else survey[1])
 
     def _slot_rotary(self, positions: torch.Tensor, poses: torch.Tensor, start: torch.Tensor) -> Rotary:
         """Return the rotary angles of entries: entry t holds frame t - 1."""

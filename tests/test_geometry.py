@@ -1,0 +1,132 @@
+"""The spatial memory: what was seen comes back where it stands, at its size, behind nothing nearer."""
+
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from worldmodel.denoiser import Denoiser, DenoiserConfig
+from worldmodel.errors import ConfigError
+from worldmodel.geometry import ReprojectedViews, SpatialConfig, SpatialMemory
+from worldmodel.odometry import walk_poses
+
+SIZE, CHANNELS, VIEW_DEG = 8, 3, 60.0
+MOTIONS = ((0.0, 0.0), (0.0, 0.12), (0.0, -0.12), (6.0, 0.0), (-6.0, 0.0), (6.0, 0.12), (-6.0, 0.12))
+NORTH = math.pi / 2
+
+
+def paint(x: float, y: float, heading: float, wall: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """Look at an endless wall at y = `wall`, whose color says where along it one looks, and how high.
+
+    Returns:
+        a latent (w, h, C) of channels x, height, 1, and the log distances (w,). Heading within 30 degrees of north.
+    """
+    middles = 1.0 - (2.0 * torch.arange(SIZE) + 1.0) / SIZE
+    slope = math.tan(math.radians(VIEW_DEG) / 2) * middles
+    to_x = math.cos(heading) - slope * math.sin(heading)
+    to_y = math.sin(heading) + slope * math.cos(heading)
+    distance = (wall - y) / to_y
+    place = (x + distance * to_x)[:, None].expand(-1, SIZE)
+    height = distance[:, None] * -slope.flip(0)[None]
+    return torch.stack([place, height, torch.ones_like(place)], -1), distance.log()
+
+
+def look_back(
+    seen: list[tuple[float, float, float, float]], now: tuple[float, float, float], **changes: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Look from `now` after having seen walls from places: x, y, heading, wall. Return latents and facts, (., h, w)."""
+    pictures, depths = zip(*(paint(*place) for place in seen), strict=True)
+    memory = ReprojectedViews(SIZE, VIEW_DEG, points=8)
+    for name, value in changes.items():
+        getattr(memory, name).data.fill_(value)
+    ages = torch.arange(len(seen), 0, -1)[None, None]
+    with torch.no_grad():
+        laid = memory(
+            torch.tensor([[now]]),
+            torch.stack(pictures)[None],
+            torch.tensor([[place[:3] for place in seen]]),
+            torch.stack(depths)[None],
+            torch.zeros(1, len(seen)),
+            ages,
+            torch.ones_like(ages).bool(),
+        )[0, 0]
+    return laid[:CHANNELS], laid[CHANNELS : CHANNELS + ReprojectedViews.NUM_FACTS]
+
+
+def test_the_same_place_shows_the_same() -> None:
+    laid, facts = look_back([(0.0, 0.0, NORTH, 2.0)], (0.0, 0.0, NORTH), log_width=-1.5)
+    picture, depths = paint(0.0, 0.0, NORTH, 2.0)
+    torch.testing.assert_close(laid, picture.permute(2, 1, 0), rtol=0.02, atol=0.02)
+    torch.testing.assert_close(facts[1], depths.expand(SIZE, -1), rtol=0.02, atol=0.02)
+    assert (facts[0] > 0.95).all() and facts[2:4].abs().max() < 0.05
+
+
+@pytest.mark.parametrize("now", [(0.3, 0.0, NORTH), (0.0, 0.8, NORTH), (0.1, 0.2, NORTH + 0.1), (-0.2, -0.5, NORTH)])
+def test_a_wall_stays_where_it_is(now: tuple[float, float, float]) -> None:
+    """Places on the wall are where the new eye would see them; shifted columns are blended, so not to the digit."""
+    seen = [(x, 0.0, NORTH, 2.0) for x in (-0.7, -0.3, 0.0, 0.2, 0.6)]
+    laid, facts = look_back(seen, now, log_width=-1.0)
+    picture, depths = paint(*now, 2.0)
+    expected = picture.permute(2, 1, 0)
+    inner = slice(1, SIZE - 1)
+    torch.testing.assert_close(laid[0, :, inner], expected[0, :, inner], rtol=0.0, atol=0.12)
+    rows = slice(2, SIZE - 2)  # nothing is known above and below what was seen from nearby
+    torch.testing.assert_close(laid[1, rows, inner], expected[1, rows, inner], rtol=0.1, atol=0.1)
+    torch.testing.assert_close(facts[1, 0, inner], depths[inner], rtol=0.0, atol=0.05)
+
+
+def test_a_near_wall_hides_a_far_one() -> None:
+    far, near = (0.0, 0.0, NORTH, 4.0), (0.0, 0.0, NORTH, 1.5)
+    for seen in ([far, near], [near, far]):
+        _, facts = look_back(seen, (0.0, 0.0, NORTH))
+        assert facts[1].exp().max() < 2.2
+
+
+def test_what_is_behind_was_not_seen() -> None:
+    laid, facts = look_back([(0.0, 0.0, NORTH, 2.0)], (0.0, 0.0, -NORTH))
+    assert facts[0].max() < 0.05 and laid.abs().max() < 0.2
+
+
+def test_walks_are_corrected_in_the_walkers_frame() -> None:
+    motions = torch.tensor([[0.0, 0.12], [NORTH, 0.0]])
+    actions = torch.tensor([[0, 1, 0, 0]])
+    corrections = torch.tensor([[[-0.02, 0.0], [0.0, 0.0], [-0.12, 0.0], [0.0, 0.05]]])
+    poses = walk_poses(motions, actions, torch.zeros(1, 3), corrections)[0]
+    expected = torch.tensor([[0.1, 0.0], [0.1, 0.0], [0.1, 0.0], [0.05, 0.12]])
+    torch.testing.assert_close(poses[:, :2], expected)
+
+
+def test_no_action_is_never_corrected_and_says_distances_of_every_column() -> None:
+    torch.manual_seed(0)
+    memory = SpatialMemory(SpatialConfig(4, 4, 7, 70.0))
+    for weight in memory.parameters():
+        weight.data.add_(0.3 * torch.randn_like(weight))
+    actions = torch.tensor([[1, 7, 2]])
+    depths, walks = memory.geometry(torch.randn(1, 3, 4, 4, 4), torch.zeros(1, 3), actions)
+    assert depths.shape == (1, 3, 4) and walks.shape == (1, 3, 2)
+    assert (walks[0, 1] == 0).all() and (walks[0, [0, 2]] != 0).all()
+
+
+def test_a_spatial_memory_stays_as_it_was_trained(make_denoiser: Callable[..., Denoiser]) -> None:
+    denoiser = make_denoiser(motions=MOTIONS, width=64, heads=4, view_points=4)
+    assert denoiser.spatial is not None
+    assert not any(weight.requires_grad for weight in denoiser.spatial.parameters())
+    assert denoiser.embed_views.weight.requires_grad
+
+
+def test_views_reach_further_than_summaries(make_denoiser: Callable[..., Denoiser]) -> None:
+    denoiser = make_denoiser(motions=MOTIONS, width=64, heads=4, view_points=4, memory_frames=6, view_frames=20)
+    rings = denoiser.new_cache(2).rings
+    assert rings["views"].shape[3] == 20 and rings["memory_k"].shape[3] == 6
+    assert denoiser.new_cache(2, 9).rings["views"].shape[3] == 9
+    with pytest.raises(ConfigError, match="from 1 to 20"):
+        denoiser.new_cache(2, 21)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"view_points": 4}, {"view_points": -1}, {"view_points": 4, "motions": MOTIONS, "view_heads": 1}]
+)
+def test_settings_that_cannot_be_are_refused(changes: dict[str, object]) -> None:
+    with pytest.raises(ConfigError, match="view_points"):
+        DenoiserConfig(**changes)
