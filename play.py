@@ -48,7 +48,10 @@ class Options:
     scale: int | None = None
     """Screen (and video) pixels per frame pixel, at first. Without it, a window of 640 x 640 and videos of 256 rows."""
     threads: int | None = None
-    """CPU threads for torch. Without it, torch decides."""
+    """CPU threads for torch. Without it, the fastest number is measured at the start."""
+    compile: str = "auto"
+    """auto: compile the step in the background while the dream plays on (a minute, once; then it is kept); wait: compile
+    before the first frame; off."""
     video: Path | None = None
     """Record an MP4 from the first frame on."""
     headless: bool = False
@@ -95,6 +98,8 @@ def check_options(options: Options) -> None:
         value = getattr(options, name)
         if value is not None and value < 1:
             raise ConfigError(f"--{name} must be at least 1; got {value}")
+    if options.compile not in ("auto", "wait", "off"):
+        raise ConfigError(f"--compile takes auto, wait or off; got {options.compile!r}")
     if options.memory is not None and options.memory < 0:
         raise ConfigError(f"--memory must be at least 0; got {options.memory}")
     if options.fps is not None and not 0 < options.fps <= 1000:
@@ -110,7 +115,7 @@ def check_options(options: Options) -> None:
             "cannot be played: use next, fifo:W, rolling:W:SUBSTEPS or a file of stride 1, or python -m train.rollout"
         )
     if options.is_real:
-        for name in ("checkpoint", "steps", "schedule", "memory", "threads"):
+        for name in ("checkpoint", "steps", "schedule", "memory", "threads"):  # compile has a default: it is let pass
             if getattr(options, name) is not None:
                 raise ConfigError(f"--{name} does not go with --world real, which has no model; leave it out")
 
@@ -181,7 +186,7 @@ def make_dream(options: Options, report: Report) -> PlayableEnv:
     from envs.dream import DreamEnv
 
     given: dict[str, Any] = {} if options.schedule is None else {"schedule": options.schedule}
-    return DreamEnv(
+    env = DreamEnv(
         world=options.world.lower(),
         checkpoint=options.checkpoint,
         device=options.device,
@@ -189,6 +194,14 @@ def make_dream(options: Options, report: Report) -> PlayableEnv:
         memory_frames=options.memory,
         **given,
     )
+    if options.threads is None:
+        report(0.7, "measuring the machine")
+        env.tune_threads()
+    is_next = options.schedule in (None, "next")
+    if options.compile == "wait" or (options.compile == "auto" and is_next):
+        report(0.8, "compiling the step" if options.compile == "wait" else "looking for a compiled step")
+        env.compile(wait=options.compile == "wait")
+    return env
 
 
 def make_real(report: Report) -> PlayableEnv:

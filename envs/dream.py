@@ -3,7 +3,7 @@
 Owns: openings drawn by seed, seeds, truncation, and numpy at the border. The dreaming is `worldmodel.world`'s.
 """
 
-from typing import Any, SupportsFloat
+from typing import TYPE_CHECKING, Any, SupportsFloat
 
 import gymnasium
 import numpy as np
@@ -13,6 +13,10 @@ from envs.actions import LABMAZE_ACTIONS, ActionSet
 from worldmodel.errors import CheckpointError, ConfigError, SeedError, StateError
 from worldmodel.windows import parse_schedule
 
+if TYPE_CHECKING:
+    from worldmodel.compiled import BackgroundCompiler
+
+COMPILE_MODES = ("off", "wait", "background")
 ACTION_SETS: dict[str, ActionSet] = {"LabMaze": LABMAZE_ACTIONS}
 
 
@@ -41,6 +45,8 @@ class DreamEnv(gymnasium.Env[np.ndarray, np.int64]):
         max_episode_steps: steps until truncation; None: never.
         schedule: as `worldmodel.windows.parse_schedule` reads it: next, fifo:W, rolling:W:SUBSTEPS, FILE.json. One that
             looks ahead answers `input_lag` frames later; the frames before follow action 0.
+        compile: "off"; "wait": compile the step before the first dream, a minute the first time, and kept for later
+            ones; "background": play on uncompiled meanwhile. Compiled frames differ from uncompiled ones in rounding.
 
     Raises:
         WindowError: the schedule is not understood, breaks a requirement, or makes more than one frame a step.
@@ -60,7 +66,10 @@ class DreamEnv(gymnasium.Env[np.ndarray, np.int64]):
         render_mode: str | None = "rgb_array",
         max_episode_steps: int | None = None,
         schedule: str = "next",
+        compile: str = "off",
     ) -> None:
+        if compile not in COMPILE_MODES:
+            raise ConfigError(f"compile {compile!r} is not accepted; use one of {', '.join(COMPILE_MODES)}")
         if render_mode is not None and render_mode not in self.metadata["render_modes"]:
             raise ConfigError(f"render_mode {render_mode!r} is not accepted; use None or 'rgb_array'")
         if max_episode_steps is not None and max_episode_steps < 1:
@@ -94,6 +103,49 @@ class DreamEnv(gymnasium.Env[np.ndarray, np.int64]):
         self._state: WorldState | None = None
         self._frame: np.ndarray | None = None
         self._steps = 0
+        self._compiler: BackgroundCompiler | None = None
+        if compile != "off":
+            self.compile(wait=compile == "wait")
+
+    def compile(self, *, wait: bool) -> None:
+        """Compile the step, see the argument `compile`.
+
+        Raises:
+            CompileError: with `wait`, if it cannot be compiled here.
+        """
+        self._compiler = self._model.compile(wait=wait)
+
+    def tune_threads(self, rounds: int = 5) -> int:
+        """Time a few steps with one, two, four ... CPU threads; keep the fastest for torch in this process.
+
+        Returns:
+            the number of threads.
+        """
+        from worldmodel.devices import tune_threads
+
+        if self.device.type != "cpu":
+            return 0
+        opening = self._openings["frames"][:1, -2:], self._openings["actions"][:1, -1:].long()
+        state = self._model.reset(*opening, [0])
+        import torch
+
+        action = torch.zeros(1, dtype=torch.int64)
+        return tune_threads(lambda: self._model.step(state, action), rounds)
+
+    @property
+    def is_compiled(self) -> bool:
+        """Whether steps run compiled now."""
+        return self._model.compiled is not None
+
+    @property
+    def compile_note(self) -> str:
+        """Why steps do not run compiled, once that is known; else ""."""
+        return "" if self._compiler is None else self._compiler.note
+
+    def close(self) -> None:
+        """End what still runs in the background."""
+        if self._compiler is not None:
+            self._compiler.stop()
 
     @property
     def fps(self) -> float:

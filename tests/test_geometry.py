@@ -102,10 +102,11 @@ def test_no_action_is_never_corrected_and_says_distances_of_every_column() -> No
     memory = SpatialMemory(SpatialConfig(4, 4, 7, 70.0))
     for weight in memory.parameters():
         weight.data.add_(0.3 * torch.randn_like(weight))
-    actions = torch.tensor([[1, 7, 2]])
-    depths, walks = memory.geometry(torch.randn(1, 3, 4, 4, 4), torch.zeros(1, 3), actions)
-    assert depths.shape == (1, 3, 4) and walks.shape == (1, 3, 2)
-    assert (walks[0, 1] == 0).all() and (walks[0, [0, 2]] != 0).all()
+    actions, past = torch.tensor([[1, 7, 2]]), torch.tensor([[7, 1, 0]])
+    survey = memory.geometry(torch.randn(1, 3, 2, 4, 4, 4), torch.zeros(1, 3, 2), actions, past)
+    assert survey.depths.shape == (1, 3, 4) and survey.walks.shape == survey.past_walks.shape == (1, 3, 2)
+    assert (survey.walks[0, 1] == 0).all() and (survey.walks[0, [0, 2]] != 0).all()
+    assert (survey.past_walks[0, 0] == 0).all() and (survey.past_walks[0, 1:] != 0).all()
 
 
 def test_a_spatial_memory_stays_as_it_was_trained(make_denoiser: Callable[..., Denoiser]) -> None:

@@ -154,7 +154,7 @@ def test_recording_goes_on_beside_the_codec(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(train.recipe, "encode", stage("encode early"))
     cook(RecipeOptions(tmp_path, preset="tiny", minutes=1.0, device="cpu"))
     early = ["start", "codec", "encode early", "stop", "end"]
-    assert events == [*early, "encode", "denoiser", "evaluate", "bundle"]
+    assert events == [*early, "encode", "geometry", "denoiser", "evaluate", "bundle"]
 
 
 def test_a_failed_recording_says_why(tmp_path: Path) -> None:

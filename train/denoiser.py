@@ -118,7 +118,9 @@ def train_denoiser(options: DenoiserOptions, machine: Machine) -> dict[str, Any]
     if options.spatial is not None and denoiser.spatial is not None:
         spatial = load_spatial(options.spatial)
         if spatial.config != denoiser.spatial.config:
-            raise CheckpointError(f"{options.spatial} is {spatial.config}; this training takes {denoiser.spatial.config}")
+            raise CheckpointError(
+                f"{options.spatial} is {spatial.config}; this training takes {denoiser.spatial.config}"
+            )
         denoiser.spatial.load_state_dict(spatial.state_dict())
     loss = DenoiserLoss(denoiser, options.objective, options.chunk)
 

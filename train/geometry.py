@@ -25,7 +25,7 @@ from train.options import options_to_json, parse_options, run_program, save_json
 from train.sight import SIGHT_FIELDS, check_sight_fields, look
 from worldmodel.checkpoint import codec_hash, load_codec, save_bundle
 from worldmodel.errors import ConfigError, DataError
-from worldmodel.geometry import FARTHEST, NEAREST, WALK_SCALE, SpatialConfig, SpatialMemory
+from worldmodel.geometry import FARTHEST, NEAREST, WALK_SCALE, SpatialConfig, SpatialMemory, Survey
 from worldmodel.noise import add_noise
 from worldmodel.odometry import walk_poses
 
@@ -135,18 +135,19 @@ class GeometryLoss(nn.Module):
             levels: float (B, T), of the frames shown.
         """
         shown = add_noise(latents, noise, levels)
+        found = survey_clip(self.spatial, shown, levels, actions)
         past, past_levels = shown[:, :-1], levels[:, :-1]
-        found, walks = self.spatial.geometry(past, past_levels, actions[:, 1:])
-        depth_error = F.smooth_l1_loss(found, depths[:, :-1], beta=0.1, reduction="none").mean(-1)
-        wanted = walk_shortfall(poses, actions, self.motions)
-        walk_error = F.smooth_l1_loss(walks / WALK_SCALE, wanted / WALK_SCALE, beta=0.1, reduction="none").mean(-1)
+        depth_error = F.smooth_l1_loss(found.depths, depths[:, :-1], beta=0.1, reduction="none").mean(-1)
+        wanted = walk_shortfall(poses, actions, self.motions) / WALK_SCALE
+        walk_error = F.smooth_l1_loss(found.walks / WALK_SCALE, wanted, beta=0.1)
+        past_error = F.smooth_l1_loss(found.past_walks[:, 1:] / WALK_SCALE, wanted[:, :-1], beta=0.1)
         ages = torch.arange(past.shape[1], device=latents.device)
         ages = (ages[:, None] - ages)[None]
         laid = self.spatial.views(
             poses[:, 1:],
             past.permute(0, 1, 4, 3, 2),
             poses[:, :-1],
-            found.detach(),
+            found.depths.detach(),
             past_levels,
             ages.clamp_min(0),
             ages >= 0,
@@ -156,12 +157,31 @@ class GeometryLoss(nn.Module):
         view_error = (blends - latents[:, 1:, None]).square().mean((0, 1, 3, 4, 5))
         scalars = {
             "depth_loss": depth_error.mean().detach(),
-            "walk_loss": walk_error.mean().detach(),
+            "walk_loss": walk_error.detach(),
+            "past_walk_loss": past_error.detach(),
             "view_error": view_error[0].detach(),
             "sharp_view_error": view_error[-1].detach(),
             "copy_error": (latents[:, 1:] - past).square().mean().detach(),
         }
-        return depth_error.mean() + walk_error.mean() + 0.3 * view_error.sum(), scalars
+        return depth_error.mean() + walk_error + past_error + 0.3 * view_error.sum(), scalars
+
+
+def survey_clip(spatial: SpatialMemory, shown: torch.Tensor, levels: torch.Tensor, actions: torch.Tensor) -> Survey:
+    """Survey all frames of clips but the last.
+
+    Args:
+        spatial: what surveys.
+        shown: float (B, T, C, h, w), frames at `levels`.
+        levels: float (B, T).
+        actions: int64 (B, T), the action into each frame.
+
+    Returns:
+        for T - 1 frames; the walks to come are those of `actions[:, 1:]`.
+    """
+    before, before_levels = F.pad(shown[:, :-2], (0, 0, 0, 0, 0, 0, 1, 0)), F.pad(levels[:, :-2], (1, 0), value=1.0)
+    pairs = torch.stack([shown[:, :-1], before], 2), torch.stack([levels[:, :-1], before_levels], 2)
+    found: Survey = spatial.geometry(*pairs, actions[:, 1:], actions[:, :-1])
+    return found
 
 
 def walk_shortfall(poses: torch.Tensor, actions: torch.Tensor, motions: torch.Tensor) -> torch.Tensor:
@@ -179,6 +199,12 @@ def walk_shortfall(poses: torch.Tensor, actions: torch.Tensor, motions: torch.Te
     cos, sin = poses[:, 1:, 2].cos(), poses[:, 1:, 2].sin()
     ahead, left = step[..., 0] * cos + step[..., 1] * sin, step[..., 1] * cos - step[..., 0] * sin
     return torch.stack([ahead - motions[actions[:, 1:], 1], left], -1)
+
+
+def has_geometry(shards: list[ShardInfo]) -> bool:
+    """Whether a recording tells what a spatial memory learns from: poses, layouts and motions of the actions."""
+    fields = {name for shard in shards for episode in shard.episodes for name in SIGHT_FIELDS if name in episode.fields}
+    return bool(find_motions(shards[0].action_names)) and fields == set(SIGHT_FIELDS)
 
 
 def motions_of(names: tuple[str, ...]) -> tuple[tuple[float, float], ...]:
@@ -209,12 +235,17 @@ def measure(loss: GeometryLoss, data: PosedData, num_clips: int, num_frames: int
         noise = torch.randn(clips["latents"].shape, generator=generator)
         _, scalars = loss(**clips, noise=noise, levels=levels)
         shown = add_noise(clips["latents"], noise, levels)
-        depths, walks = loss.spatial.geometry(shown[:, :-1], levels[:, :-1], clips["actions"][:, 1:])
+        survey = survey_clip(loss.spatial, shown, levels, clips["actions"])
         found: dict[str, torch.Tensor] = {name: scalars[name][None] for name in scalars if name.endswith("error")}
-        found["distance"] = (depths - clips["depths"][:, :-1]).abs().flatten()
-        for name, corrections in (("place", walks), ("place_by_actions", None)):
-            reached = walk_poses(loss.motions, clips["actions"][:, 1:], clips["poses"][:, 0], corrections)
-            found[name] = (reached[:, -1, :2] - clips["poses"][:, -1, :2]).norm(dim=-1)
+        found["distance"] = (survey.depths - clips["depths"][:, :-1]).abs().flatten()
+        ways = (
+            ("place", survey.past_walks[:, 1:]),
+            ("place_foreseen", survey.walks[:, :-1]),
+            ("place_by_actions", None),
+        )
+        for name, corrections in ways:
+            reached = walk_poses(loss.motions, clips["actions"][:, 1:-1], clips["poses"][:, 0], corrections)
+            found[name] = (reached[:, -1, :2] - clips["poses"][:, -2, :2]).norm(dim=-1)
         for name, values in found.items():
             totals.setdefault(name, []).append(values)
     report = {}

@@ -7,6 +7,16 @@ the shipped world on two cores; the rows for CUDA are meant for one H100 with 16
 from dataclasses import dataclass
 
 from worldmodel.errors import ConfigError
+from worldmodel.objective import ObjectiveConfig
+
+PLAY_OBJECTIVE = ObjectiveConfig(
+    pure_noise_share=0.5,
+    level_offset=0.5,
+    blackout_share=0.25,
+    own_share=0.25,
+    head_weight=0.05,
+    reward_weight=5.0,
+)
 
 
 @dataclass(frozen=True)
@@ -23,6 +33,8 @@ class Plan:
         is_beside: recording goes on beside codec training (many cores, and a GPU that trains).
         record_share: most time to record.
         codec_share: time to train the codec.
+        geometry_share: time to train the spatial memory, for worlds recorded with poses.
+        view_frames: past frames that remembered views draw on.
         evaluate_share: time kept for measuring and bundling.
         codec_batch: frames a step.
         codec_rate: peak learning rate.
@@ -32,6 +44,7 @@ class Plan:
         ema: decay of the averages of the weights.
         compile_minutes: a training shorter than this is not compiled.
         openings: openings in the bundle.
+        objective: of the denoiser.
     """
 
     frames_per_minute: int
@@ -43,6 +56,8 @@ class Plan:
     is_beside: bool = False
     record_share: float = 0.12
     codec_share: float = 0.15
+    geometry_share: float = 0.06
+    view_frames: int = 1024
     evaluate_share: float = 0.07
     codec_batch: int = 64
     codec_rate: float = 1.5e-3
@@ -52,6 +67,7 @@ class Plan:
     ema: float = 0.998
     compile_minutes: float = 8.0
     openings: int = 32
+    objective: ObjectiveConfig = PLAY_OBJECTIVE
 
     def num_episodes(self, minutes: float) -> int:
         """Return how many episodes to plan for a whole time in minutes; never fewer than a dozen shards."""

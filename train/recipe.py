@@ -4,7 +4,7 @@ Owns: the order of the stages and what each is told. Killed at any moment, the s
 skipped, others resume. The stages are the other programs of this folder; how long each may take is `train.plans`', and
 DIR/recipe.json, which tells what was done and how good it is, `train.journal`'s.
 
-Folders: DIR/recording, DIR/codec, DIR/denoiser, DIR/evaluation, and DIR/world, the bundle to play.
+Folders: DIR/recording, DIR/codec, DIR/geometry, DIR/denoiser, DIR/evaluation, and DIR/world, the bundle to play.
 """
 
 import time
@@ -21,6 +21,7 @@ from train.codec import CodecOptions, train_codec
 from train.data import encode_recording
 from train.denoiser import DenoiserOptions, train_denoiser
 from train.evaluate import evaluate_world
+from train.geometry import GeometryOptions, has_geometry, train_geometry
 from train.journal import Journal, RecipeOptions
 from train.loop import STATE_FILE, start_machine
 from train.options import parse_options, run_program
@@ -130,15 +131,36 @@ def encode(recipe: Journal) -> dict[str, Any]:
     return {"new_frames": encode_recording(codec, data, data / "latents", recipe.machine.device, identity)}
 
 
+def make_geometry(recipe: Journal) -> dict[str, Any]:
+    """Train the spatial memory, or say why this world does without one."""
+    plan, data = recipe.plan, recipe.folder("recording")
+    shards = open_shards(data)
+    if not has_geometry(shards):
+        return {"note": "recorded without poses, or with actions of unknown motions: no spatial memory"}
+    minutes = plan.geometry_share * recipe.options.minutes
+    options = GeometryOptions(
+        **train_options(recipe, "geometry", minutes) | {"compile": False},  # small, and compiling takes long
+        codec=recipe.folder("codec"),
+    )
+    summary = train_geometry(options, recipe.machine)
+    names = ("steps", "minutes", "test_distance_median", "test_place_median", "test_place_90")
+    return {name: summary[name] for name in names if name in summary}
+
+
 def make_denoiser(recipe: Journal) -> dict[str, Any]:
     """Train the denoiser in the time that is left, or go on training it."""
     plan, machine = recipe.plan, recipe.machine
     planned = recipe.content["stages"].get("denoiser", {}).get("planned_minutes")
     minutes = planned or plan.denoiser_minutes(recipe.options.minutes, recipe.used_minutes)
     recipe.note("denoiser", planned_minutes=minutes)
+    has_spatial = (recipe.folder("geometry") / "config.json").is_file()
     options = DenoiserOptions(
         **train_options(recipe, "denoiser", minutes),
         codec=recipe.folder("codec"),
+        odometry=has_spatial,
+        spatial=recipe.folder("geometry") if has_spatial else None,
+        view_frames=plan.view_frames if has_spatial else 0,
+        objective=plan.objective,
         batch_size=plan.denoiser_batch,
         clip_frames=plan.clip_frames,
         learning_rate=plan.denoiser_rate,
@@ -218,6 +240,7 @@ def cook(options: RecipeOptions) -> dict[str, Any]:
 STAGES: dict[str, Callable[[Journal], dict[str, Any]]] = {
     "codec": make_codec,
     "encode": encode,
+    "geometry": make_geometry,
     "denoiser": make_denoiser,
     "evaluate": evaluate,
     "bundle": bundle,

@@ -87,12 +87,12 @@ class DenoiserConfig:
                 "motions"
             )
         if min(self.view_points, self.view_frames) < 0 or (
-            self.view_points and (not self.motions or self.view_heads > 0)
+            self.view_points and (not self.motions or self.view_heads > 0 or self.num_previous < 2)
         ):
             raise ConfigError(
-                "view_points and view_frames must be at least 0, and view_points 0 without motions or beside "
-                f"view_heads; got {self.view_points}, {self.view_frames}, {len(self.motions)} motions and "
-                f"{self.view_heads} view_heads"
+                "view_points and view_frames must be at least 0, and view_points 0 without motions, beside view_heads, "
+                f"or with num_previous below 2; got {self.view_points}, {self.view_frames}, {len(self.motions)} "
+                f"motions, {self.view_heads} view_heads and num_previous {self.num_previous}"
             )
         self.setting  # noqa: B018  raises what is wrong with it
 
@@ -106,9 +106,7 @@ class DenoiserConfig:
         """The shape of the spatial memory; None where there is none."""
         if not self.view_points:
             return None
-        return SpatialConfig(
-            self.latent_channels, self.latent_size, self.num_actions, self.view_deg, self.view_points
-        )
+        return SpatialConfig(self.latent_channels, self.latent_size, self.num_actions, self.view_deg, self.view_points)
 
     @property
     def has_views(self) -> bool:

@@ -36,10 +36,11 @@ class Prediction(NamedTuple):
 
 
 class Written(NamedTuple):
-    """What new frames leave in a cache, for `MemoryCache.commit`: rings by name, and poses (B, J, 3)."""
+    """What new frames leave in a cache, for `MemoryCache.commit`: rings by name, poses (B, J, 3), actions (B, J)."""
 
     rings: Rings
     poses: torch.Tensor
+    actions: torch.Tensor
 
 
 class Block(nn.Module):
@@ -183,7 +184,8 @@ class Denoiser(Recall):
             for name, (layers, *rest) in shapes.items()
         }
         count = torch.zeros(batch, dtype=torch.int64, device=weight.device)
-        return MemoryCache(rings, count, torch.zeros(batch, 3, device=weight.device))
+        pose = torch.zeros(batch, 3, device=weight.device)
+        return MemoryCache(rings, count, pose, torch.full_like(count, config.num_actions))
 
     def flops_per_frame(self, clip_frames: int) -> float:
         """Return the floating-point operations of one frame's forward pass inside clips; attention as far as seen."""
@@ -298,15 +300,15 @@ class Denoiser(Recall):
         batch, frames = latents.shape[:2]
         start = torch.zeros(batch, 3, device=latents.device)
         positions = torch.arange(frames, device=latents.device)[None]
-        survey = self._survey(previous, previous_levels, actions)
-        poses = self._poses(actions, start, survey)
-        rotary = self.rotary(positions, poses)
+        none = torch.full_like(actions[:, 0], self.config.num_actions)
+        reckoning = self._reckon(previous, previous_levels, actions, start, none)
+        rotary = self.rotary(positions, reckoning.poses)
         if self.config.has_views:
-            tokens = self._lay_views(tokens, self._views_of_clip(previous, previous_levels, poses, survey))
+            tokens = self._lay_views(tokens, self._views_of_clip(previous, previous_levels, reckoning))
         memory = None
         if self.entries is not None:
             entries = self._make_entries(previous, previous_levels, actions)
-            slot_rotary = self._slot_rotary(positions, poses, start)
+            slot_rotary = self._slot_rotary(positions, reckoning.before)
             if self.compressor is not None:
                 entries = self.compressor(entries, slot_rotary)
             if self.channel is not None:
@@ -344,17 +346,18 @@ class Denoiser(Recall):
         self._check(latents, levels, actions, previous, previous_levels)
         tokens, condition = self._enter(latents, levels, actions, previous, previous_levels)
         positions = cache.count[:, None] + torch.arange(latents.shape[1], device=latents.device)
-        survey = self._survey(previous, previous_levels, actions)
-        poses = self._poses(actions, cache.pose, survey)
-        rotary = self.rotary(positions, poses)
+        reckoning = self._reckon(previous, previous_levels, actions, cache.pose, cache.last_action)
+        rotary = self.rotary(positions, reckoning.poses)
         written: Rings = {name: [] for name in cache.rings}
         if self.config.has_views:
             tokens = self._lay_views(
-                tokens, self._look_at_views(previous, previous_levels, positions, poses, survey, cache, written)
+                tokens, self._look_at_views(previous, previous_levels, positions, reckoning, cache, written)
             )
         memory = None
         if self.entries is not None:
-            slots, slot_rotary = self._remember(previous, previous_levels, actions, positions, poses, cache, written)
+            slots, slot_rotary = self._remember(
+                previous, previous_levels, actions, positions, reckoning.before, cache, written
+            )
             if self.channel is not None:
                 tokens = self._enter_channel(tokens, slots, positions, cache, written)
             else:
@@ -380,4 +383,4 @@ class Denoiser(Recall):
             if block.cross is not None:
                 tokens = tokens + self._look_back(block.cross, block.rest(tokens), rotary, memory, cache, written)
             tokens = block.forward_rest(tokens, attended, modulation)
-        return self._leave(tokens, condition), Written(written, poses)
+        return self._leave(tokens, condition), Written(written, reckoning.kept, actions)

@@ -1,7 +1,12 @@
 """Which device to compute on.
 
-Owns the meaning of "auto" and the error for a device that is not there. Knows no model.
+Owns the meaning of "auto", the error for a device that is not there, and how many threads are worth it. Knows no model.
 """
+
+import os
+import statistics
+import time
+from collections.abc import Callable
 
 import torch
 
@@ -38,3 +43,31 @@ def has_fast_bfloat16(device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported()
     return bool(getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)())
+
+
+def tune_threads(run: Callable[[], object], rounds: int = 5) -> int:
+    """Time `run` with 1, 2, 4 ... CPU threads up to all cores; set torch to the fastest number and return it.
+
+    More threads are not always faster: small operations spend their time meeting at the end of each. Numbers are timed
+    in turn, and more threads must win by a twentieth to be taken.
+
+    Args:
+        run: what the threads are for; called `rounds` times for each number, and once before.
+        rounds: at least 1.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    numbers = sorted({min(2**power, cores) for power in range(cores.bit_length() + 1)})
+    times: dict[int, list[float]] = {number: [] for number in numbers}
+    run()
+    for _ in range(rounds):
+        for number in numbers:
+            torch.set_num_threads(number)
+            start = time.perf_counter()
+            run()
+            times[number].append(time.perf_counter() - start)
+    best = numbers[0]
+    for number in numbers[1:]:
+        if statistics.median(times[number]) < 0.95 * statistics.median(times[best]):
+            best = number
+    torch.set_num_threads(best)
+    return best

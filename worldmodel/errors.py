@@ -55,3 +55,7 @@ class DisplayError(WorldModelError):
 
 class DeviceError(WorldModelError):
     """The compute device asked for does not exist or cannot be used."""
+
+
+class CompileError(WorldModelError):
+    """A step could not be compiled ahead, or what was compiled cannot be used here."""

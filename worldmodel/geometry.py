@@ -6,6 +6,7 @@ Knows no tokens, no memory and no maze: a world whose recordings have no poses d
 
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -14,6 +15,21 @@ from worldmodel.errors import ConfigError
 
 NEAREST, FARTHEST = 0.1, 12.0  # cells; what lies beyond is taken to lie there
 WALK_SCALE = 0.1  # cells; brings what the network says of walks to about one
+
+
+class Survey(NamedTuple):
+    """What frames tell of the space around them.
+
+    Attributes:
+        depths: float32 (B, T, w), log of the distance of what each column shows, in cells along the heading.
+        walks: float32 (B, T, 2), what the walk of the action to come gets on top of what it gets in the open (less,
+            where a wall is near): cells along the new heading and to its left. Zero for the action "none".
+        past_walks: float32 (B, T, 2), the same of the step that led to the frame, as seen from what changed.
+    """
+
+    depths: torch.Tensor
+    walks: torch.Tensor
+    past_walks: torch.Tensor
 
 
 class Geometry(nn.Module):
@@ -31,44 +47,49 @@ class Geometry(nn.Module):
         super().__init__()
         self.num_actions = num_actions
         layers: list[nn.Module] = []
-        for channels in (latent_channels + 1, width, width):
+        for channels in (2 * latent_channels + 2, width, width):
             layers += [nn.Conv2d(channels, width, 3, padding=1), nn.SiLU()]
         self.body = nn.Sequential(*layers)
         column = width * latent_size
         self.to_depths = nn.Sequential(
             nn.Conv1d(column, 2 * width, 3, padding=1), nn.SiLU(), nn.Conv1d(2 * width, 1, 3, padding=1)
         )
+        walks = 2 * 2 * (num_actions + 1)  # the walk to come and the one before, ahead and left, for every action
         self.to_walks = nn.Sequential(
-            nn.Linear(column * latent_size, 2 * width), nn.SiLU(), nn.Linear(2 * width, 2 * (num_actions + 1))
+            nn.Linear(column * latent_size, 2 * width), nn.SiLU(), nn.Linear(2 * width, walks)
         )
-        for last in (self.to_depths[-1], self.to_walks[-1]):
-            nn.init.zeros_(last.weight)
-            nn.init.zeros_(last.bias)
+        for last in (list(self.to_depths)[-1], list(self.to_walks)[-1]):
+            for weight in last.parameters():  # at first everything is one cell away, and walks go as they should
+                nn.init.zeros_(weight)
 
     def forward(
-        self, latents: torch.Tensor, levels: torch.Tensor, actions: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Say what frames show, and how walking from them goes.
+        self,
+        previous: torch.Tensor,
+        previous_levels: torch.Tensor,
+        actions: torch.Tensor,
+        past_actions: torch.Tensor,
+    ) -> Survey:
+        """Say what frames show, how walking on from them goes, and how far the step that led to them got.
 
         Args:
-            latents: float (B, T, C, h, w), frames at `levels`.
-            levels: float (B, T).
+            previous: float (B, T, 2, C, h, w), frames at `previous_levels`, each with the one before it.
+            previous_levels: float (B, T, 2); 1 where there is no frame.
             actions: int64 (B, T), 0..num_actions, the action taken at each frame.
-
-        Returns:
-            float32 (B, T, w), log of the distance of what each column shows, in cells along the heading; and float32
-            (B, T, 2), what the walk of the action gets less than it would in the open: cells along the new heading and
-            to its left. Zero for "none".
+            past_actions: int64 (B, T), the action that led to it.
         """
         batch, frames = actions.shape
-        weight = self.to_walks[0].weight
-        noise = levels[:, :, None, None, None].expand(-1, -1, 1, *latents.shape[3:]).to(latents.dtype)
-        seen = self.body(torch.cat([latents, noise], 2).flatten(0, 1).to(weight.dtype))
+        dtype = next(self.to_walks.parameters()).dtype
+        noise = previous_levels[..., None, None].expand(-1, -1, -1, *previous.shape[4:]).to(previous.dtype)
+        seen = torch.cat([previous.flatten(2, 3), noise], 2).flatten(0, 1).to(dtype)
+        seen = self.body(seen)
         depths = self.to_depths(seen.flatten(1, 2)).float().clamp(math.log(NEAREST), math.log(FARTHEST))
-        walks = self.to_walks(seen.flatten(1)).float().unflatten(1, (-1, 2)) * WALK_SCALE
-        taken = walks[torch.arange(len(walks), device=walks.device), actions.flatten()]
-        taken = taken * (actions.flatten() < self.num_actions)[:, None]
-        return depths[:, 0].unflatten(0, (batch, frames)), taken.unflatten(0, (batch, frames))
+        walks = self.to_walks(seen.flatten(1)).float().unflatten(1, (2, -1, 2)) * WALK_SCALE
+        rows = torch.arange(len(walks), device=walks.device)
+        parts = []
+        for which, taken in enumerate((actions.flatten(), past_actions.flatten())):
+            part = walks[rows, which, taken] * (taken < self.num_actions)[:, None]
+            parts.append(part.unflatten(0, (batch, frames)))
+        return Survey(depths[:, 0].unflatten(0, (batch, frames)), *parts)
 
 
 class ReprojectedViews(nn.Module):

@@ -31,6 +31,7 @@ class ObjectiveConfig:
             context: what a span shows follows from the memory and the actions alone.
         own_share: share of frames whose context is the model's own prediction instead of the truth (0 skips that pass).
         head_weight: weight of the reward and termination losses.
+        reward_weight: weight of a frame with a reward over that of one without, as rewards are rare.
         level_offset: a frame at level l weighs 1 / (l + level_offset).
     """
 
@@ -40,12 +41,15 @@ class ObjectiveConfig:
     blackout_share: float = 0.0
     own_share: float = 0.0
     head_weight: float = 0.02
+    reward_weight: float = 1.0
     level_offset: float = 0.15
 
     def __post_init__(self) -> None:
         for name in ("context_noise", "forcing_share", "pure_noise_share", "blackout_share", "own_share"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"objective {name} must be in [0, 1]; got {getattr(self, name)}")
+        if not self.reward_weight > 0:
+            raise ConfigError(f"objective reward_weight must be above 0; got {self.reward_weight}")
 
 
 def sample_chance(config: ObjectiveConfig, shape: torch.Size, generator: torch.Generator) -> dict[str, torch.Tensor]:
@@ -166,7 +170,8 @@ class DenoiserLoss(nn.Module):
         error = (prediction.clean - latents).square().mean((2, 3, 4))
         loss = (error / (levels + self.config.level_offset)).mean()
         reward_index = (rewards[..., None] - self.reward_values).abs().argmin(-1)
-        reward_loss = F.cross_entropy(prediction.reward_logits.flatten(0, 1), reward_index.flatten())
+        rarity = torch.where(self.reward_values == 0, 1.0, self.config.reward_weight)
+        reward_loss = F.cross_entropy(prediction.reward_logits.flatten(0, 1), reward_index.flatten(), rarity)
         end_loss = F.binary_cross_entropy_with_logits(prediction.terminated_logit, terminated.float())
         is_first = levels > 0.98
         scalars = {

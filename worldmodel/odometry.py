@@ -28,13 +28,28 @@ def walk_poses(
     """
     turn, walk = motions[actions].unbind(-1)
     heading = start[:, None, 2] + turn.cumsum(1)
-    cos, sin = heading.cos(), heading.sin()
-    to_x, to_y = walk * cos, walk * sin
-    if corrections is not None:
-        ahead, left = corrections.unbind(-1)
-        to_x, to_y = to_x + ahead * cos - left * sin, to_y + ahead * sin + left * cos
-    x, y = start[:, None, 0] + to_x.cumsum(1), start[:, None, 1] + to_y.cumsum(1)
+    x, y = (start[:, None, i] + part.cumsum(1) for i, part in enumerate(_walk(walk, heading, corrections)))
     return torch.stack([x, y, torch.remainder(heading, 2 * math.pi)], -1)
+
+
+def step_poses(
+    motions: torch.Tensor, actions: torch.Tensor, poses: torch.Tensor, corrections: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Return the poses, float32 (B, T, 3), one action after each of `poses` (B, T, 3); the rest as `walk_poses`."""
+    turn, walk = motions[actions].unbind(-1)
+    heading = poses[..., 2] + turn
+    x, y = (poses[..., i] + part for i, part in enumerate(_walk(walk, heading, corrections)))
+    return torch.stack([x, y, torch.remainder(heading, 2 * math.pi)], -1)
+
+
+def _walk(
+    walk: torch.Tensor, heading: torch.Tensor, corrections: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    cos, sin = heading.cos(), heading.sin()
+    if corrections is None:
+        return walk * cos, walk * sin
+    ahead, left = corrections.unbind(-1)
+    return (walk + ahead) * cos - left * sin, (walk + ahead) * sin + left * cos
 
 
 def look_angles(num_columns: int, view_deg: float) -> torch.Tensor:

@@ -31,10 +31,10 @@ PRESETS: dict[str, Preset] = {
         CodecConfig(image_size=32, width=40, latent_channels=8, encoder_blocks=(1, 2, 2), decoder_blocks=(2, 2, 1)),
         DenoiserConfig(latent_size=4, width=128, depth=4, heads=2, recent_frames=4, memory_frames=112),
     ),
-    "small": Preset(CodecConfig(), DenoiserConfig()),
+    "small": Preset(CodecConfig(), DenoiserConfig(memory_frames=304)),
     "base": Preset(
         CodecConfig(image_size=128, width=96),
-        DenoiserConfig(latent_size=16, width=512, depth=12, heads=8, memory_frames=256, num_summary=4),
+        DenoiserConfig(latent_size=16, width=512, depth=12, heads=8, memory_frames=304, num_summary=4),
     ),
 }
 

@@ -17,9 +17,9 @@ from worldmodel.attention import Rotary, RotaryPosition, to_bias
 from worldmodel.cache import MemoryCache, Rings
 from worldmodel.config import DenoiserConfig
 from worldmodel.exact import ExactBuffers
-from worldmodel.geometry import SpatialMemory
+from worldmodel.geometry import SpatialMemory, Survey
 from worldmodel.memory import ChannelMemory, Compressor, Entries, SlotAttention
-from worldmodel.odometry import walk_poses
+from worldmodel.odometry import step_poses, walk_poses
 from worldmodel.views import NUM_FACTS, RememberedViews
 
 
@@ -35,6 +35,22 @@ class Remembered(NamedTuple):
     slots: torch.Tensor
     rotary: Rotary
     is_seen: torch.Tensor
+
+
+class Reckoning(NamedTuple):
+    """Where frames are seen from.
+
+    Attributes:
+        poses: float32 (B, T, 3) of the frames: x, y, heading.
+        before: float32 (B, T, 3) of the frame before each.
+        kept: float32 (B, T, 3), what a cache keeps of each for the frames to come.
+        depths: float32 (B, T, w), log distances of what the frame before each shows; None without spatial memory.
+    """
+
+    poses: torch.Tensor
+    before: torch.Tensor
+    kept: torch.Tensor
+    depths: torch.Tensor | None
 
 
 class Recall(ExactBuffers):
@@ -88,17 +104,33 @@ class Recall(ExactBuffers):
 
     # Remembered views --------------------------------------------------------------------------------------------
 
-    def _survey(
-        self, previous: torch.Tensor, previous_levels: torch.Tensor, actions: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor] | None:
-        """Return what the frames before show of the space: distances (B, T, w) and corrections of walks (B, T, 2)."""
+    def _reckon(
+        self,
+        previous: torch.Tensor,
+        previous_levels: torch.Tensor,
+        actions: torch.Tensor,
+        start: torch.Tensor,
+        last_action: torch.Tensor,
+    ) -> Reckoning:
+        """Return where the frames are, and where those before them were.
+
+        Args:
+            previous, previous_levels, actions: as `Denoiser.forward`.
+            start: float32 (B, 3), as `MemoryCache.pose`.
+            last_action: int64 (B,), as `MemoryCache.last_action`.
+        """
         if self.spatial is None:
-            return None
+            if not self.config.motions:
+                poses = start[:, None].expand(-1, actions.shape[1], -1)
+            else:
+                poses = walk_poses(self.motions, actions, start)
+            return Reckoning(poses, torch.cat([start[:, None], poses[:, :-1]], 1), poses, None)
+        past_actions = torch.cat([last_action[:, None], actions[:, :-1]], 1)
         with torch.no_grad():
-            found: tuple[torch.Tensor, torch.Tensor] = self.spatial.geometry(
-                previous[:, :, 0], previous_levels[:, :, 0], actions
-            )
-        return found
+            survey: Survey = self.spatial.geometry(previous[:, :, :2], previous_levels[:, :, :2], actions, past_actions)
+            before = walk_poses(self.motions, past_actions, start, survey.past_walks)
+            poses = step_poses(self.motions, actions, before, survey.walks)
+        return Reckoning(poses, before, before, survey.depths)
 
     def _may_look_back(self, age: torch.Tensor, held: torch.Tensor, reach: int) -> torch.Tensor:
         """Return which entries a frame may look back at: entry t holds frame t - 1.
@@ -134,42 +166,36 @@ class Recall(ExactBuffers):
         return laid
 
     @staticmethod
-    def _view_facts(
-        before: torch.Tensor, levels: torch.Tensor, survey: tuple[torch.Tensor, torch.Tensor] | None
-    ) -> torch.Tensor:
+    def _view_facts(reckoning: Reckoning, levels: torch.Tensor) -> torch.Tensor:
         """Return what is kept beside a view, float32 (B, T, 4 or 4 + w): pose, level and distances."""
-        parts = [before, levels[:, :, :1].float()]
-        return torch.cat(parts if survey is None else [*parts, survey[0]], -1)
+        parts = [reckoning.before, levels[:, :, :1].float()]
+        return torch.cat(parts if reckoning.depths is None else [*parts, reckoning.depths], -1)
 
     def _views_of_clip(
         self,
         previous: torch.Tensor,
         previous_levels: torch.Tensor,
-        poses: torch.Tensor,
-        survey: tuple[torch.Tensor, torch.Tensor] | None,
+        reckoning: Reckoning,
     ) -> torch.Tensor:
         """Lay the earlier frames of clips over each of their frames."""
-        positions = torch.arange(poses.shape[1], device=poses.device)[None]
+        positions = torch.arange(previous.shape[1], device=previous.device)[None]
         age = positions[:, :, None] - positions[:, None, :]
-        before = F.pad(poses[:, :-1], (0, 0, 1, 0))
         is_seen = self._may_look_back(age, positions, self.config.view_reach)
         columns = previous[:, :, 0].permute(0, 1, 4, 3, 2)
-        return self._project_views(poses, columns, self._view_facts(before, previous_levels, survey), age, is_seen)
+        return self._project_views(reckoning.poses, columns, self._view_facts(reckoning, previous_levels), age, is_seen)
 
     def _look_at_views(
         self,
         previous: torch.Tensor,
         previous_levels: torch.Tensor,
         positions: torch.Tensor,
-        poses: torch.Tensor,
-        survey: tuple[torch.Tensor, torch.Tensor] | None,
+        reckoning: Reckoning,
         cache: MemoryCache,
         written: Rings,
     ) -> torch.Tensor:
         """Look back at the views of the cache and of the new frames; keep the new ones."""
-        new, before = previous[:, :, 0], torch.cat([cache.pose[:, None], poses[:, :-1]], 1)
-        written["views"].append(rearrange(new, "b t c h w -> b t 1 w (h c)"))
-        facts = self._view_facts(before, previous_levels, survey)
+        written["views"].append(rearrange(previous[:, :, 0], "b t c h w -> b t 1 w (h c)"))
+        facts = self._view_facts(reckoning, previous_levels)
         written["view_poses"].append(facts[:, :, None, None])
         held = torch.cat([cache.positions("views"), positions], 1)
         age = positions[:, :, None] - held[:, None]
@@ -178,23 +204,12 @@ class Recall(ExactBuffers):
         old = cache.rings["views"][0, :, 0]  # (B, F, w, h C)
         columns = torch.cat([old, written["views"][-1][:, :, 0].to(old.dtype)], 1)
         columns = columns.unflatten(-1, (self.config.latent_size, self.config.latent_channels))
-        return self._project_views(poses, columns, every, age, is_seen)
+        return self._project_views(reckoning.poses, columns, every, age, is_seen)
 
     # What an entry-based memory needs ---------------------------------------------------------------------------
 
-    def _poses(
-        self,
-        actions: torch.Tensor,
-        start: torch.Tensor,
-        survey: tuple[torch.Tensor, torch.Tensor] | None = None,
-    ) -> torch.Tensor:
-        if not self.config.motions:
-            return start[:, None].expand(-1, actions.shape[1], -1)
-        return walk_poses(self.motions, actions, start, None if survey is None else survey[1])
-
-    def _slot_rotary(self, positions: torch.Tensor, poses: torch.Tensor, start: torch.Tensor) -> Rotary:
-        """Return the rotary angles of entries: entry t holds frame t - 1."""
-        before = torch.cat([start[:, None], poses[:, :-1]], 1)
+    def _slot_rotary(self, positions: torch.Tensor, before: torch.Tensor) -> Rotary:
+        """Return the rotary angles of entries: entry t holds frame t - 1, seen from `before`."""
         cos, sin = self.rotary(positions - 1, before)
         return cos[..., : self.config.num_patches, :], sin[..., : self.config.num_patches, :]
 
@@ -221,13 +236,13 @@ class Recall(ExactBuffers):
         previous_levels: torch.Tensor,
         actions: torch.Tensor,
         positions: torch.Tensor,
-        poses: torch.Tensor,
+        before: torch.Tensor,
         cache: MemoryCache,
         written: Rings,
     ) -> tuple[torch.Tensor, Rotary]:
         """Return the slots of the new frames, (B, J, P, D), compressed with the cache, and their rotary angles."""
         slots = self._make_entries(previous, previous_levels, actions)
-        rotary = self._slot_rotary(positions, poses, cache.pose)
+        rotary = self._slot_rotary(positions, before)
         if self.compressor is not None:
             x, q, k, v = self.compressor.prepare(slots, rotary)
             written["compressed_k"].append(k)

@@ -207,6 +207,12 @@ class Sampler:
 
         Source: arXiv:2503.10704, Sec. 3, the auto-regressive stage.
         """
+        return self.advance(state, actions, noise, shown_noise)
+
+    def advance(
+        self, state: DreamState, actions: torch.Tensor, noise: torch.Tensor, shown_noise: torch.Tensor
+    ) -> tuple[torch.Tensor, Prediction]:
+        """Take the step of `step`, outside of inference mode: what `worldmodel.compiled` compiles."""
         stride, keep = self.window.stride, self.denoiser.config.num_previous
         flight = torch.cat([state.flight, noise], 1)
         flight_actions = torch.cat([state.flight_actions, actions], 1)

@@ -1,0 +1,107 @@
+"""Compiled steps: the same dream in other rounding, kept between runs, never in the way of play."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+import worldmodel.compiled
+from worldmodel.compiled import CompiledStep, cache_folder, compile_step, has_compiler, step_key
+from worldmodel.devices import tune_threads
+from worldmodel.errors import CompileError
+from worldmodel.windows import Window
+from worldmodel.world import WorldModel, WorldState
+
+Openings = dict[str, torch.Tensor]
+
+
+def start(world: WorldModel, openings: Openings, dreams: int = 1) -> WorldState:
+    return world.reset(openings["frames"][:dreams], openings["actions"][:dreams].long(), list(range(dreams)))
+
+
+def dream(world: WorldModel, openings: Openings, steps: int, dreams: int = 1) -> torch.Tensor:
+    state = start(world, openings, dreams)
+    actions = torch.arange(steps) % world.num_actions
+    return torch.stack([world.step(state, action.expand(dreams)).frames for action in actions], 1)
+
+
+@pytest.fixture
+def world(bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> WorldModel:
+    monkeypatch.setenv("WORLDMODEL_CACHE", str(tmp_path / "cache"))
+    return WorldModel.load(bundle, device="cpu", num_steps=1, dtype=torch.float32)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not has_compiler(), reason="no C++ compiler")
+def test_a_compiled_step_dreams_the_same_and_is_kept(world: WorldModel, bundle: Path, openings: Openings) -> None:
+    expected, pair = dream(world, openings, 12), dream(world, openings, 3, dreams=2)
+    compiler = world.compile(wait=True)
+    assert compiler.note == "" and world.compiled is not None
+    found = dream(world, openings, 12)
+    assert (found.int() - expected.int()).abs().max() <= 2  # levels of 255; rounding may tip one over
+    assert torch.equal(dream(world, openings, 12), found)
+    assert torch.equal(dream(world, openings, 3, dreams=2), pair)  # another batch goes uncompiled
+    fork = (state := start(world, openings)).clone()
+    action = torch.tensor([1])
+    frames = [world.step(s, action).frames for s in (state, fork) for _ in range(3)]
+    assert torch.equal(frames[2], frames[5]) and not torch.equal(frames[0], frames[2])
+
+    again = WorldModel.load(bundle, device="cpu", num_steps=1, dtype=torch.float32)
+    again.compile(wait=False)  # found in the cache: there at once
+    assert again.compiled is not None and torch.equal(dream(again, openings, 12), found)
+    file = next(cache_folder().glob("step-*.pt2"))
+    assert [p.name for p in cache_folder().iterdir()] == [file.name]
+    file.write_bytes(file.read_bytes()[:1000])
+    with pytest.raises(CompileError, match="delete it"):
+        CompiledStep(file, 1)
+
+
+def test_without_a_compiler_play_goes_on(
+    world: WorldModel, openings: Openings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worldmodel.compiled, "has_compiler", lambda: False)
+    compiler = world.compile(wait=False)
+    assert not compiler.wait(30) and compiler.is_over and "no C++ compiler" in compiler.note
+    dream(world, openings, 2)
+    with pytest.raises(CompileError, match="no C.. compiler"):
+        world.compile(wait=True)
+    with pytest.raises(CompileError, match="no C.. compiler"):
+        compile_step(world, 1, cache_folder() / "step.pt2")
+
+
+def test_a_world_without_a_bundle_or_of_another_schedule_is_not_compiled(world: WorldModel) -> None:
+    with pytest.raises(CompileError, match="WorldModel.load"):
+        WorldModel(world.codec, world.denoiser, device="cpu").compile()
+    assert world.source is not None
+    ahead = WorldModel.load(world.source, device="cpu", window=Window((0.5, 1.0), (0.0, 0.5), 1))
+    with pytest.raises(CompileError, match="next-frame"):
+        ahead.compile()
+
+
+def test_a_name_depends_on_what_the_step_depends_on(world: WorldModel, bundle: Path, tmp_path: Path) -> None:
+    names = {step_key(world, 1), step_key(world, 2)}
+    names.add(step_key(WorldModel.load(bundle, device="cpu", num_steps=2, dtype=torch.float32), 1))
+    names.add(step_key(WorldModel.load(bundle, device="cpu", num_steps=1, dtype=torch.bfloat16), 1))
+    names.add(step_key(WorldModel.load(bundle, device="cpu", num_steps=1, memory_frames=2, dtype=torch.float32), 1))
+    assert len(names) == 5
+    shutil.copytree(bundle, tmp_path / "copy")
+    same = WorldModel.load(tmp_path / "copy", device="cpu", num_steps=1, dtype=torch.float32)
+    assert step_key(same, 1) == step_key(world, 1)
+
+
+def test_threads_are_chosen_by_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = torch.get_num_threads()
+    clock = [0.0]
+    costs = {1: 3.0, 2: 2.0, 4: 1.95}
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: range(4), raising=False)
+    monkeypatch.setattr("time.perf_counter", lambda: clock[0])
+
+    def run() -> None:
+        clock[0] += costs[torch.get_num_threads()] if torch.get_num_threads() in costs else 9.0
+
+    try:
+        assert tune_threads(run, 3) == 2  # four threads win by too little
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)

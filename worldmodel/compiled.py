@@ -1,0 +1,301 @@
+"""A whole step of a dream as one compiled call: denoising, the write to memory, and the picture.
+
+Owns: the step as a function of tensors, compiling it ahead of time (AOTInductor), the cache of compiled steps, and
+compiling in the background while the world plays on uncompiled. Knows no game and no screen.
+
+On a CPU a step of a small world is mostly the cost of calling some thousand small operations one by one; compiled, they
+are one call. The digits differ a little from the uncompiled step, as sums are ordered otherwise. A compiled step is
+kept in a cache folder under a name that holds everything it depends on: the weights, the settings, this package's
+source, torch, the processor and the number of threads.
+
+`python -m worldmodel.compiled --source DIR --steps N ...` compiles one step; the background calls that.
+"""
+
+import argparse
+import dataclasses
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from worldmodel.cache import MemoryCache
+from worldmodel.errors import CompileError, WorldModelError
+from worldmodel.files import write_file
+from worldmodel.frames import to_frames
+from worldmodel.state import DreamState
+from worldmodel.windows import next_frame_window
+
+if TYPE_CHECKING:
+    from worldmodel.world import WorldModel
+
+VERSION = "1"
+
+
+def cache_folder() -> Path:
+    """Return the folder of compiled steps: WORLDMODEL_CACHE, else `worldmodel` in the user's cache folder."""
+    if own := os.environ.get("WORLDMODEL_CACHE"):
+        return Path(own)
+    base = os.environ.get("LOCALAPPDATA") if sys.platform == "win32" else os.environ.get("XDG_CACHE_HOME")
+    return Path(base or Path.home() / ".cache") / "worldmodel"
+
+
+def has_compiler() -> bool:
+    """Whether there is a C++ compiler to compile with."""
+    names = [os.environ.get("CXX", ""), "g++", "clang++", "c++", "cl"]
+    return any(name and shutil.which(name) for name in names)
+
+
+class WholeStep(nn.Module):
+    """One auto-regressive step as a function of tensors; rings, count and pose are changed in place."""
+
+    def __init__(self, model: "WorldModel") -> None:
+        """Take denoiser, schedule and codec of a world."""
+        super().__init__()
+        self.denoiser, self.codec = model.denoiser, model.codec
+        self._sampler = [model.sampler]  # in a list: it is no module
+        self._dtype = model.dtype
+
+    def forward(
+        self,
+        rings: dict[str, torch.Tensor],
+        rest: dict[str, torch.Tensor],
+        parts: dict[str, torch.Tensor],
+        actions: torch.Tensor,
+        noise: torch.Tensor,
+        shown_noise: torch.Tensor,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
+        """Take one step.
+
+        Args:
+            rings: of the cache.
+            rest: its other fields.
+            parts: the other fields of `DreamState`.
+            actions, noise, shown_noise: as `Sampler.step`.
+
+        Returns:
+            frames uint8 (B, S, H, W, 3), reward logits (B, S, R), termination logits (B, S), the new `parts`.
+        """
+        state = DreamState(cache=MemoryCache(rings=rings, **rest), **parts)
+        latents, prediction = self._sampler[0].advance(state, actions, noise, shown_noise)
+        pixels = self.codec.decode(latents.flatten(0, 1).to(self._dtype)).float()
+        frames = to_frames(pixels).unflatten(0, tuple(latents.shape[:2]))
+        return frames, prediction.reward_logits, prediction.terminated_logit, _parts(state)
+
+
+def _parts(state: DreamState) -> dict[str, torch.Tensor]:
+    """Return the fields of a state beside its cache."""
+    return {f.name: getattr(state, f.name) for f in dataclasses.fields(state) if f.name != "cache"}
+
+
+def _rest(cache: MemoryCache) -> dict[str, torch.Tensor]:
+    """Return the fields of a cache beside its rings."""
+    return {f.name: getattr(cache, f.name) for f in dataclasses.fields(cache) if f.name != "rings"}
+
+
+def _example(model: "WorldModel", batch: int) -> tuple[Any, ...]:
+    """Return arguments of `WholeStep.forward` in the middle of a dream."""
+    size, overlap = model.codec.config.image_size, max(1, model.window.num_clean)
+    context = overlap + 2 * model.window.stride + 2
+    frames = torch.full((batch, context, size, size, 3), 128, dtype=torch.uint8)
+    state = model.reset(frames, torch.zeros(batch, context - 1, dtype=torch.int64), list(range(batch)))
+    actions = torch.zeros(batch, dtype=torch.int64)
+    model.step(state, actions)
+    model.step(state, actions)
+    noise = torch.randn(batch, 2, *state.dream.pending.shape[2:], device=model.device)
+    cache, action = state.dream.cache, actions[:, None].to(model.device)
+    return cache.rings, _rest(cache), _parts(state.dream), action, noise[:, :1], noise[:, 1:]
+
+
+def compile_step(model: "WorldModel", batch: int, file: Path) -> None:
+    """Compile the step of a world for `batch` dreams and write it to `file` (.pt2), whole or not at all.
+
+    Raises:
+        CompileError: no compiler, or it failed.
+    """
+    if not has_compiler():
+        raise CompileError("no C++ compiler was found (g++, clang++ or CXX): install one, or play uncompiled")
+    step = WholeStep(model).eval()
+    try:
+        with torch.no_grad(), tempfile.TemporaryDirectory() as folder:
+            exported = torch.export.export(step, tuple(_detach(part) for part in _example(model, batch)), strict=False)
+            made = torch._inductor.aoti_compile_and_package(exported, package_path=str(Path(folder) / "step.pt2"))
+            write_file(file, Path(made).read_bytes())
+    except WorldModelError:
+        raise
+    except Exception as error:  # export, lowering and the compiler raise whatever they like
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise CompileError(f"the step cannot be compiled here ({reason}): play uncompiled") from error
+
+
+def _detach(value: Any) -> Any:
+    """Return tensors that are not in inference mode."""
+    if isinstance(value, dict):
+        return {name: _detach(part) for name, part in value.items()}
+    return value.clone()
+
+
+class CompiledStep:
+    """A compiled step, loaded."""
+
+    def __init__(self, file: Path, batch: int) -> None:
+        """Load a step for `batch` dreams.
+
+        Raises:
+            CompileError: the file is damaged, or of another machine.
+        """
+        self.batch = batch
+        try:
+            self._run: Callable[..., Any] = torch._inductor.aoti_load_package(str(file))
+        except Exception as error:  # the loader raises plain RuntimeErrors and worse
+            raise CompileError(f"{file} cannot be loaded ({error}): delete it") from error
+
+    def fits(self, state: DreamState, stride: int) -> bool:
+        """Whether it was compiled for such a state: the batch, and a first step behind it."""
+        return state.pending.shape[:2] == (self.batch, stride)
+
+    def __call__(
+        self, state: DreamState, actions: torch.Tensor, noise: torch.Tensor, shown_noise: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Take one step in place; return frames, reward logits and termination logits as `WholeStep`."""
+        frames, rewards, terminated, parts = self._run(
+            state.cache.rings, _rest(state.cache), _parts(state), actions, noise, shown_noise
+        )
+        for name, value in parts.items():
+            setattr(state, name, value)
+        return frames, rewards, terminated
+
+
+def step_key(model: "WorldModel", batch: int) -> str:
+    """Return the name of a compiled step: a hash of all it depends on."""
+    digest = hashlib.sha256()
+    for module in (model.denoiser, model.codec):
+        for name, value in module.state_dict().items():
+            digest.update(name.encode())
+            digest.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    for path in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(path.read_bytes())
+    facts = (VERSION, torch.__version__, platform.machine(), torch.backends.cpu.get_cpu_capability(), str(model.device))
+    settings = (model.config, model.window, model.memory_frames, str(model.dtype), batch, torch.get_num_threads())
+    digest.update(repr((facts, settings, model.denoiser.config, model.codec.config)).encode())
+    return digest.hexdigest()[:24]
+
+
+class BackgroundCompiler:
+    """Compiles the step of a world in a process of low priority, beside the world that plays on uncompiled."""
+
+    def __init__(self, model: "WorldModel", batch: int = 1) -> None:
+        """Prepare for a world that was loaded from a bundle."""
+        self._model, self._batch = model, batch
+        self._process: subprocess.Popen[bytes] | None = None
+        self._thread: threading.Thread | None = None
+        self.note = ""  # why there is no compiled step, once that is known
+        self.is_over = False
+
+    def start(self) -> None:
+        """Load the step from the cache at once, or start compiling it; the world takes it up when it is there."""
+        if self._model.source is not None and self._file().is_file():
+            self._work()
+            return
+        self._thread = threading.Thread(target=self._work, daemon=True)
+        self._thread.start()
+
+    def wait(self, seconds: float | None = None) -> bool:
+        """Wait until it is over; return whether the world has a compiled step."""
+        if self._thread is not None:
+            self._thread.join(seconds)
+        return self._model.compiled is not None
+
+    def stop(self) -> None:
+        """End compiling, if it goes on."""
+        if self._process is not None and self._process.poll() is None:
+            self._process.kill()
+
+    def _work(self) -> None:
+        try:
+            self._model.compiled = self._find()
+        except WorldModelError as error:
+            self.note = str(error)
+        except Exception as error:  # a player must not lose the dream over this
+            self.note = f"{type(error).__name__}: {error}"
+        self.is_over = True
+
+    def _file(self) -> Path:
+        return cache_folder() / f"step-{step_key(self._model, self._batch)}.pt2"
+
+    def _find(self) -> CompiledStep:
+        model = self._model
+        if model.source is None:
+            raise CompileError("only a world loaded from a bundle can be compiled: use WorldModel.load")
+        if model.window != next_frame_window():
+            raise CompileError("only the next-frame schedule is compiled: playing uncompiled")
+        file = self._file()
+        if not file.is_file():
+            if not has_compiler():
+                raise CompileError("no C++ compiler was found: playing uncompiled")
+            words = ["--source", str(model.source), "--steps", str(model.config.num_steps), "--file", str(file)]
+            words += ["--memory", str(model.memory_frames), "--batch", str(self._batch)]
+            words += ["--context-level", str(model.config.context_level), "--device", str(model.device)]
+            words += ["--threads", str(torch.get_num_threads()), "--dtype", str(model.dtype).removeprefix("torch.")]
+            with tempfile.TemporaryFile() as said:
+                self._process = subprocess.Popen(
+                    [sys.executable, "-m", "worldmodel.compiled", *words],
+                    stdin=subprocess.PIPE,  # closes when this process is gone, and ends the other
+                    stdout=subprocess.DEVNULL,
+                    stderr=said,
+                )
+                status = self._process.wait()
+                said.seek(0)
+                lines = said.read().decode(errors="replace").strip().splitlines()
+            if status != 0 or not file.is_file():
+                raise CompileError((lines or ["compiling was ended"])[-1])
+        return CompiledStep(file, self._batch)
+
+
+def main() -> None:
+    """Compile one step, for `BackgroundCompiler`."""
+    parser = argparse.ArgumentParser(prog="python -m worldmodel.compiled", description="Compile the step of a world.")
+    for name in ("source", "file", "device", "dtype"):
+        parser.add_argument(f"--{name}", required=True)
+    for name in ("steps", "memory", "batch", "threads"):
+        parser.add_argument(f"--{name}", type=int, required=True)
+    parser.add_argument("--context-level", type=float, required=True)
+    words = parser.parse_args()
+
+    def end_with_caller() -> None:
+        os.read(0, 1)
+        os._exit(1)
+
+    threading.Thread(target=end_with_caller, daemon=True).start()
+    if hasattr(os, "nice"):
+        os.nice(10)
+    from worldmodel.world import WorldModel
+
+    torch.set_num_threads(words.threads)
+    model = WorldModel.load(
+        words.source,
+        num_steps=words.steps,
+        memory_frames=words.memory,
+        context_level=words.context_level,
+        device=words.device,
+        dtype=getattr(torch, words.dtype),
+    )
+    try:
+        compile_step(model, words.batch, Path(words.file))
+    except WorldModelError as error:
+        print(error, file=sys.stderr)
+        os._exit(1)
+    os._exit(0)  # the thread above still reads
+
+
+if __name__ == "__main__":
+    main()
