@@ -83,6 +83,12 @@ def test_a_near_wall_hides_a_far_one() -> None:
         assert facts[1].exp().max() < 2.2
 
 
+def test_what_was_seen_first_counts_most() -> None:
+    """Two frames from one place disagree about the distance by little: the first one is believed."""
+    _, facts = look_back([(0.0, 0.0, NORTH, 2.0), *[(0.0, 0.0, NORTH, 2.05)] * 20], (0.0, 0.0, NORTH))
+    assert facts[4].mean() > 0.2 * math.log(16)  # the age of what is shown
+
+
 def test_what_is_behind_was_not_seen() -> None:
     laid, facts = look_back([(0.0, 0.0, NORTH, 2.0)], (0.0, 0.0, -NORTH))
     assert facts[0].max() < 0.05 and laid.abs().max() < 0.2

@@ -14,6 +14,9 @@ from torch import nn
 from worldmodel.errors import ConfigError
 
 NEAREST, FARTHEST = 0.1, 12.0  # cells; what lies beyond is taken to lie there
+# What was seen first counts most. Among true frames the newest would be the best guide, and that is what training would
+# learn; but a dream that looks at its own last frames first repeats whatever they got wrong.
+AGE = -0.5
 WALK_SCALE = 0.1  # cells; brings what the network says of walks to about one
 
 
@@ -96,7 +99,7 @@ class ReprojectedViews(nn.Module):
     """Old frames as seen from where the coming frame will be: every column is a piece of wall with a place.
 
     Each column of each old frame is put where its distance says, and projected into the coming frame. For each column
-    there, the pieces that land nearest to it are blended: nearer walls hide farther ones, newer and less noisy frames
+    there, the pieces that land nearest to it are blended: nearer walls hide farther ones, older and less noisy frames
     count more, and a null piece stands for "never seen". Rows are stretched as the change of distance asks. A few
     numbers are learned, with the geometry; where no wall is vertical, this is not the memory to use.
 
@@ -120,7 +123,7 @@ class ReprojectedViews(nn.Module):
         self.log_width = nn.Parameter(torch.tensor(math.log(0.5)))  # columns
         self.nearness = nn.Parameter(torch.tensor(5.0))
         self.zoom = nn.Parameter(torch.tensor([0.5, 0.25]))  # cost of magnifying, of shrinking
-        self.age = nn.Parameter(torch.tensor(0.3))
+        self.age = nn.Parameter(torch.tensor(AGE), requires_grad=False)
         self.noise = nn.Parameter(torch.tensor(6.0))
         self.null = nn.Parameter(torch.tensor(-8.0))
 
