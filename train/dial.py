@@ -7,32 +7,35 @@ recall on the other. Does not know how a measure is taken.
 import dataclasses
 import shlex
 import sys
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from matplotlib.figure import Figure
 from tqdm import tqdm
 
 from envs.episodes import open_shards
 from train.benchmark import start_dream
 from train.card import describe_machine
 from train.data import list_episodes
-from train.likeness import measure_likeness
 from train.needle_cases import NeedleCase, find_cases
 from train.needle_dreams import measure_needle
 from train.options import parse_options, run_program, save_json
-from train.rollouts import EvaluationPlan, dream_on, read_pieces, spread_over
+from train.plots import save_figure
+from train.rollouts import dream_on, read_pieces, spread_over
 from train.stopwatch import time_in_turn
 from train.textures import load_or_train
+from worldmodel.analysis.accumulation import measure_decay
 from worldmodel.analysis.metrics import gradient_energy
 from worldmodel.errors import ConfigError
 from worldmodel.files import write_file
+from worldmodel.windows import parse_schedule
 from worldmodel.world import WorldModel
 
 TIMED_FRAMES = 30
+HORIZON = 64
 SHARP = slice(16, 32)  # dreamt frames 17 to 32
 
 
@@ -51,7 +54,9 @@ class DialOptions:
     memory: tuple[int, ...] = (16, 112, 304)
     """Frames remembered."""
     cases: int = 48
-    """Rollouts of 32 frames compared with the truth."""
+    """Rollouts of 64 frames compared with the truth."""
+    context: int = 128
+    """Real frames before them."""
     needles: int = 40
     """Needles of each distance; 0: none."""
     train_data: Path | None = None
@@ -73,17 +78,17 @@ class DialOptions:
 def measure_setting(model: WorldModel, options: DialOptions, judge: Any, cases: list[NeedleCase]) -> dict[str, Any]:
     """Return a row: what the world costs and gives with its present setting."""
     episodes = list_episodes(open_shards(options.data, "test", model.codec.config.image_size, model.num_actions))
-    plan = EvaluationPlan(cases=options.cases, horizon=32, seed=options.seed)
-    with tempfile.TemporaryDirectory() as folder:
-        likeness = measure_likeness(model, episodes, plan, Path(folder), lambda count: None)
-    pieces = spread_over(
-        episodes, plan.context + SHARP.stop, min(16, options.cases), np.random.default_rng([options.seed, 11])
-    )
-    given = read_pieces(pieces)
+    rng = np.random.default_rng([options.seed, 11])
+    given = read_pieces(spread_over(episodes, options.context + HORIZON, options.cases, rng))
+    seeds = list(range(len(given["frames"])))
+    next_frame = parse_schedule("next")
+    actions = given["actions"].long()
+    decay = measure_decay(model, given["frames"], actions, next_frame, context=options.context, seeds=seeds)
+    few = slice(0, 16)
     dream = dream_on(
-        model, given["frames"][:, : plan.context], given["actions"], list(range(len(pieces))), lambda count: None
+        model, given["frames"][few, : options.context], actions[few, : -HORIZON // 2], seeds[few], lambda count: None
     )
-    truth = given["frames"][:, plan.context :][:, SHARP]
+    truth = given["frames"][few, options.context :][:, SHARP]
     sharpness = float(gradient_energy(dream.frames[:, SHARP]).mean() / gradient_energy(truth).mean())
     recall: dict[str, float | None] = {}
     if cases:
@@ -94,30 +99,60 @@ def measure_setting(model: WorldModel, options: DialOptions, judge: Any, cases: 
     for _ in range(3):
         model.step(state, action)
     uncompiled = time_in_turn({"step": lambda: model.step(state, action).frames.cpu()}, TIMED_FRAMES, model.device)
-    row = {"steps": model.config.num_steps, "memory": model.memory_frames, "step_ms": uncompiled["step"]}
+    row: dict[str, Any] = {
+        "steps": model.config.num_steps,
+        "memory": model.memory_frames,
+        "step_ms": uncompiled["step"],
+    }
     if options.compile:
         model.compile()
         compiled = time_in_turn({"step": lambda: model.step(state, action).frames.cpu()}, TIMED_FRAMES, model.device)
         row["compiled_ms"] = compiled["step"]
         model.compiled = None
     row |= {"dream_bytes": state.dream.cache.num_bytes, "sharpness": round(sharpness, 3), "recall": recall}
-    return row | {"psnr": {h: likeness["psnr"][h] for h in ("1", "4", "16", "32")}}
+    psnr = {str(h): round(float(decay["curves"]["psnr"][h - 1]), 2) for h in (1, 4, 16, 64)}
+    return row | {"psnr": psnr, "decay_db": decay["decay_db"]}
 
 
 def as_table(rows: list[dict[str, Any]]) -> str:
     """Return the rows as a markdown table."""
     bins = list(rows[0]["recall"])
-    titles = ["steps", "memory", "frames/s", "KiB a dream", "PSNR at 1 / 4 / 16 / 32", "sharpness"]
+    titles = ["steps", "memory", "frames/s", "KiB a dream", "PSNR at 1 / 4 / 16 / 64", "decay, dB", "sharpness"]
     titles += [f"recall D {name}" for name in bins]
     lines = ["| " + " | ".join(titles) + " |", "|---" * len(titles) + "|"]
     for row in rows:
         speed = 1000 / row.get("compiled_ms", row["step_ms"])
         psnr = " / ".join(f"{value:.1f}" for value in row["psnr"].values())
         cells = [str(row["steps"]), str(row["memory"]), f"{speed:.0f}", f"{row['dream_bytes'] / 1024:.0f}", psnr]
-        cells += [f"{row['sharpness']:.2f}"]
+        cells += [f"{row['decay_db']:.1f}", f"{row['sharpness']:.2f}"]
         cells += ["-" if row["recall"][name] is None else f"{row['recall'][name]:.2f}" for name in bins]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def plot_trade(path: Path, rows: list[dict[str, Any]]) -> None:
+    """Draw recall against decay, a line of growing memory for each number of denoising steps.
+
+    Raises:
+        StorageError: the file cannot be written.
+    """
+    figure = Figure(figsize=(7.5, 5.5), layout="constrained")
+    axes = figure.subplots()
+    for steps in sorted({row["steps"] for row in rows}):
+        own = sorted((row for row in rows if row["steps"] == steps), key=lambda row: int(row["memory"]))
+        found = [[rate for rate in row["recall"].values() if rate is not None] for row in own]
+        places = [(row["decay_db"], float(np.mean(rates))) for row, rates in zip(own, found, strict=True)]
+        axes.plot(*zip(*places, strict=True), marker="o", label=f"{steps} denoising steps")
+        for row, place in zip(own, places, strict=True):
+            axes.annotate(f"{row['memory']} frames", place, textcoords="offset points", xytext=(6, 4), fontsize=8)
+    axes.set(
+        xlabel="decay over 64 frames: PSNR of the first 16 minus the last 16, dB (left is better)",
+        ylabel="recall: mean retrieval rate over all distances",
+        title="Recall against decay",
+    )
+    axes.grid(alpha=0.3)
+    axes.legend()
+    save_figure(path, figure)
 
 
 def run_dial(options: DialOptions, command: str = "") -> dict[str, Any]:
@@ -145,6 +180,8 @@ def run_dial(options: DialOptions, command: str = "") -> dict[str, Any]:
         "machine": describe_machine(model.device),
         "options": {k: str(v) for k, v in dataclasses.asdict(options).items()},
     }
+    if options.needles:
+        plot_trade(options.out / "recall_and_decay.png", rows)
     write_file(options.out / "dial.md", (as_table(rows) + "\n").encode())
     save_json(options.out / "report.json", report)
     return report

@@ -210,22 +210,28 @@ def measure_out_and_back(
     others: list[np.ndarray] = []
     ages: list[np.ndarray] = []
     rows: list[tuple[str, torch.Tensor]] = []
-    for number, piece in enumerate(pieces):  # one at a time: ways back differ in length
-        given = read_pieces([piece])
-        walk = given["actions"][0, known - 1 :].tolist()
-        back, left = undo(walk, motions)
-        actions = torch.tensor([*given["actions"][0].tolist(), *[turn_left] * ROUND, *back])[None]
-        dream = dream_on(model, given["frames"][:, :known], actions, [options.seed + number], on_frames)
-        first, again = dream.frames[0, :length], dream.frames[0, length + ROUND :]
-        arrived = [(j, steps - 1) for j, steps in enumerate(left) if steps >= 1]
-        then = torch.tensor([step for _, step in arrived])
-        now = torch.tensor([j for j, _ in arrived])
-        errors.append(squared_error(again[now], first[then]).numpy())
-        others.append(squared_error(again[now], first[then.flip(0)]).numpy())
-        ages.append((length + ROUND + now - then).numpy())
-        if number < 4:
-            picks = torch.linspace(0, len(arrived) - 1, 10).long()
-            rows += [("first", first[then[picks]]), ("again", again[now[picks]])]
+    number = 0
+    for batch in in_batches(pieces, options.batch_size):
+        given = read_pieces(batch)
+        ways = [undo(row[known - 1 :].tolist(), motions) for row in given["actions"]]
+        longest = max(len(back) for back, _ in ways)
+        turn = torch.full((ROUND,), turn_left)
+        rest = [torch.tensor([*back, *[0] * (longest - len(back))]) for back, _ in ways]  # all as long: 0 stays there
+        actions = torch.stack([torch.cat([row, turn, part]) for row, part in zip(given["actions"], rest, strict=True)])
+        seeds = [options.seed + number + i for i in range(len(batch))]
+        dream = dream_on(model, given["frames"][:, :known], actions, seeds, on_frames)
+        for frames, (_, left) in zip(dream.frames, ways, strict=True):
+            first, again = frames[:length], frames[length + ROUND :]
+            arrived = [(j, steps - 1) for j, steps in enumerate(left) if steps >= 1]
+            then = torch.tensor([step for _, step in arrived])
+            now = torch.tensor([j for j, _ in arrived])
+            errors.append(squared_error(again[now], first[then]).numpy())
+            others.append(squared_error(again[now], first[then.flip(0)]).numpy())
+            ages.append((length + ROUND + now - then).numpy())
+            if len(rows) < 8:
+                picks = torch.linspace(0, len(arrived) - 1, 10).long()
+                rows += [("first", first[then[picks]]), ("again", again[now[picks]])]
+        number += len(batch)
     error, other, age = (np.concatenate(parts) for parts in (errors, others, ages))
     each = torch.tensor([float(to_psnr(torch.tensor(part.mean()))) for part in errors])
     spans = [(0, 100), (100, 200), (200, 300), (300, 1000)]

@@ -18,7 +18,7 @@ from tqdm import tqdm
 from envs.episodes import open_shards
 from train.data import list_episodes
 from train.drift import measure_drift
-from train.likeness import measure_likeness
+from train.likeness import measure_heads, measure_likeness
 from train.options import parse_options, run_program, save_json
 from train.plots import plot_drift, plot_likeness, write_summary
 from train.response import RULE, TURNS, WALKS, measure_dreams, measure_real
@@ -76,6 +76,7 @@ def evaluate_world(
     with tqdm(total=total, desc="dreaming", unit="frame", mininterval=2.0) as progress:
         report = measure_likeness(model, episodes, plan, out, progress.update)
         held = {"held": plan.held_frames, "seed": plan.seed}
+        report["heads_on_real_play"] = measure_heads(model, episodes)
         report["action_response_real"] = measure_real(episodes, names, count=plan.openings, **held)
         report["action_response"] = measure_dreams(
             model,

@@ -13,8 +13,10 @@ import torch
 
 from envs.episodes import EpisodeInfo
 from train.plots import save_sheet
-from train.rollouts import EvaluationPlan, dream_on, in_batches, read_pieces, spread_over
+from train.rollouts import EvaluationPlan, Piece, dream_on, in_batches, read_pieces, spread_over
 from worldmodel.analysis.metrics import squared_error, ssim, to_psnr
+from worldmodel.noise import add_noise
+from worldmodel.objective import stack_previous
 from worldmodel.world import WorldModel
 
 HORIZONS = (1, 2, 4, 8, 16, 32, 64)
@@ -158,4 +160,55 @@ def summarize_likeness(
         "curves": {"psnr": dream.tolist(), "copy_last": copy.tolist()},
         "reward": score_events(found["rewards"], found["true_rewards"]),
         "terminated": score_events(found["terminated"], found["true_terminated"]),
+    }
+
+
+@torch.inference_mode()
+def measure_heads(
+    model: WorldModel, episodes: list[EpisodeInfo], num_frames: int = 96, most: int = 400, batch_size: int = 8
+) -> dict[str, Any]:
+    """Let the heads watch held-out real play: recorded frames, shown as finished frames are, in clips side by side.
+
+    Args:
+        model: the world.
+        episodes: held-out episodes.
+        num_frames: frames of a clip; shorter ends of episodes are left out, but for one clip that ends each episode.
+        most: clips at most, evenly chosen.
+        batch_size: clips at once.
+
+    Returns:
+        precision, recall and F1 of rewards and endings (`score_events`), and the number of frames.
+    """
+    config = model.denoiser.config
+    pieces = []
+    for episode in episodes:
+        if episode.num_frames >= num_frames:
+            starts = {*range(0, episode.num_frames - num_frames + 1, num_frames), episode.num_frames - num_frames}
+            pieces += [Piece(episode, start, num_frames) for start in sorted(starts)]
+    pieces = [pieces[int(i)] for i in np.linspace(0, len(pieces) - 1, min(most, len(pieces)))]
+    if not pieces:
+        return {}
+    parts: dict[str, list[torch.Tensor]] = {}
+    generator = torch.Generator().manual_seed(0)
+    values = torch.tensor(config.reward_values)
+    for batch in in_batches(pieces, batch_size):
+        given = read_pieces(batch, ("frames", "actions", "rewards", "terminated"))
+        latents = model.encode(given["frames"])
+        level = model.config.context_level
+        noise = torch.randn(latents.shape, generator=generator).to(model.device)
+        levels = latents.new_full(latents.shape[:2], level)
+        shown = add_noise(latents, noise, levels)
+        previous, previous_levels = stack_previous(shown, levels, config.num_previous)
+        actions = torch.nn.functional.pad(given["actions"].long(), (1, 0), value=config.num_actions).to(model.device)
+        found = model.denoiser(shown, levels, actions, previous, previous_levels, 8 if num_frames % 8 == 0 else None)
+        parts.setdefault("rewards", []).append(values[found.reward_logits.argmax(-1).cpu()][:, 1:] != 0)
+        parts.setdefault("terminated", []).append(found.terminated_logit.cpu()[:, 1:] > 0)
+        parts.setdefault("true_rewards", []).append(given["rewards"] != 0)
+        parts.setdefault("true_terminated", []).append(given["terminated"])
+    all_of = {name: torch.cat(part) for name, part in parts.items()}
+    return {
+        "reward": score_events(all_of["rewards"], all_of["true_rewards"], 1),
+        "terminated": score_events(all_of["terminated"], all_of["true_terminated"], 1),
+        "frames": int(all_of["rewards"].numel()),
+        "slack": 1,
     }
