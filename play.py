@@ -50,8 +50,8 @@ class Options:
     threads: int | None = None
     """CPU threads for torch. Without it, the fastest number is measured at the start."""
     compile: str = "auto"
-    """auto: compile the step in the background while the dream plays on (a minute, once; then it is kept); wait:
-    compile before the first frame; off."""
+    """auto: compile the step in the background while the dream plays on in its window (a minute, once; then it is kept
+    for next time, and for --headless); wait: compile before the first frame; off."""
     video: Path | None = None
     """Record an MP4 from the first frame on."""
     headless: bool = False
@@ -200,7 +200,7 @@ def make_dream(options: Options, report: Report) -> PlayableEnv:
     is_next = options.schedule in (None, "next")
     if options.compile == "wait" or (options.compile == "auto" and is_next):
         report(0.8, "compiling the step" if options.compile == "wait" else "looking for a compiled step")
-        env.compile(wait=options.compile == "wait")
+        env.compile(wait=options.compile == "wait", cached_only=options.headless and options.compile == "auto")
     return env
 
 

@@ -107,13 +107,13 @@ class DreamEnv(gymnasium.Env[np.ndarray, np.int64]):
         if compile != "off":
             self.compile(wait=compile == "wait")
 
-    def compile(self, *, wait: bool) -> None:
-        """Compile the step, see the argument `compile`.
+    def compile(self, *, wait: bool, cached_only: bool = False) -> None:
+        """Compile the step, see the argument `compile`; with `cached_only` take one that was compiled before, or none.
 
         Raises:
             CompileError: with `wait`, if it cannot be compiled here.
         """
-        self._compiler = self._model.compile(wait=wait)
+        self._compiler = self._model.compile(wait=wait, cached_only=cached_only)
 
     def tune_threads(self, rounds: int = 5) -> int:
         """Time a few steps with one, two, four ... CPU threads; keep the fastest for torch in this process.

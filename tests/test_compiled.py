@@ -64,6 +64,7 @@ def test_without_a_compiler_play_goes_on(
     compiler = world.compile(wait=False)
     assert not compiler.wait(30) and compiler.is_over and "no C++ compiler" in compiler.note
     dream(world, openings, 2)
+    assert world.compile(wait=False, cached_only=True).note == "not compiled yet"
     with pytest.raises(CompileError, match="no C.. compiler"):
         world.compile(wait=True)
     with pytest.raises(CompileError, match="no C.. compiler"):

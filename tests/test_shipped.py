@@ -8,6 +8,7 @@ from pathlib import Path
 import gymnasium
 import numpy as np
 import pytest
+import torch
 from gymnasium.utils.env_checker import check_env
 
 from envs.actions import LABMAZE_ACTIONS
@@ -42,8 +43,28 @@ def test_it_has_the_spaces_of_the_real_world(dream: DreamEnv) -> None:
     assert load_info("labmaze")["action_names"] == list(LABMAZE_ACTIONS.names)
 
 
-def test_it_remembers_at_least_100_frames(dream: DreamEnv) -> None:
-    assert dream.memory_frames >= 100
+def test_it_remembers_at_least_300_frames(dream: DreamEnv) -> None:
+    assert dream.memory_frames >= 300
+
+
+def test_turning_round_shows_the_same_again(dream: DreamEnv) -> None:
+    """Looking all the way round, 60 turns of 6 degrees: each picture of the second round is nearest to its own."""
+    dream.reset(seed=4)
+    turn = LABMAZE_ACTIONS.index("turn_left")
+    frames = np.stack([dream.step(turn)[0] for _ in range(120)]).astype(float)[::6]
+    first, second = frames[:10], frames[10:]
+    apart = np.square(first[None] - second[:, None]).mean((2, 3, 4))
+    assert (apart.argmin(1) == np.arange(10)).sum() >= 8
+    assert apart.diagonal().mean() < 0.5 * apart.mean()
+
+
+def test_threads_are_measured_and_the_step_is_found_or_not(dream: DreamEnv) -> None:
+    before = torch.get_num_threads()
+    try:
+        assert dream.tune_threads(rounds=1) >= 1
+    finally:
+        torch.set_num_threads(before)
+    assert not dream.is_compiled and dream.compile_note == ""
 
 
 def test_it_starts_from_a_bank_of_real_openings(dream: DreamEnv) -> None:
@@ -80,7 +101,7 @@ def test_the_dream_does_not_fade(dream: DreamEnv) -> None:
 
 
 def test_the_readme_command_plays_without_a_display(tmp_path: Path) -> None:
-    words = ["--headless", "--frames", "12", "--actions", "w*6 a*3 wd*3", "--steps", "1", "--threads", "1"]
+    words = ["--headless", "--frames", "12", "--actions", "w*6 a*3 wd*3", "--steps", "1", "--compile", "off"]
     command = [sys.executable, "play.py", *words, "--video", str(tmp_path / "dream.mp4")]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert result.returncode == 0, result.stderr

@@ -14,6 +14,7 @@ from worldmodel.denoiser import Denoiser, DenoiserConfig
 
 LENGTHS = (16, 48, 112, 304)
 VIEW_HEADS = 2
+VIEW_POINTS = 12
 BUDGET = 16  # slots of the compressed structures
 COLUMNS = ("structure", "memory_frames", "slots", "parameters", "flops_a_call", "cache_bytes", "bytes_a_frame")
 
@@ -29,6 +30,7 @@ def structures(length: int) -> list[dict[str, Any]]:
         {"memory": "channel", "compression": "modulated", "budget": min(BUDGET, length), **frames},
         {"memory": "cross", **frames},
         {"memory": "none", "view_heads": VIEW_HEADS, **frames},
+        {"memory": "none", "view_points": VIEW_POINTS, **frames},
     ]
 
 
@@ -67,13 +69,13 @@ def memory_costs(config: DenoiserConfig, lengths: tuple[int, ...] = LENGTHS) -> 
         for changes in structures(length):
             own = {"compression": "none", "budget": 0, "motions": (), **changes}
             own = {"view_heads": 0, "view_points": 0, "view_frames": 0, **own}
-            if own["view_heads"]:  # which motions does not matter for the cost
+            if own["view_heads"] or own["view_points"]:  # which motions does not matter for the cost
                 own["motions"] = config.motions or ((0.0, 0.0),) * config.num_actions
             denoiser = Denoiser(dataclasses.replace(config, **own)).eval()
             held = denoiser.new_cache(1).num_bytes
             setting = denoiser.config.setting
             name = setting.structure if setting.compression == "none" else f"{setting.structure}, {setting.compression}"
-            name = "views" if own["view_heads"] else name
+            name = "views" if own["view_heads"] else "spatial" if own["view_points"] else name
             parameters = sum(p.numel() for p in denoiser.parameters())
             values = (name, length, setting.budget, parameters, count_flops(denoiser), held, held // length)
             rows.append(dict(zip(COLUMNS, values, strict=True)))

@@ -201,10 +201,17 @@ class BackgroundCompiler:
         self.note = ""  # why there is no compiled step, once that is known
         self.is_over = False
 
-    def start(self) -> None:
-        """Load the step from the cache at once, or start compiling it; the world takes it up when it is there."""
+    def start(self, *, cached_only: bool = False) -> None:
+        """Load the step from the cache at once, or start compiling it; the world takes it up when it is there.
+
+        Args:
+            cached_only: compile nothing.
+        """
         if self._model.source is not None and self._file().is_file():
             self._work()
+            return
+        if cached_only:
+            self.note, self.is_over = "not compiled yet", True
             return
         self._thread = threading.Thread(target=self._work, daemon=True)
         self._thread.start()

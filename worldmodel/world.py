@@ -102,7 +102,7 @@ class WorldModel:
         model.source = resolve(name_or_folder)
         return model
 
-    def compile(self, batch: int = 1, *, wait: bool = True) -> BackgroundCompiler:
+    def compile(self, batch: int = 1, *, wait: bool = True, cached_only: bool = False) -> BackgroundCompiler:
         """Compile the step for `batch` dreams; a minute the first time, then it is found in the cache folder.
 
         Compiled frames are the same for the same seed and actions; they differ from uncompiled ones in rounding.
@@ -110,6 +110,7 @@ class WorldModel:
         Args:
             batch: dreams stepped at once. Batches of other sizes go on uncompiled.
             wait: return when it is done; else the world plays on, and is faster from some step on.
+            cached_only: take a step that was compiled before, and compile nothing.
 
         Returns:
             what compiles; its `note` says why there is nothing compiled, where that is so.
@@ -118,7 +119,7 @@ class WorldModel:
             CompileError: with `wait`, if the step cannot be compiled.
         """
         compiler = BackgroundCompiler(self, batch)
-        compiler.start()
+        compiler.start(cached_only=cached_only)
         if wait and not compiler.wait():
             raise CompileError(compiler.note)
         return compiler
