@@ -45,5 +45,10 @@ def test_the_table_and_the_plot_show_recall(tmp_path: Path) -> None:
 def test_settings_that_cannot_be_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="at least 1"):
         DialOptions(checkpoint="", data=tmp_path, out=tmp_path, steps=())
+    for setting in ("2", "2:x", "0:5"):
+        with pytest.raises(ConfigError, match="settings"):
+            DialOptions(checkpoint="", data=tmp_path, out=tmp_path, settings=("1:9", setting))
+    pairs = DialOptions(checkpoint="", data=tmp_path, out=tmp_path, settings=("1:9", "2:7")).pairs()
+    assert pairs == [(1, 9), (2, 7)]
     with pytest.raises(ConfigError, match="needles"):
         DialOptions(checkpoint="", data=tmp_path, out=tmp_path, needles=-1)

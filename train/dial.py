@@ -53,6 +53,8 @@ class DialOptions:
     """Denoising steps a frame."""
     memory: tuple[int, ...] = (16, 112, 304)
     """Frames remembered."""
+    settings: tuple[str, ...] = ()
+    """STEPS:MEMORY pairs such as 2:1024, instead of every combination."""
     cases: int = 48
     """Rollouts of 64 frames compared with the truth."""
     context: int = 128
@@ -71,8 +73,26 @@ class DialOptions:
     def __post_init__(self) -> None:
         if not self.steps or not self.memory or min(*self.steps, *self.memory) < 1:
             raise ConfigError(f"steps and memory need numbers of at least 1; got {self.steps} and {self.memory}")
+        self.pairs()
         if self.cases < 1 or self.needles < 0:
             raise ConfigError(f"cases must be at least 1 and needles at least 0; got {self.cases}, {self.needles}")
+
+    def pairs(self) -> list[tuple[int, int]]:
+        """Return what is measured: denoising steps and memory.
+
+        Raises:
+            ConfigError: a setting cannot be read.
+        """
+        if not self.settings:
+            return [(steps, memory) for memory in self.memory for steps in self.steps]
+        try:
+            found = [tuple(int(part) for part in setting.split(":")) for setting in self.settings]
+            pairs = [(steps, memory) for steps, memory in found]
+        except ValueError as error:
+            raise ConfigError(f"settings are STEPS:MEMORY pairs such as 2:1024; got {self.settings}") from error
+        if min(min(pair) for pair in pairs) < 1:
+            raise ConfigError(f"settings need numbers of at least 1; got {self.settings}")
+        return pairs
 
 
 def measure_setting(model: WorldModel, options: DialOptions, judge: Any, cases: list[NeedleCase]) -> dict[str, Any]:
@@ -170,8 +190,7 @@ def run_dial(options: DialOptions, command: str = "") -> dict[str, Any]:
             options.train_data or options.data, options.out / "textures.safetensors", held_out=options.data
         )
     rows = []
-    settings = [(steps, memory) for memory in options.memory for steps in options.steps]
-    for steps, memory in tqdm(settings, desc="settings"):
+    for steps, memory in tqdm(options.pairs(), desc="settings"):
         model = WorldModel.load(options.checkpoint, device=options.device, num_steps=steps, memory_frames=memory)
         rows.append(measure_setting(model, options, judge, cases))
     report = {
