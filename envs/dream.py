@@ -45,7 +45,7 @@ class DreamEnv(gymnasium.Env[np.ndarray, np.int64]):
         max_episode_steps: steps until truncation; None: never.
         schedule: as `worldmodel.windows.parse_schedule` reads it: next, fifo:W, rolling:W:SUBSTEPS, FILE.json. One that
             looks ahead answers `input_lag` frames later; the frames before follow action 0.
-        compile: "off"; "wait": compile the step before the first dream, a minute the first time, and kept for later
+        compile: "off"; "wait": compile the step before the first dream, two minutes the first time, and kept for later
             ones; "background": play on uncompiled meanwhile. Compiled frames differ from uncompiled ones in rounding.
 
     Raises:

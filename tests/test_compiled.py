@@ -91,6 +91,11 @@ def test_a_name_depends_on_what_the_step_depends_on(world: WorldModel, bundle: P
     assert step_key(same, 1) == step_key(world, 1)
 
 
+def test_the_shipped_world_has_a_name() -> None:
+    """Single numbers among its weights, in 16 bits, can be hashed as well."""
+    assert len(step_key(WorldModel.load("labmaze", device="cpu", dtype=torch.bfloat16), 1)) == 24
+
+
 def test_threads_are_chosen_by_time(monkeypatch: pytest.MonkeyPatch) -> None:
     before = torch.get_num_threads()
     clock = [0.0]

@@ -103,7 +103,7 @@ class WorldModel:
         return model
 
     def compile(self, batch: int = 1, *, wait: bool = True, cached_only: bool = False) -> BackgroundCompiler:
-        """Compile the step for `batch` dreams; a minute the first time, then it is found in the cache folder.
+        """Compile the step for `batch` dreams; two minutes the first time, then it is found in the cache folder.
 
         Compiled frames are the same for the same seed and actions; they differ from uncompiled ones in rounding.
 
