@@ -50,8 +50,8 @@ class Options:
     threads: int | None = None
     """CPU threads for torch. Without it, the fastest number is measured at the start."""
     compile: str = "auto"
-    """auto: compile the step in the background while the dream plays on in its window (two minutes, once; then it is kept
-    for next time, and for --headless); wait: compile before the first frame; off."""
+    """auto: compile the step in the background while the dream plays on in its window (two minutes, once; then it is
+    kept for next time, and for --headless); wait: compile before the first frame; off."""
     video: Path | None = None
     """Record an MP4 from the first frame on."""
     headless: bool = False
