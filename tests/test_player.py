@@ -235,6 +235,7 @@ def test_main_hands_options_to_the_dream(monkeypatch: pytest.MonkeyPatch, capsys
     module.DreamEnv = make  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "envs.dream", module)
     arguments = "--headless --frames 1 --steps 3 --memory 50 --device cpu --checkpoint runs/x --world LabMaze"
+    arguments += " --threads 1 --compile off"
     assert play.main(arguments.split()) == 0
     expected = {"world": "labmaze", "checkpoint": "runs/x", "device": "cpu", "num_steps": 3, "memory_frames": 50}
     assert given == expected

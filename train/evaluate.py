@@ -76,7 +76,8 @@ def evaluate_world(
     with tqdm(total=total, desc="dreaming", unit="frame", mininterval=2.0) as progress:
         report = measure_likeness(model, episodes, plan, out, progress.update)
         held = {"held": plan.held_frames, "seed": plan.seed}
-        report["heads_on_real_play"] = measure_heads(model, episodes)
+        if isinstance(model, WorldModel):  # what only dreams, as a stand-in may, has no heads
+            report["heads_on_real_play"] = measure_heads(model, episodes)
         report["action_response_real"] = measure_real(episodes, names, count=plan.openings, **held)
         report["action_response"] = measure_dreams(
             model,
