@@ -54,6 +54,8 @@ def record(folder: Path, walks: list[list[int]], stopped: tuple[int, ...] = ()) 
 class PoseWorld:
     """Has the face of a `WorldModel`; a frame shows where it stands, exactly: a world that never forgets."""
 
+    can_reckon = False
+
     def __init__(self, forgets: bool = False) -> None:
         self.forgets = forgets
 

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -10,6 +11,9 @@ from worldmodel.denoiser import Denoiser, DenoiserConfig
 from worldmodel.errors import ConfigError
 from worldmodel.geometry import ReprojectedViews, SpatialConfig, SpatialMemory
 from worldmodel.odometry import walk_poses
+from worldmodel.recall import Seen
+from worldmodel.sampler import Sampler, SamplerConfig
+from worldmodel.windows import next_frame_window
 
 SIZE, CHANNELS, VIEW_DEG = 8, 3, 60.0
 MOTIONS = ((0.0, 0.0), (0.0, 0.12), (0.0, -0.12), (6.0, 0.0), (-6.0, 0.0), (6.0, 0.12), (-6.0, 0.12))
@@ -137,3 +141,61 @@ def test_views_reach_further_than_summaries(make_denoiser: Callable[..., Denoise
 def test_settings_that_cannot_be_are_refused(changes: dict[str, object]) -> None:
     with pytest.raises(ConfigError, match="view_points"):
         DenoiserConfig(**changes)
+
+
+@pytest.mark.parametrize("num_steps", [1, 3])
+def test_looking_back_once_a_step_is_enough(
+    make_denoiser: Callable[..., Denoiser], monkeypatch: pytest.MonkeyPatch, num_steps: int
+) -> None:
+    """The frames are those of a sampler whose every network call looks back by itself."""
+    denoiser = make_denoiser(motions=MOTIONS, width=64, heads=4, view_points=4, view_frames=20)
+    latents, noise, actions = draw_dream(denoiser, 6)
+    plain, calls, found = Denoiser.look_back, [], []
+
+    def counted(*given: Any) -> Seen:
+        calls.append(1)
+        return plain(*given)
+
+    monkeypatch.setattr(Denoiser, "look_back", counted)
+    for _ in range(2):
+        sampler = Sampler(denoiser, next_frame_window(), SamplerConfig(num_steps=num_steps))
+        state = sampler.begin(latents, actions, noise)
+        calls.clear()
+        for t in range(4):
+            now = slice(t, t + 1)
+            found.append(sampler.step(state, actions[:, now], noise[:, now], latents[:, now])[0])
+        assert len(calls) == (4 if len(found) == 4 else 4 * (1 + num_steps))
+        monkeypatch.setattr(Seen, "last", lambda seen, num_frames: None)
+    for once, again in zip(found[:4], found[4:], strict=True):
+        torch.testing.assert_close(once, again, rtol=1e-4, atol=1e-4)
+
+
+def test_a_step_is_reckoned_before_and_after_it_is_taken(make_denoiser: Callable[..., Denoiser]) -> None:
+    """What the next step will get follows what the geometry says; turning gets nothing."""
+    denoiser = make_denoiser(motions=MOTIONS, width=64, heads=4, view_points=4)
+    assert denoiser.spatial is not None
+    latents, noise, actions = draw_dream(denoiser, 6)
+    sampler = Sampler(denoiser, next_frame_window(), SamplerConfig(num_steps=1))
+    head = list(denoiser.spatial.geometry.to_walks)[-1]
+    for weight in head.parameters():
+        torch.nn.init.zeros_(weight)
+    stopped = torch.tensor([-0.5, 0.0])  # cells ahead and to the left, in units of WALK_SCALE
+    with torch.no_grad():
+        head.bias.copy_(torch.stack([stopped, 0.4 * stopped])[:, None].expand(2, 8, 2).flatten())
+    state = sampler.begin(latents, torch.full_like(actions, 1), noise)
+    last, coming = sampler.reckon(state, torch.tensor([[1], [2]]))
+    torch.testing.assert_close(coming, torch.tensor([0.12 - 0.05, -0.12 - 0.05]))
+    torch.testing.assert_close(last, torch.tensor([0.12 - 0.02, 0.12 - 0.02]))
+    _, turned = sampler.reckon(state, torch.tensor([[0], [0]]))
+    torch.testing.assert_close(turned, torch.tensor([-0.05, -0.05]))
+    with pytest.raises(ConfigError, match="spatial memory"):
+        plain = Sampler(make_denoiser(), next_frame_window(), SamplerConfig(num_steps=1))
+        plain.reckon(plain.begin(latents, actions, noise), actions[:, :1])
+
+
+def draw_dream(denoiser: Denoiser, frames: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return latents, noise and actions of two dreams."""
+    generator = torch.Generator().manual_seed(0)
+    size, channels = denoiser.config.latent_size, denoiser.config.latent_channels
+    latents, noise = torch.randn(2, 2, frames, channels, size, size, generator=generator)
+    return latents, noise, torch.randint(7, (2, frames), generator=generator)

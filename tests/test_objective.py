@@ -135,6 +135,23 @@ def test_own_frames_replace_the_context_and_nothing_else(make_denoiser: Callable
     assert abs(float(some_own) - float(plain)) > 1e-4
 
 
+def test_own_frames_are_not_remembered(make_denoiser: Callable[..., Denoiser]) -> None:
+    """The memory stays true: what is laid over frames is the same, whatever the model made of the frames before."""
+    motions = ((0.0, 0.0), (0.0, 0.12), (0.0, -0.12), (6.0, 0.0), (-6.0, 0.0), (6.0, 0.12), (-6.0, 0.12))
+    denoiser = make_denoiser(motions=motions, width=64, heads=4, view_points=4)
+    batch, drawn, seen = clips(), chance(ObjectiveConfig(own_share=0.5)), []
+    handle = denoiser.register_forward_hook(lambda module, given, output: seen.append(given))
+    with torch.no_grad():
+        DenoiserLoss(denoiser, ObjectiveConfig(own_share=0.0), 4)(**batch, **drawn)
+        DenoiserLoss(denoiser, ObjectiveConfig(own_share=0.5), 4)(**batch, **drawn)
+    handle.remove()
+    true, own = seen[0], seen[2]
+    assert not torch.equal(true[3], own[3])  # the frames before
+    expected = denoiser.look_back(*true[3:5], true[2])
+    torch.testing.assert_close(own[6].views, expected.views)
+    torch.testing.assert_close(own[6].reckoning.poses, expected.reckoning.poses)
+
+
 def test_every_weight_learns(make_denoiser: Callable[..., Denoiser]) -> None:
     denoiser, config = make_denoiser(), ObjectiveConfig()
     loss, _ = DenoiserLoss(denoiser, config, 4)(**clips(), **chance(config))

@@ -8,7 +8,7 @@ dreams against real play by FD-lite0. Does not know how frames are compared (`wo
 import shlex
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,10 +23,12 @@ from train.data import list_episodes
 from train.features import load_ruler
 from train.options import parse_options, run_program, save_json
 from train.plots import save_sheet
-from train.rollouts import dream_on, in_batches, read_pieces, spread, spread_over
+from train.rollouts import dream_on, in_batches, read_pieces, spread, spread_over, step_on
+from train.wander import wander
 from worldmodel.analysis.distances import frechet_distance
 from worldmodel.analysis.metrics import squared_error, ssim, to_psnr
 from worldmodel.errors import ConfigError, DataError, SeedError
+from worldmodel.state import WorldState
 from worldmodel.world import WorldModel
 
 TECO_CONTEXT, TECO_FRAMES = 144, 300
@@ -175,6 +177,49 @@ def open_stretches(episode: EpisodeInfo, length: int, motions: np.ndarray) -> np
     return starts[stops[starts + length] == stops[starts]]
 
 
+def walk_out(
+    model: WorldModel,
+    episodes: Sequence[EpisodeInfo],
+    motions: Sequence[tuple[float, float]],
+    options: EnduranceOptions,
+    on_frames: Callable[[int], object],
+) -> Iterator[tuple[WorldState, torch.Tensor, torch.Tensor, float | None]]:
+    """Dream walks out, a batch at a time.
+
+    With a spatial memory the walks go where the dream itself shows no wall (`train.wander`). Without one they are
+    recorded walks that no wall stopped in the real maze; the dream may have put one elsewhere, and that counts against
+    it.
+
+    Yields:
+        the dreams, their frames uint8 (B, N, H, W, 3), their actions (B, N), and the share of walking steps that were
+        stopped all the same (None: not known).
+
+    Raises:
+        DataError: too few such walks.
+    """
+    length, known = options.walk_frames, options.context
+    rng = np.random.default_rng([options.seed, 9])
+    if model.can_reckon:
+        pieces = spread_over(episodes, known, options.walks, rng)
+    else:
+        starts = [open_stretches(e, length, np.array(motions)) for e in episodes]
+        starts = [s[s >= known - 1] - (known - 1) for s in starts]
+        pieces = spread(episodes, starts, known + length, options.walks, rng)
+    if not pieces:
+        raise DataError(f"no held-out episode walks {length} steps without meeting a wall: lower --walk-frames")
+    number = 0
+    for batch in in_batches(pieces, options.batch_size):
+        given = read_pieces(batch)
+        seeds = [options.seed + number + i for i in range(len(batch))]
+        actions = given["actions"].long()
+        state = model.reset(given["frames"][:, :known], actions[:, : known - 1], seeds)
+        if model.can_reckon:
+            yield state, *wander(model, state, length, motions, seeds, on_frames)
+        else:
+            yield state, step_on(model, state, actions[:, known - 1 :], on_frames).frames, actions[:, known - 1 :], None
+        number += len(batch)
+
+
 def measure_out_and_back(
     model: WorldModel,
     episodes: Sequence[EpisodeInfo],
@@ -182,46 +227,32 @@ def measure_out_and_back(
     options: EnduranceOptions,
     on_frames: Callable[[int], object],
 ) -> tuple[dict[str, Any], list[tuple[str, torch.Tensor]]]:
-    """Dream a recorded walk, look all the way round, and undo every step; compare each place with its first dream.
-
-    The walks are those that no wall stopped in the real maze, so that each step can be undone. The dream may have put
-    a wall elsewhere; then walking back ends elsewhere, and that counts against it.
+    """Dream a walk, look all the way round, and undo every step; compare each place with its first dream.
 
     Returns:
         PSNR between the frames first dreamt and those dreamt on the way back, of all and by how long ago; for
         comparison that of frames of other places of the same dream. And rows of pictures.
 
     Raises:
-        DataError: too few such walks. ConfigError: motions are not known.
+        DataError: too few walks. ConfigError: motions are not known.
     """
     motions = find_motions(names)
     if not motions:
         raise ConfigError(f"out and back needs actions with known motions; of {list(names)} none are known")
-    length, known = options.walk_frames, options.context
-    table = np.array(motions)
-    starts = [open_stretches(e, length, table) for e in episodes]
-    starts = [s[s >= known - 1] - (known - 1) for s in starts]
-    rng = np.random.default_rng([options.seed, 9])
-    pieces = spread(episodes, starts, known + length, options.walks, rng)
-    if not pieces:
-        raise DataError(f"no held-out episode walks {length} steps without meeting a wall: lower --walk-frames")
+    length = options.walk_frames
     turn_left = motions.index((6.0, 0.0)) if (6.0, 0.0) in motions else 0
     errors: list[np.ndarray] = []
     others: list[np.ndarray] = []
     ages: list[np.ndarray] = []
+    stopped: list[float] = []
     rows: list[tuple[str, torch.Tensor]] = []
-    number = 0
-    for batch in in_batches(pieces, options.batch_size):
-        given = read_pieces(batch)
-        ways = [undo(row[known - 1 :].tolist(), motions) for row in given["actions"]]
+    for state, first_frames, walked, share in walk_out(model, episodes, motions, options, on_frames):
+        stopped += [] if share is None else [share] * len(walked)
+        ways = [undo(row.tolist(), motions) for row in walked]
         longest = max(len(back) for back, _ in ways)
-        turn = torch.full((ROUND,), turn_left)
-        rest = [torch.tensor([*back, *[0] * (longest - len(back))]) for back, _ in ways]  # all as long: 0 stays there
-        actions = torch.stack([torch.cat([row, turn, part]) for row, part in zip(given["actions"], rest, strict=True)])
-        seeds = [options.seed + number + i for i in range(len(batch))]
-        dream = dream_on(model, given["frames"][:, :known], actions, seeds, on_frames)
-        for frames, (_, left) in zip(dream.frames, ways, strict=True):
-            first, again = frames[:length], frames[length + ROUND :]
+        rest = [[turn_left] * ROUND + back + [0] * (longest - len(back)) for back, _ in ways]  # 0 stays there
+        dream = step_on(model, state, torch.tensor(rest), on_frames)
+        for first, again, (_, left) in zip(first_frames, dream.frames[:, ROUND:], ways, strict=True):
             arrived = [(j, steps - 1) for j, steps in enumerate(left) if steps >= 1]
             then = torch.tensor([step for _, step in arrived])
             now = torch.tensor([j for j, _ in arrived])
@@ -231,7 +262,6 @@ def measure_out_and_back(
             if len(rows) < 8:
                 picks = torch.linspace(0, len(arrived) - 1, 10).long()
                 rows += [("first", first[then[picks]]), ("again", again[now[picks]])]
-        number += len(batch)
     error, other, age = (np.concatenate(parts) for parts in (errors, others, ages))
     each = torch.tensor([float(to_psnr(torch.tensor(part.mean()))) for part in errors])
     spans = [(0, 100), (100, 200), (200, 300), (300, 1000)]
@@ -246,8 +276,10 @@ def measure_out_and_back(
             if ((age > a) & (age <= b)).any()
         },
         "psnr_of_other_places": round(float(to_psnr(torch.tensor(other.mean()))), 3),
-        "walks": len(pieces),
+        "walks": len(errors),
         "steps_out": length,
+        "walks_are": "where the dream shows no wall" if stopped else "recorded, where no wall stopped them",
+        "share_stopped": round(float(np.mean(stopped)), 4) if stopped else None,
     }, rows
 
 

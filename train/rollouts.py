@@ -14,6 +14,7 @@ import torch
 
 from envs.episodes import EpisodeInfo, read_episode
 from worldmodel.errors import ConfigError, DataError, SeedError
+from worldmodel.state import WorldState
 from worldmodel.world import WorldModel
 
 QUICK = {"cases": 8, "horizon": 16, "openings": 8, "long_dreams": 2, "long_frames": 60, "batch_size": 8}
@@ -172,8 +173,13 @@ def dream_on(
     known = frames.shape[1] - 1
     actions = actions.long()
     state = model.reset(frames, actions[:, :known], seeds)
+    return step_on(model, state, actions[:, known:], on_frames)
+
+
+def step_on(model: WorldModel, state: WorldState, actions: torch.Tensor, on_frames: Callable[[int], object]) -> Dream:
+    """Dream on from `state`, in place, under actions, integer (B, N); the rest as `dream_on`."""
     steps = []
-    for t in range(known, actions.shape[1]):
-        steps.append(model.step(state, actions[:, t]))
-        on_frames(len(seeds))
+    for column in actions.long().unbind(1):
+        steps.append(model.step(state, column))
+        on_frames(len(column))
     return Dream(*(torch.stack(part, 1).cpu() for part in zip(*steps, strict=True)))

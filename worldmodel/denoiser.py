@@ -18,7 +18,7 @@ from worldmodel.config import DenoiserConfig
 from worldmodel.errors import ActionError, ConfigError, ShapeError
 from worldmodel.memory import SlotAttention
 from worldmodel.noise import level_features
-from worldmodel.recall import Recall, Remembered, see_slots
+from worldmodel.recall import Recall, Remembered, Seen, see_slots
 
 
 class Prediction(NamedTuple):
@@ -280,6 +280,7 @@ class Denoiser(Recall):
         previous: torch.Tensor,
         previous_levels: torch.Tensor,
         chunk: int | None = None,
+        seen: Seen | None = None,
     ) -> Prediction:
         """Predict the clean frames of clips; frame t sees frames up to t.
 
@@ -290,6 +291,7 @@ class Denoiser(Recall):
             previous: float (B, T, K, C, h, w), the K frames before each frame, nearest first.
             previous_levels: float (B, T, K), the levels of those; 1 where there is no frame.
             chunk: frames a chunk of attention (faster, same result), a divisor of T; None for the dense reference.
+            seen: from `look_back`, where other frames are to be remembered than those of `previous`; default those.
 
         Raises:
             ShapeError: shapes do not agree with one another or with the config.
@@ -297,14 +299,11 @@ class Denoiser(Recall):
         """
         self._check(latents, levels, actions, previous, previous_levels)
         tokens, condition = self._enter(latents, levels, actions, previous, previous_levels)
-        batch, frames = latents.shape[:2]
-        start = torch.zeros(batch, 3, device=latents.device)
-        positions = torch.arange(frames, device=latents.device)[None]
-        none = torch.full_like(actions[:, 0], self.config.num_actions)
-        reckoning = self._reckon(previous, previous_levels, actions, start, none)
+        positions = torch.arange(latents.shape[1], device=latents.device)[None]
+        reckoning, views, _ = self.look_back(previous, previous_levels, actions) if seen is None else seen
         rotary = self.rotary(positions, reckoning.poses)
-        if self.config.has_views:
-            tokens = self._lay_views(tokens, self._views_of_clip(previous, previous_levels, reckoning))
+        if views is not None:
+            tokens = self._lay_views(tokens, views)
         memory = None
         if self.entries is not None:
             entries = self._make_entries(previous, previous_levels, actions)
@@ -335,10 +334,11 @@ class Denoiser(Recall):
         previous: torch.Tensor,
         previous_levels: torch.Tensor,
         cache: MemoryCache,
+        seen: Seen | None = None,
     ) -> tuple[Prediction, Written]:
         """Predict J new frames that follow those in the cache, without changing the cache.
 
-        Args: as `forward` with T = J, and the cache of the frames before.
+        Args: as `forward` with T = J, and the cache of the frames before. `seen` saves the work of `look_back`.
 
         Returns:
             the prediction, and the keys and values to hand to `cache.commit`.
@@ -346,13 +346,12 @@ class Denoiser(Recall):
         self._check(latents, levels, actions, previous, previous_levels)
         tokens, condition = self._enter(latents, levels, actions, previous, previous_levels)
         positions = cache.count[:, None] + torch.arange(latents.shape[1], device=latents.device)
-        reckoning = self._reckon(previous, previous_levels, actions, cache.pose, cache.last_action)
+        seen = self.look_back(previous, previous_levels, actions, cache) if seen is None else seen
+        reckoning, views, new_views = seen
         rotary = self.rotary(positions, reckoning.poses)
-        written: Rings = {name: [] for name in cache.rings}
-        if self.config.has_views:
-            tokens = self._lay_views(
-                tokens, self._look_at_views(previous, previous_levels, positions, reckoning, cache, written)
-            )
+        written: Rings = {name: [] for name in cache.rings} | new_views
+        if views is not None:
+            tokens = self._lay_views(tokens, views)
         memory = None
         if self.entries is not None:
             slots, slot_rotary = self._remember(

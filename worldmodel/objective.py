@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from worldmodel.denoiser import Denoiser, Prediction
 from worldmodel.errors import ConfigError
 from worldmodel.noise import add_noise, expand_levels
+from worldmodel.recall import Seen
 
 
 @dataclass(frozen=True)
@@ -156,17 +157,24 @@ class DenoiserLoss(nn.Module):
             levels, noise, context_noise, context_levels, is_forced, is_own: from `sample_chance`.
         """
         noisy = add_noise(latents, noise, levels)
-        source = latents
+        context = add_noise(latents, context_noise, context_levels)
+        past = self._show(noisy, levels, context, context_levels, is_forced)
+        seen = None
         if self.config.own_share > 0:
+            # Only the frames before are the model's own: the memory stays true, so that it is worth more than they are.
+            seen = self.denoiser.look_back(*past, actions)
             with torch.no_grad():
                 # The model's own frame is one it had to make from noise, so that it carries real errors.
                 own_levels = torch.where(is_own, torch.ones_like(levels), levels)
                 own_noisy = add_noise(latents, noise, own_levels)
-                first = self._predict(own_noisy, own_levels, latents, context_noise, context_levels, is_forced, actions)
+                own_past = self._show(own_noisy, own_levels, context, context_levels, is_forced)
+                first = self._predict(own_noisy, own_levels, actions, own_past, seen)
                 source = torch.where(expand_levels(is_own, latents), first.clean.to(latents.dtype), latents)
                 is_context = is_own & (levels <= self.config.context_noise)
                 noisy = torch.where(expand_levels(is_context, noisy), add_noise(source, noise, levels), noisy)
-        prediction = self._predict(noisy, levels, source, context_noise, context_levels, is_forced, actions)
+                context = add_noise(source, context_noise, context_levels)
+                past = self._show(noisy, levels, context, context_levels, is_forced)
+        prediction = self._predict(noisy, levels, actions, past, seen)
         error = (prediction.clean - latents).square().mean((2, 3, 4))
         loss = (error / (levels + self.config.level_offset)).mean()
         reward_index = (rewards[..., None] - self.reward_values).abs().argmin(-1)
@@ -181,21 +189,26 @@ class DenoiserLoss(nn.Module):
         }
         return loss + self.config.head_weight * (reward_loss + end_loss), scalars
 
+    def _show(
+        self,
+        noisy: torch.Tensor,
+        levels: torch.Tensor,
+        context: torch.Tensor,
+        context_levels: torch.Tensor,
+        is_forced: torch.Tensor,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the previous frames of each frame and their levels: from `context`, in forced clips from `noisy`."""
+        shown = torch.where(expand_levels(is_forced, noisy), noisy, context)
+        shown_levels = torch.where(is_forced[:, None], levels, context_levels)
+        return stack_previous(shown, shown_levels, self.denoiser.config.num_previous)
+
     def _predict(
         self,
         noisy: torch.Tensor,
         levels: torch.Tensor,
-        source: torch.Tensor,
-        context_noise: torch.Tensor,
-        context_levels: torch.Tensor,
-        is_forced: torch.Tensor,
         actions: torch.Tensor,
+        past: tuple[torch.Tensor, torch.Tensor],
+        seen: Seen | None,
     ) -> Prediction:
-        """Return the prediction for `noisy`, with noised copies of `source` (or of itself) as the previous frames."""
-        context = add_noise(source, context_noise, context_levels)
-        forced = expand_levels(is_forced, noisy)
-        shown = torch.where(forced, noisy, context)
-        shown_levels = torch.where(is_forced[:, None], levels, context_levels)
-        previous, previous_levels = stack_previous(shown, shown_levels, self.denoiser.config.num_previous)
-        prediction: Prediction = self.denoiser(noisy, levels, actions, previous, previous_levels, self.chunk)
+        prediction: Prediction = self.denoiser(noisy, levels, actions, *past, self.chunk, seen)
         return prediction

@@ -53,6 +53,27 @@ class Reckoning(NamedTuple):
     depths: torch.Tensor | None
 
 
+class Seen(NamedTuple):
+    """What frames look back at before the blocks run: it hangs on what came before them, not on what they show.
+
+    Attributes:
+        reckoning: where they are seen from.
+        views: float (B, T, channels, h, w), remembered views laid over each; None for a structure without.
+        rings: what the views of these frames leave in a cache; empty for clips.
+    """
+
+    reckoning: Reckoning
+    views: torch.Tensor | None
+    rings: Rings
+
+    def last(self, num_frames: int) -> "Seen":
+        """Return the same of the last frames alone."""
+        parts = [None if part is None else part[:, -num_frames:] for part in self.reckoning]
+        views = None if self.views is None else self.views[:, -num_frames:]
+        rings = {name: [layer[:, -num_frames:] for layer in layers] for name, layers in self.rings.items()}
+        return Seen(Reckoning(*parts), views, rings)  # type: ignore[arg-type]
+
+
 class Recall(ExactBuffers):
     """Odometry, remembered views and the parts of an entry-based memory; see the module docstring."""
 
@@ -103,6 +124,33 @@ class Recall(ExactBuffers):
             self.channel = ChannelMemory(entry_width, setting.budget, width)
 
     # Remembered views --------------------------------------------------------------------------------------------
+
+    def look_back(
+        self,
+        previous: torch.Tensor,
+        previous_levels: torch.Tensor,
+        actions: torch.Tensor,
+        cache: MemoryCache | None = None,
+    ) -> Seen:
+        """Return where frames are seen from and what is remembered there, for `Denoiser.forward` and `forward_cached`.
+
+        Every denoising step of a frame may share it, as long as the frames before that frame stay as they are.
+
+        Args:
+            previous, previous_levels, actions: as `Denoiser.forward`.
+            cache: of the frames before; None for clips.
+        """
+        if cache is None:
+            start = torch.zeros(previous.shape[0], 3, device=previous.device)
+            none = torch.full_like(actions[:, 0], self.config.num_actions)
+            reckoning = self._reckon(previous, previous_levels, actions, start, none)
+            views = self._views_of_clip(previous, previous_levels, reckoning) if self.config.has_views else None
+            return Seen(reckoning, views, {})
+        reckoning = self._reckon(previous, previous_levels, actions, cache.pose, cache.last_action)
+        if not self.config.has_views:
+            return Seen(reckoning, None, {})
+        positions = cache.count[:, None] + torch.arange(actions.shape[1], device=actions.device)
+        return Seen(reckoning, *self._look_at_views(previous, previous_levels, positions, reckoning, cache))
 
     def _reckon(
         self,
@@ -191,20 +239,19 @@ class Recall(ExactBuffers):
         positions: torch.Tensor,
         reckoning: Reckoning,
         cache: MemoryCache,
-        written: Rings,
-    ) -> torch.Tensor:
-        """Look back at the views of the cache and of the new frames; keep the new ones."""
-        written["views"].append(rearrange(previous[:, :, 0], "b t c h w -> b t 1 w (h c)"))
+    ) -> tuple[torch.Tensor, Rings]:
+        """Look back at the views of the cache and of the new frames; return too what the cache keeps of these."""
+        new = rearrange(previous[:, :, 0], "b t c h w -> b t 1 w (h c)")
         facts = self._view_facts(reckoning, previous_levels)
-        written["view_poses"].append(facts[:, :, None, None])
         held = torch.cat([cache.positions("views"), positions], 1)
         age = positions[:, :, None] - held[:, None]
         is_seen = self._may_look_back(age, held, min(self.config.view_reach, cache.rings["views"].shape[3]))
         every = torch.cat([cache.rings["view_poses"][0, :, 0, :, 0], facts], 1)
         old = cache.rings["views"][0, :, 0]  # (B, F, w, h C)
-        columns = torch.cat([old, written["views"][-1][:, :, 0].to(old.dtype)], 1)
+        columns = torch.cat([old, new[:, :, 0].to(old.dtype)], 1)
         columns = columns.unflatten(-1, (self.config.latent_size, self.config.latent_channels))
-        return self._project_views(reckoning.poses, columns, every, age, is_seen)
+        laid = self._project_views(reckoning.poses, columns, every, age, is_seen)
+        return laid, {"views": [new], "view_poses": [facts[:, :, None, None]]}
 
     # What an entry-based memory needs ---------------------------------------------------------------------------
 

@@ -16,6 +16,7 @@ from worldmodel.denoiser import Denoiser, Prediction
 from worldmodel.errors import ConfigError, ShapeError
 from worldmodel.noise import add_noise, move_level
 from worldmodel.objective import stack_previous
+from worldmodel.recall import Seen
 from worldmodel.state import DreamState
 from worldmodel.windows import Window, outpainting_window
 
@@ -166,6 +167,8 @@ class Sampler:
         """Take the frames in flight along `grid` (M + 1, W); the first call also commits the pending frames."""
         config, batch, num_pending = self.denoiser.config, flight.shape[0], state.pending.shape[1]
         num_clean = self.window.num_clean
+        is_alone = flight.shape[1] == 1  # then no frame before it changes on the way
+        seen: Seen | None = None
         context = state.recent.new_full((batch, num_pending), self.config.context_level)
         for step in range(len(grid) - 1):
             before, after = (g.expand(batch, -1) for g in grid[step : step + 2])
@@ -174,13 +177,16 @@ class Sampler:
             previous, previous_levels = stack_previous(known, known_levels, config.num_previous)
             first = config.num_previous + (0 if step == 0 else num_pending)
             every_action = torch.cat([state.pending_actions, flight_actions], 1)[:, first - config.num_previous :]
+            past = previous[:, first:], previous_levels[:, first:]
+            if seen is None or not is_alone:
+                seen = self.denoiser.look_back(*past, every_action, state.cache)
             prediction, written = self.denoiser.forward_cached(
                 known[:, first:],
                 known_levels[:, first:],
                 every_action,
-                previous[:, first:],
-                previous_levels[:, first:],
+                *past,
                 state.cache,
+                seen.last(known.shape[1] - first),
             )
             if step == 0:
                 state.cache.commit(*written, num_frames=num_pending)
@@ -224,3 +230,36 @@ class Sampler:
         state.flight, state.flight_actions = flight[:, stride:].clone(), flight_actions[:, stride:].clone()
         finished = slice(self.window.num_clean, self.window.num_clean + stride)
         return flight[:, finished], Prediction(*(part[:, finished] for part in prediction))
+
+    @torch.inference_mode()
+    def reckon(self, state: DreamState, actions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return how far the last step got and how far the next one will get, as the memory of the dreams judges walls.
+
+        Args:
+            state: the dreams; not changed.
+            actions: int64 (B, 1), the next actions.
+
+        Returns:
+            two of float32 (B,), cells along the heading after the step.
+
+        Raises:
+            ConfigError: the denoiser has no spatial memory, or the schedule keeps frames in flight.
+        """
+        denoiser, config = self.denoiser, self.denoiser.config
+        if denoiser.spatial is None or self.window.size != 1 or state.pending.shape[1] != 1:
+            raise ConfigError(
+                "only a world with a spatial memory (train.geometry), played with the next-frame schedule, can tell "
+                "how far a step gets"
+            )
+        context = state.recent.new_full(state.pending.shape[:2], self.config.context_level)
+        known = torch.cat([state.recent, state.pending, torch.zeros_like(state.pending)], 1)
+        levels = torch.cat([state.recent_levels, context, torch.ones_like(context)], 1)
+        previous, previous_levels = stack_previous(known, levels, config.num_previous)
+        past, past_levels = previous[:, config.num_previous :], previous_levels[:, config.num_previous :]
+        every_action = torch.cat([state.pending_actions, actions], 1)
+        reckoning = denoiser.look_back(past, past_levels, every_action, state.cache).reckoning
+        places = torch.stack([reckoning.before[:, 0], reckoning.before[:, 1], reckoning.poses[:, 1]], 1)
+        gone = places[:, 1:, :2] - places[:, :-1, :2]
+        heading = places[:, 1:, 2]
+        last, coming = (gone[..., 0] * heading.cos() + gone[..., 1] * heading.sin()).unbind(1)
+        return last, coming

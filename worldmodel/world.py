@@ -248,6 +248,34 @@ class WorldModel:
         parts = self._advance(self.sampler, state, self._check_actions(actions)[:, None])
         return Step(*(part[:, 0] for part in parts))
 
+    @property
+    def can_reckon(self) -> bool:
+        """Whether `reckon` works: a spatial memory, played with the next-frame schedule."""
+        return self.denoiser.spatial is not None and self.window == next_frame_window()
+
+    def reckon(self, state: WorldState, actions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return which share of its way the last step of each dream got, and which the next one will get.
+
+        The spatial memory of the denoiser judges it from what the dream shows: less than 1 where a wall is near.
+
+        Args:
+            state: from `reset`; not changed.
+            actions: integer (B,), the next actions.
+
+        Returns:
+            two of float32 (B,), on the CPU; 1 where the action does not walk.
+
+        Raises:
+            ConfigError: `can_reckon` is false. ActionError, ShapeError: as `step`.
+        """
+        actions = self._check_actions(actions)
+        parts = self.sampler.reckon(state.dream, actions[:, None])
+        shares = []
+        for gone, taken in zip(parts, (state.dream.pending_actions[:, -1], actions), strict=True):
+            walk = self.denoiser.motions[taken, 1]
+            shares.append(torch.where(walk == 0, 1.0, gone / torch.where(walk == 0, 1.0, walk)).cpu())
+        return shares[0], shares[1]
+
     @torch.inference_mode()
     def rollout(
         self,
