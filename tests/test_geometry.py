@@ -37,11 +37,15 @@ def paint(x: float, y: float, heading: float, wall: float) -> tuple[torch.Tensor
 
 
 def look_back(
-    seen: list[tuple[float, float, float, float]], now: tuple[float, float, float], **changes: float
+    seen: list[tuple[float, float, float, float]],
+    now: tuple[float, float, float],
+    *,
+    is_training: bool = False,
+    **changes: float,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Look from `now` after having seen walls from places: x, y, heading, wall. Return latents and facts, (., h, w)."""
     pictures, depths = zip(*(paint(*place) for place in seen), strict=True)
-    memory = ReprojectedViews(SIZE, VIEW_DEG, points=8)
+    memory = ReprojectedViews(SIZE, VIEW_DEG, points=8).train(is_training)
     for name, value in changes.items():
         getattr(memory, name).data.fill_(value)
     ages = torch.arange(len(seen), 0, -1)[None, None]
@@ -87,10 +91,13 @@ def test_a_near_wall_hides_a_far_one() -> None:
         assert facts[1].exp().max() < 2.2
 
 
-def test_what_was_seen_first_counts_most() -> None:
-    """Two frames from one place disagree about the distance by little: the first one is believed."""
-    _, facts = look_back([(0.0, 0.0, NORTH, 2.0), *[(0.0, 0.0, NORTH, 2.05)] * 20], (0.0, 0.0, NORTH))
+def test_dreams_believe_what_was_seen_first_and_training_the_newest() -> None:
+    """Frames from one place disagree about the distance by little; trained in the order of dreams, recall suffers."""
+    seen = [(0.0, 0.0, NORTH, 2.0), *[(0.0, 0.0, NORTH, 2.05)] * 20]
+    _, facts = look_back(seen, (0.0, 0.0, NORTH))
     assert facts[4].mean() > 0.2 * math.log(16)  # the age of what is shown
+    _, facts = look_back(seen, (0.0, 0.0, NORTH), is_training=True, age=1.6)
+    assert facts[4].mean() < 0.2 * math.log(6)
 
 
 def test_what_is_behind_was_not_seen() -> None:

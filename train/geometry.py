@@ -291,6 +291,7 @@ def train_geometry(options: GeometryOptions, machine: Machine) -> dict[str, Any]
     if machine.is_main:
         best = averaged.cpu().eval()
         num_frames = min(int(test.lengths.max()), 128)
+        best.spatial.views.train()  # on true frames it is measured, so the newest first
         summary |= {f"test_{k}": v for k, v in measure(best, test, 64, num_frames, options.seed).items()}
         save_bundle(options.out, spatial=best.spatial)
         save_json(options.out / "geometry_training.json", {"options": options_to_json(options), "summary": summary})

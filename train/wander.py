@@ -13,7 +13,7 @@ from worldmodel.errors import ConfigError
 from worldmodel.state import WorldState
 from worldmodel.world import WorldModel
 
-FREE = 0.9  # a step is free if it gets this share of its way
+FREE, STOPPED = 0.97, 0.9  # shares of its way: a step is taken if it will get more, and was stopped if it got less
 
 
 class Wanderer:
@@ -80,7 +80,7 @@ def wander(
     for _ in range(length):
         before, free = model.reckon(state, straight)
         if actions:
-            stopped += int(((actions[-1] == ahead) & (before < FREE)).sum())
+            stopped += int(((actions[-1] == ahead) & (before < STOPPED)).sum())
         chosen = torch.tensor([walker.next(float(share)) for walker, share in zip(walkers, free, strict=True)])
         frames.append(model.step(state, chosen).frames.cpu())
         walked += int((chosen == ahead).sum())

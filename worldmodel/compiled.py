@@ -6,24 +6,26 @@ compiling in the background while the world plays on uncompiled. Knows no game a
 On a CPU a step of a small world is mostly the cost of calling some thousand small operations one by one; compiled, they
 are one call. The digits differ a little from the uncompiled step, as sums are ordered otherwise. A compiled step is
 kept in a cache folder under a name that holds everything it depends on: the weights, the settings, this package's
-source, torch, the processor and the number of threads.
+source, torch and the processor. It runs with as many threads as torch has when it is called.
 
 `python -m worldmodel.compiled --source DIR --steps N ...` compiles one step; the background calls that.
 """
 
 import argparse
+import contextlib
 import dataclasses
 import hashlib
 import os
 import platform
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import nn
@@ -38,7 +40,7 @@ from worldmodel.windows import next_frame_window
 if TYPE_CHECKING:
     from worldmodel.world import WorldModel
 
-VERSION = "1"
+VERSION = "2"
 
 
 def cache_folder() -> Path:
@@ -128,7 +130,11 @@ def compile_step(model: "WorldModel", batch: int, file: Path) -> None:
     try:
         with torch.no_grad(), tempfile.TemporaryDirectory() as folder:
             exported = torch.export.export(step, tuple(_detach(part) for part in _example(model, batch)), strict=False)
-            made = torch._inductor.aoti_compile_and_package(exported, package_path=str(Path(folder) / "step.pt2"))
+            made = torch._inductor.aoti_compile_and_package(
+                exported,
+                package_path=str(Path(folder) / "step.pt2"),
+                inductor_configs={"cpp.dynamic_threads": True},  # else it keeps the number of threads of this moment
+            )
             write_file(file, Path(made).read_bytes())
     except WorldModelError:
         raise
@@ -185,7 +191,7 @@ def step_key(model: "WorldModel", batch: int) -> str:
     for path in sorted(Path(__file__).parent.glob("*.py")):
         digest.update(path.read_bytes())
     facts = (VERSION, torch.__version__, platform.machine(), torch.backends.cpu.get_cpu_capability(), str(model.device))
-    settings = (model.config, model.window, model.memory_frames, str(model.dtype), batch, torch.get_num_threads())
+    settings = (model.config, model.window, model.memory_frames, str(model.dtype), batch)
     digest.update(repr((facts, settings, model.denoiser.config, model.codec.config)).encode())
     return digest.hexdigest()[:24]
 
@@ -198,6 +204,7 @@ class BackgroundCompiler:
         self._model, self._batch = model, batch
         self._process: subprocess.Popen[bytes] | None = None
         self._thread: threading.Thread | None = None
+        self._file: Path | None = None
         self.note = ""  # why there is no compiled step, once that is known
         self.is_over = False
 
@@ -207,7 +214,8 @@ class BackgroundCompiler:
         Args:
             cached_only: compile nothing.
         """
-        if self._model.source is not None and self._file().is_file():
+        self._file = cache_folder() / f"step-{step_key(self._model, self._batch)}.pt2"
+        if self._model.source is not None and self._file.is_file():
             self._work()
             return
         if cached_only:
@@ -225,6 +233,7 @@ class BackgroundCompiler:
     def stop(self) -> None:
         """End compiling, if it goes on."""
         if self._process is not None and self._process.poll() is None:
+            _end_group(self._process.pid)
             self._process.kill()
 
     def _work(self) -> None:
@@ -236,29 +245,28 @@ class BackgroundCompiler:
             self.note = f"{type(error).__name__}: {error}"
         self.is_over = True
 
-    def _file(self) -> Path:
-        return cache_folder() / f"step-{step_key(self._model, self._batch)}.pt2"
-
     def _find(self) -> CompiledStep:
         model = self._model
         if model.source is None:
             raise CompileError("only a world loaded from a bundle can be compiled: use WorldModel.load")
         if model.window != next_frame_window():
             raise CompileError("only the next-frame schedule is compiled: playing uncompiled")
-        file = self._file()
+        file = cast("Path", self._file)
         if not file.is_file():
             if not has_compiler():
                 raise CompileError("no C++ compiler was found: playing uncompiled")
             words = ["--source", str(model.source), "--steps", str(model.config.num_steps), "--file", str(file)]
             words += ["--memory", str(model.memory_frames), "--batch", str(self._batch)]
             words += ["--context-level", str(model.config.context_level), "--device", str(model.device)]
-            words += ["--threads", str(torch.get_num_threads()), "--dtype", str(model.dtype).removeprefix("torch.")]
-            with tempfile.TemporaryFile() as said:
+            words += ["--dtype", str(model.dtype).removeprefix("torch.")]
+            with tempfile.TemporaryFile() as said, tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
                 self._process = subprocess.Popen(
                     [sys.executable, "-m", "worldmodel.compiled", *words],
                     stdin=subprocess.PIPE,  # closes when this process is gone, and ends the other
                     stdout=subprocess.DEVNULL,
                     stderr=said,
+                    env={**os.environ, "TMPDIR": folder},  # what the compiler leaves goes with it
+                    start_new_session=True,  # a group of its own, so that its compilers can be ended with it
                 )
                 status = self._process.wait()
                 said.seek(0)
@@ -268,18 +276,26 @@ class BackgroundCompiler:
         return CompiledStep(file, self._batch)
 
 
+def _end_group(pid: int) -> None:
+    """End the process group that a process leads, where there are such groups."""
+    if hasattr(os, "killpg"):
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(pid, signal.SIGKILL)
+
+
 def main() -> None:
     """Compile one step, for `BackgroundCompiler`."""
     parser = argparse.ArgumentParser(prog="python -m worldmodel.compiled", description="Compile the step of a world.")
     for name in ("source", "file", "device", "dtype"):
         parser.add_argument(f"--{name}", required=True)
-    for name in ("steps", "memory", "batch", "threads"):
+    for name in ("steps", "memory", "batch"):
         parser.add_argument(f"--{name}", type=int, required=True)
     parser.add_argument("--context-level", type=float, required=True)
     words = parser.parse_args()
 
     def end_with_caller() -> None:
         os.read(0, 1)
+        _end_group(os.getpid())
         os._exit(1)
 
     threading.Thread(target=end_with_caller, daemon=True).start()
@@ -287,7 +303,6 @@ def main() -> None:
         os.nice(10)
     from worldmodel.world import WorldModel
 
-    torch.set_num_threads(words.threads)
     model = WorldModel.load(
         words.source,
         num_steps=words.steps,

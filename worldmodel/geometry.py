@@ -14,9 +14,10 @@ from torch import nn
 from worldmodel.errors import ConfigError
 
 NEAREST, FARTHEST = 0.1, 12.0  # cells; what lies beyond is taken to lie there
-# What was seen first counts most. Among true frames the newest would be the best guide, and that is what training would
-# learn; but a dream that looks at its own last frames first repeats whatever they got wrong.
-AGE = -0.5
+# In dreams what was seen first counts most. Among true frames the newest are the best guide; that is what training
+# learns, and what the denoiser must learn from, or it trusts itself more than the memory. But a dream that looks at its
+# own last frames first repeats whatever they got wrong.
+DREAM_AGE = -0.5
 WALK_SCALE = 0.1  # cells; brings what the network says of walks to about one
 
 
@@ -99,9 +100,11 @@ class ReprojectedViews(nn.Module):
     """Old frames as seen from where the coming frame will be: every column is a piece of wall with a place.
 
     Each column of each old frame is put where its distance says, and projected into the coming frame. For each column
-    there, the pieces that land nearest to it are blended: nearer walls hide farther ones, older and less noisy frames
-    count more, and a null piece stands for "never seen". Rows are stretched as the change of distance asks. A few
-    numbers are learned, with the geometry; where no wall is vertical, this is not the memory to use.
+    there, the pieces that land nearest to it are blended: nearer walls hide farther ones, less noisy frames count more,
+    and a null piece stands for "never seen". Rows are stretched as the change of distance asks. A few numbers are
+    learned, with the geometry; where no wall is vertical, this is not the memory to use.
+
+    In training mode newer frames count more, as was learned from true frames; in evaluation mode older ones.
 
     Source: splatting with a soft depth test (Niklaus & Liu 2020), in latents and by columns; our own.
     """
@@ -123,7 +126,7 @@ class ReprojectedViews(nn.Module):
         self.log_width = nn.Parameter(torch.tensor(math.log(0.5)))  # columns
         self.nearness = nn.Parameter(torch.tensor(5.0))
         self.zoom = nn.Parameter(torch.tensor([0.5, 0.25]))  # cost of magnifying, of shrinking
-        self.age = nn.Parameter(torch.tensor(AGE), requires_grad=False)
+        self.age = nn.Parameter(torch.tensor(0.3))
         self.noise = nn.Parameter(torch.tensor(6.0))
         self.null = nn.Parameter(torch.tensor(-8.0))
 
@@ -171,7 +174,7 @@ class ReprojectedViews(nn.Module):
         zoom = depths.float().flatten(1)[:, None] - far  # log magnification: seen from farther than it will be
         place = (1.0 - left / ahead.clamp_min(NEAREST) / self.tangent) * (0.5 * size) - 0.5  # in columns
         old = (1.0 + ages.float()).log()
-        cost = self.age * old + (self.noise * levels.float())[:, None]
+        cost = (self.age if self.training else DREAM_AGE) * old + (self.noise * levels.float())[:, None]
         cost = cost.masked_fill(~is_seen, 1e4).expand(batch, -1, -1).repeat_interleave(size, 2)
         cost = cost + self.nearness * far + self.zoom[0] * zoom.clamp_min(0) + self.zoom[1] * (-zoom).clamp_min(0)
         cost = torch.where(is_ahead & (place > -2.0) & (place < size + 1.0), cost, 1e4)
