@@ -18,6 +18,7 @@ from worldmodel.codec import Codec
 from worldmodel.denoiser import Denoiser
 from worldmodel.errors import CheckpointError, ConfigError, DataError
 from worldmodel.presets import get_preset
+from worldmodel.world import WorldModel
 
 NAMES = ("noop", "forward", "back", "turn_left", "turn_right", "forward_left", "forward_right")
 
@@ -90,14 +91,14 @@ def test_openings_use_every_episode_before_one_again_and_follow_the_seed(data: P
 def test_a_bundle_plays_and_says_what_it_is(trained: Path, data: Path, tmp_path: Path) -> None:
     report = tmp_path / "report.json"
     report.write_text(json.dumps({"psnr": {"1": 26.71, "16": 15.5}, "copy_last": {"1": 20.9}, "cases": 123}))
-    summary = bundle(
-        trained, data, tmp_path / "world", opening_frames=8, num_steps=2, report=report, notes="Grown in two parts."
-    )
+    settings = {"opening_frames": 8, "num_steps": 2, "level_shift": 3.0, "notes": "Grown in two parts."}
+    summary = bundle(trained, data, tmp_path / "world", report=report, **settings)
     assert summary["openings"] == 4 and summary["weights_megabytes"] < 1
     env = DreamEnv(checkpoint=str(tmp_path / "world"))
     env.reset(seed=0)
     frame, *_ = env.step(1)
     assert frame.shape == (64, 64, 3) and env.num_steps == 2 and env.fps == 15
+    assert WorldModel.load(tmp_path / "world", device="cpu").sampler.grid.flatten().tolist() == [1.0, 0.75, 0.0]
     info = load_info(tmp_path / "world")
     assert info["world"] == "LabMaze" and info["action_names"] == list(NAMES) and info["settings"]["palette"] == "plain"
     assert set(info["opening_maze_seeds"]) <= {16, 32, 48}

@@ -85,7 +85,8 @@ def test_a_name_depends_on_what_the_step_depends_on(world: WorldModel, bundle: P
     names.add(step_key(WorldModel.load(bundle, device="cpu", num_steps=2, dtype=torch.float32), 1))
     names.add(step_key(WorldModel.load(bundle, device="cpu", num_steps=1, dtype=torch.bfloat16), 1))
     names.add(step_key(WorldModel.load(bundle, device="cpu", num_steps=1, memory_frames=2, dtype=torch.float32), 1))
-    assert len(names) == 5
+    names.add(step_key(WorldModel.load(bundle, device="cpu", num_steps=1, level_shift=2.0, dtype=torch.float32), 1))
+    assert len(names) == 6
     shutil.copytree(bundle, tmp_path / "copy")
     same = WorldModel.load(tmp_path / "copy", device="cpu", num_steps=1, dtype=torch.float32)
     assert step_key(same, 1) == step_key(world, 1)

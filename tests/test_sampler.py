@@ -349,6 +349,8 @@ def test_begin_names_shapes_that_do_not_agree(
         ({"num_steps": True}, "whole number from 1 to 1000; got True"),
         ({"num_steps": 2.5}, "whole number from 1 to 1000; got 2.5"),
         ({"context_level": -0.1}, "got -0.1"),
+        ({"level_shift": 0.0}, "level_shift must be above 0; got 0.0"),
+        ({"level_shift": float("nan")}, "got nan"),
         ({"context_level": 1.0}, r"context_level must be in \[0, 1\); got 1.0"),
         ({"context_level": float("nan")}, "got nan"),
     ],

@@ -34,10 +34,8 @@ class Corridor:
             walker[1] += turn
             walker[0] += walk * (abs(walker[1]) < 60)
         self.taken.append(actions.tolist())
-        size = len(actions)
-        return Step(
-            torch.zeros(size, 4, 4, 3, dtype=torch.uint8), torch.zeros(size), torch.zeros(size, dtype=torch.bool)
-        )
+        nothing = torch.zeros(len(actions))
+        return Step(torch.zeros(len(actions), 4, 4, 3, dtype=torch.uint8), nothing, nothing.bool())
 
 
 def walk(length: float, seeds: list[int], steps: int = 200) -> tuple[Corridor, torch.Tensor, float]:

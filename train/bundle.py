@@ -46,6 +46,8 @@ class BundleOptions:
     """Denoising steps a frame, unless the player says otherwise."""
     context_level: float = 0.05
     """Noise at which remembered frames are shown to the denoiser."""
+    level_shift: float = 1.0
+    """Above 1, denoising spends its steps at high noise levels; 1: equal steps."""
     max_megabytes: float = 25.0
     """Largest size of the weights together, in millions of bytes."""
     seed: int = 0
@@ -56,6 +58,8 @@ class BundleOptions:
             raise ConfigError(
                 f"openings must be at least 1 and opening_frames at least 2; got {self.openings}, {self.opening_frames}"
             )
+        if not self.level_shift > 0:
+            raise ConfigError(f"level_shift must be above 0; got {self.level_shift}")
         if self.num_steps < 1 or not 0 <= self.context_level < 1:
             raise ConfigError(
                 f"num_steps must be at least 1 and context_level in [0, 1); got {self.num_steps}, {self.context_level}"
@@ -138,6 +142,7 @@ def make_bundle(options: BundleOptions) -> dict[str, Any]:
         "fps": STEPS_PER_SECOND,
         "num_steps": options.num_steps,
         "context_level": options.context_level,
+        "level_shift": options.level_shift,
         "settings": chosen[0].settings,
         "opening_split": options.split,
         "opening_maze_seeds": maze_seeds,

@@ -198,7 +198,8 @@ Frames of {size} x {size} pixels, {info["fps"]} steps a second. Made {today} by 
     python play.py --checkpoint {out.name if out.is_absolute() else out}
 
 - Codec {sizes["codec_parameters"]:,} and denoiser {sizes["denoiser_parameters"]:,} parameters, bfloat16, {weights}.
-- {info["num_steps"]} denoising steps a frame and context level {info["context_level"]}, unless told otherwise.
+- {info["num_steps"]} denoising steps a frame (level shift {info["level_shift"]:g}) and context level
+  {info["context_level"]}, unless told otherwise.
 - {sizes["openings"]} real openings to start from, taken from {info["opening_split"]} mazes.
 
 ## Data

@@ -258,6 +258,7 @@ class BackgroundCompiler:
             words = ["--source", str(model.source), "--steps", str(model.config.num_steps), "--file", str(file)]
             words += ["--memory", str(model.memory_frames), "--batch", str(self._batch)]
             words += ["--context-level", str(model.config.context_level), "--device", str(model.device)]
+            words += ["--level-shift", str(model.config.level_shift)]
             words += ["--dtype", str(model.dtype).removeprefix("torch.")]
             with tempfile.TemporaryFile() as said, tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
                 self._process = subprocess.Popen(
@@ -290,7 +291,8 @@ def main() -> None:
         parser.add_argument(f"--{name}", required=True)
     for name in ("steps", "memory", "batch"):
         parser.add_argument(f"--{name}", type=int, required=True)
-    parser.add_argument("--context-level", type=float, required=True)
+    for name in ("context-level", "level-shift"):
+        parser.add_argument(f"--{name}", type=float, required=True)
     words = parser.parse_args()
 
     def end_with_caller() -> None:
@@ -308,6 +310,7 @@ def main() -> None:
         num_steps=words.steps,
         memory_frames=words.memory,
         context_level=words.context_level,
+        level_shift=words.level_shift,
         device=words.device,
         dtype=getattr(torch, words.dtype),
     )

@@ -32,11 +32,13 @@ class SamplerConfig:
         context_level: noise level at which finished frames are shown to later ones; hides small errors of their own.
         num_init_steps: denoising steps of the initialization stage, for windows that keep unfinished frames in flight.
             It runs once a dream, so it may take more than a step of FIFO, whose `num_steps` is 1.
+        level_shift: above 1, denoising spends its steps at high levels, where most is decided (`Window.grid`).
     """
 
     num_steps: int = 4
     context_level: float = 0.05
     num_init_steps: int = 8
+    level_shift: float = 1.0
 
     def __post_init__(self) -> None:
         for name in ("num_steps", "num_init_steps"):
@@ -45,6 +47,8 @@ class SamplerConfig:
                 raise ConfigError(f"{name} must be a whole number from 1 to 1000; got {value!r}")
         if not 0 <= self.context_level < 1:
             raise ConfigError(f"context_level must be in [0, 1); got {self.context_level}")
+        if not 0 < self.level_shift < float("inf"):
+            raise ConfigError(f"level_shift must be above 0; got {self.level_shift}")
 
 
 class Sampler:
@@ -69,11 +73,11 @@ class Sampler:
         self.config = config
         self.memory_frames = denoiser.check_memory_frames(memory_frames)
         device = denoiser.to_clean.weight.device
-        self.grid = window.grid(config.num_steps).to(device)
+        self.grid = window.grid(config.num_steps, config.level_shift).to(device)
         self.init_grid: torch.Tensor | None = None
         if window.input_lag:  # to fill the window is a step of outpainting: all unfinished frames at once
             filling = outpainting_window(window.size - window.stride, window.num_clean)
-            self.init_grid = filling.grid(config.num_init_steps).to(device)
+            self.init_grid = filling.grid(config.num_init_steps, config.level_shift).to(device)
 
     def _show(self, clean: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
         level = self.config.context_level

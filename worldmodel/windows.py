@@ -99,19 +99,28 @@ class Window:
         played = "" if self.stride == 1 else f"; not for play: {self.stride} actions are taken at once"
         return f"input lag {frames}: {what}{played}"
 
-    def grid(self, num_steps: int) -> torch.Tensor:
-        """Return the levels visited, float32 (num_steps + 1, W), from `before` to `after` in equal steps.
+    def grid(self, num_steps: int, shift: float = 1.0) -> torch.Tensor:
+        """Return the levels visited, float32 (num_steps + 1, W), from `before` to `after`.
+
+        Args:
+            num_steps: at least 1.
+            shift: 1 for equal steps; above 1 for small steps near `before` and large ones near `after`.
 
         Raises:
-            WindowError: num_steps is below 1.
+            WindowError: num_steps is below 1, or shift not above 0.
+
+        Source: the shift of levels is that of Esser et al. 2024 (arXiv:2403.03206), Sec. 5.3.2.
         """
         if num_steps < 1:
             raise WindowError(f"num_steps must be at least 1; got {num_steps}")
+        if not shift > 0:
+            raise WindowError(f"the shift of levels must be above 0; got {shift}")
         import torch
 
         before, after = torch.tensor(self.before), torch.tensor(self.after)
-        share = torch.linspace(0, 1, num_steps + 1)[:, None]
-        levels = before + share * (after - before)
+        left = torch.linspace(1, 0, num_steps + 1)[:, None]  # the share of the way that is left
+        left = shift * left / (1 + (shift - 1) * left)
+        levels = before + (1 - left) * (after - before)
         levels[-1] = after
         return levels
 

@@ -39,6 +39,7 @@ class WorldModel:
         num_init_steps: int | None = None,
         memory_frames: int | None = None,
         context_level: float | None = None,
+        level_shift: float | None = None,
         window: Window | None = None,
         info: dict[str, Any] | None = None,
         dtype: torch.dtype | None = None,
@@ -53,6 +54,7 @@ class WorldModel:
             num_init_steps: denoising steps that fill a window with frames in flight; default that of `SamplerConfig`.
             memory_frames: frames remembered through their summaries; default what the denoiser was trained with.
             context_level: noise on remembered frames; default what `info` says, else 0.05.
+            level_shift: where denoising spends its steps; default what `info` says, else 1, equal steps.
             window: schedule; default next-frame. A step makes one frame, so the stride must be 1.
             info: what the bundle says of its world.
             dtype: number format of the networks; default bfloat16 where the device is fast at it, else float32.
@@ -77,6 +79,7 @@ class WorldModel:
         self.config = SamplerConfig(
             num_steps=self.info.get("num_steps", DEFAULT_STEPS) if num_steps is None else num_steps,
             context_level=self.info.get("context_level", 0.05) if context_level is None else context_level,
+            level_shift=self.info.get("level_shift", 1.0) if level_shift is None else level_shift,
             num_init_steps=SamplerConfig.num_init_steps if num_init_steps is None else num_init_steps,
         )
         self.window = next_frame_window() if window is None else window

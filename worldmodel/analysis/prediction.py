@@ -94,10 +94,10 @@ def predict_decay(
     _check_clips(latents, actions, schedule, context)
     window, config = schedule.window, model.config
     num_steps = config.num_steps if schedule.num_steps is None else schedule.num_steps
-    grids = [window.grid(num_steps)]
+    grids = [window.grid(num_steps, config.level_shift)]
     if window.input_lag:
         filling = outpainting_window(window.size - window.stride, window.num_clean)
-        grids.append(filling.grid(config.num_init_steps))
+        grids.append(filling.grid(config.num_init_steps, config.level_shift))
     start = context - window.num_clean
     generator = torch.Generator().manual_seed(seed)
     noise = torch.randn(latents.shape, generator=generator)
