@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -58,26 +59,19 @@ def test_columns_can_be_as_many_as_a_latent_has() -> None:
     np.testing.assert_allclose(coarse.distances[0], fine.distances[0, [5, 16, 27]], atol=1e-6)
 
 
+def denoiser_options(data: Path, codec: Path, folder: Path, **changes: Any) -> DenoiserOptions:
+    given: dict[str, Any] = {"batch_size": 2, "clip_frames": 8, "steps": 2, "device": "cpu", "compile": False}
+    given |= {"odometry": True, "view_frames": 40} | changes
+    return DenoiserOptions(data=data, out=folder / "denoiser", codec=codec, **given)
+
+
 def test_it_learns_distances_and_a_denoiser_takes_it_in(painted: Path, codec: Path, tmp_path: Path) -> None:
     summary = train_geometry(options(painted, codec, tmp_path / "geometry", steps=120), CPU)
     spatial = load_spatial(tmp_path / "geometry")
     assert spatial.config.points == 4 and summary["steps"] == 120
     assert summary["depth_loss"] < 0.1  # one cell everywhere, as it starts, has .35
     assert summary["test_place_by_actions_median"] > 0  # the walker of this recording stays where it is
-    training = DenoiserOptions(
-        data=painted,
-        out=tmp_path / "denoiser",
-        codec=codec,
-        preset="study",
-        batch_size=2,
-        clip_frames=8,
-        steps=1,
-        device="cpu",
-        compile=False,
-        odometry=True,
-        spatial=tmp_path / "geometry",
-        view_frames=40,
-    )
+    training = denoiser_options(painted, codec, tmp_path, preset="study", spatial=tmp_path / "geometry")
     with pytest.raises(CheckpointError, match="takes 8 x 4"):
         train_denoiser(training, CPU)
 
@@ -89,20 +83,7 @@ def test_a_denoiser_keeps_the_spatial_memory_as_it_was(recording: Path, codec_fo
     spatial = SpatialMemory(SpatialConfig(4, 8, 7, 70.0, points=5))
     spatial.views.age.data.fill_(0.5)
     save_bundle(tmp_path / "spatial", spatial=spatial)
-    training = DenoiserOptions(
-        data=recording,
-        out=tmp_path / "denoiser",
-        codec=codec_folder,
-        preset="tiny",
-        batch_size=2,
-        clip_frames=8,
-        steps=2,
-        device="cpu",
-        compile=False,
-        odometry=True,
-        spatial=tmp_path / "spatial",
-        view_frames=40,
-    )
+    training = denoiser_options(recording, codec_folder, tmp_path, preset="tiny", spatial=tmp_path / "spatial")
     train_denoiser(training, CPU)
     made = load_denoiser(tmp_path / "denoiser")
     assert made.config.view_points == 5 and made.config.view_reach == 40 and made.spatial is not None
