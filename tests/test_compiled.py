@@ -1,13 +1,16 @@
 """Compiled steps: the same dream in other rounding, kept between runs, never in the way of play."""
 
+import os
 import shutil
+import subprocess
+import time
 from pathlib import Path
 
 import pytest
 import torch
 
 import worldmodel.compiled
-from worldmodel.compiled import CompiledStep, cache_folder, compile_step, has_compiler, step_key
+from worldmodel.compiled import BackgroundCompiler, CompiledStep, cache_folder, compile_step, has_compiler, step_key
 from worldmodel.devices import tune_threads
 from worldmodel.errors import CompileError
 from worldmodel.windows import Window
@@ -95,6 +98,27 @@ def test_a_name_depends_on_what_the_step_depends_on(world: WorldModel, bundle: P
 def test_the_shipped_world_has_a_name() -> None:
     """Single numbers among its weights, in 16 bits, can be hashed as well."""
     assert len(step_key(WorldModel.load("labmaze", device="cpu", dtype=torch.bfloat16), 1)) == 24
+
+
+@pytest.mark.skipif(not hasattr(os, "killpg"), reason="no process groups")
+def test_stopping_ends_the_compilers_too(world: WorldModel) -> None:
+    compiler = BackgroundCompiler(world)
+    shell = subprocess.Popen(["sh", "-c", "sleep 60 & echo $!; wait"], stdout=subprocess.PIPE, start_new_session=True)
+    assert shell.stdout is not None
+    child = int(shell.stdout.readline())
+    compiler._process = shell
+    compiler.stop()
+    shell.wait(10)
+    for _ in range(100):
+        try:
+            os.kill(child, 0)
+        except ProcessLookupError:
+            return
+        stat = Path(f"/proc/{child}/stat")
+        if stat.is_file() and stat.read_text().rsplit(")", 1)[1].split()[0] == "Z":
+            return  # dead, and nobody has asked for its end yet
+        time.sleep(0.05)
+    raise AssertionError("the child lives on")
 
 
 def test_threads_are_chosen_by_time(monkeypatch: pytest.MonkeyPatch) -> None:
