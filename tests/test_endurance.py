@@ -54,10 +54,8 @@ def record(folder: Path, walks: list[list[int]], stopped: tuple[int, ...] = ()) 
 class PoseWorld:
     """Has the face of a `WorldModel`; a frame shows where it stands, exactly: a world that never forgets."""
 
-    can_reckon = False
-
-    def __init__(self, forgets: bool = False) -> None:
-        self.forgets = forgets
+    def __init__(self, forgets: bool = False, can_reckon: bool = False) -> None:
+        self.forgets, self.can_reckon = forgets, can_reckon
 
     def reset(self, frames: torch.Tensor, actions: torch.Tensor, seeds: list[int]) -> list[list[int]]:
         return [row.tolist() for row in actions]
@@ -107,6 +105,24 @@ def test_a_world_that_remembers_comes_back_to_what_it_showed(
     assert found["walks"] == 3 and len(rows) == 6
     if not forgets:
         assert found["psnr_of_other_places"] < found["psnr"] - 10
+
+
+def test_with_a_spatial_memory_the_dream_itself_says_where_to_walk(tmp_path: Path) -> None:
+    """No recorded walk is long enough, and none is needed; the wall in the dream is turned away from."""
+
+    class WalledWorld(PoseWorld):
+        def reckon(self, state: list[list[int]], actions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            at_wall = torch.tensor(
+                [walk(path)[-1][0] > 0.5 and math.cos(math.radians(walk(path)[-1][2])) > 0 for path in state]
+            )
+            return torch.ones(len(state)), torch.where(at_wall, 0.0, 1.0)
+
+    record(tmp_path, [[1] * 8, [5] * 8])
+    options = EnduranceOptions(checkpoint="", data=tmp_path, out=tmp_path, walks=2, walk_frames=30, context=4)
+    model: Any = WalledWorld(can_reckon=True)
+    found, _ = measure_out_and_back(model, episodes_of(tmp_path), LABMAZE_ACTIONS.names, options, lambda count: None)
+    assert found["psnr"] > 45 and found["walks"] == 2 and found["share_stopped"] == 0
+    assert "dream shows no wall" in found["walks_are"]
 
 
 def test_no_walk_long_enough_is_said(tmp_path: Path) -> None:
