@@ -18,6 +18,7 @@ from train.options import parse_options, run_program
 from train.recorded import STEPS_PER_SECOND
 from worldmodel.checkpoint import load_codec, load_denoiser, save_bundle
 from worldmodel.errors import CheckpointError, ConfigError, DataError, SeedError
+from worldmodel.world import DEFAULT_SHIFT, DEFAULT_STEPS
 
 MEGABYTE = 1e6
 
@@ -42,11 +43,11 @@ class BundleOptions:
     """How many openings."""
     opening_frames: int = 48
     """Frames of an opening."""
-    num_steps: int = 4
+    num_steps: int = DEFAULT_STEPS
     """Denoising steps a frame, unless the player says otherwise."""
     context_level: float = 0.05
     """Noise at which remembered frames are shown to the denoiser."""
-    level_shift: float = 1.0
+    level_shift: float = DEFAULT_SHIFT
     """Above 1, denoising spends its steps at high noise levels; 1: equal steps."""
     max_megabytes: float = 25.0
     """Largest size of the weights together, in millions of bytes."""
