@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -44,6 +45,10 @@ def test_a_compiled_step_dreams_the_same_and_is_kept(world: WorldModel, bundle: 
     found = dream(world, openings, 12)
     assert (found.int() - expected.int()).abs().max() <= 2  # levels of 255; rounding may tip one over
     assert torch.equal(dream(world, openings, 12), found)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1 if threads > 1 else 2)
+    assert (dream(world, openings, 12).int() - expected.int()).abs().max() <= 2  # it takes any number
+    torch.set_num_threads(threads)
     assert torch.equal(dream(world, openings, 3, dreams=2), pair)  # another batch goes uncompiled
     fork = (state := start(world, openings)).clone()
     action = torch.tensor([1])
@@ -98,6 +103,30 @@ def test_a_name_depends_on_what_the_step_depends_on(world: WorldModel, bundle: P
 def test_the_shipped_world_has_a_name() -> None:
     """Single numbers among its weights, in 16 bits, can be hashed as well."""
     assert len(step_key(WorldModel.load("labmaze", device="cpu", dtype=torch.bfloat16), 1)) == 24
+
+
+def test_the_compiler_gets_a_group_and_a_folder_of_its_own(world: WorldModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    given: dict[str, Any] = {}
+
+    class NoProcess:
+        def __init__(self, words: list[str], **settings: Any) -> None:
+            given.update(settings, words=words)
+
+        def wait(self) -> int:
+            given["folder_is_there"] = Path(given["env"]["TMPDIR"]).is_dir()
+            return 1
+
+        def poll(self) -> int:
+            return 1
+
+    monkeypatch.setattr(worldmodel.compiled, "has_compiler", lambda: True)
+    monkeypatch.setattr(subprocess, "Popen", NoProcess)
+    compiler = world.compile(wait=False)
+    assert not compiler.wait(30) and "ended" in compiler.note
+    assert given["start_new_session"] and given["folder_is_there"]
+    assert given["env"]["TORCHINDUCTOR_CACHE_DIR"] == given["env"]["TMPDIR"]
+    assert not Path(given["env"]["TMPDIR"]).exists()
+    assert given["words"][given["words"].index("--level-shift") + 1] == str(world.config.level_shift)
 
 
 @pytest.mark.skipif(not hasattr(os, "killpg"), reason="no process groups")

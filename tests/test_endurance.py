@@ -108,21 +108,23 @@ def test_a_world_that_remembers_comes_back_to_what_it_showed(
 
 
 def test_with_a_spatial_memory_the_dream_itself_says_where_to_walk(tmp_path: Path) -> None:
-    """No recorded walk is long enough, and none is needed; the wall in the dream is turned away from."""
+    """No recorded walk is long enough, and none is needed; the wall in the dream is never walked into."""
+    farthest: list[float] = []
 
     class WalledWorld(PoseWorld):
         def reckon(self, state: list[list[int]], actions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-            at_wall = torch.tensor(
-                [walk(path)[-1][0] > 0.5 and math.cos(math.radians(walk(path)[-1][2])) > 0 for path in state]
-            )
+            poses = [walk(path)[-1] for path in state]
+            farthest.append(max(float(pose[0]) for pose in poses))
+            at_wall = torch.tensor([pose[0] > 0.5 and math.cos(math.radians(pose[2])) > 0 for pose in poses])
             return torch.ones(len(state)), torch.where(at_wall, 0.0, 1.0)
 
-    record(tmp_path, [[1] * 8, [5] * 8])
+    record(tmp_path, [[1] * 8, [1] * 8])
     options = EnduranceOptions(checkpoint="", data=tmp_path, out=tmp_path, walks=2, walk_frames=30, context=4)
     model: Any = WalledWorld(can_reckon=True)
     found, _ = measure_out_and_back(model, episodes_of(tmp_path), LABMAZE_ACTIONS.names, options, lambda count: None)
     assert found["psnr"] > 45 and found["walks"] == 2 and found["share_stopped"] == 0
-    assert "dream shows no wall" in found["walks_are"]
+    assert "dream shows no wall" in found["walks_are"] and 0 < found["share_of_steps_that_walk"] < 1
+    assert 0.5 < max(farthest) < 0.5 + 0.13
 
 
 def test_no_walk_long_enough_is_said(tmp_path: Path) -> None:

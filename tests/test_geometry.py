@@ -7,13 +7,15 @@ from typing import Any
 import pytest
 import torch
 
+from worldmodel.codec import Codec
 from worldmodel.denoiser import Denoiser, DenoiserConfig
-from worldmodel.errors import ConfigError
-from worldmodel.geometry import ReprojectedViews, SpatialConfig, SpatialMemory
+from worldmodel.errors import ActionError, ConfigError, ShapeError
+from worldmodel.geometry import WALK_SCALE, ReprojectedViews, SpatialConfig, SpatialMemory
 from worldmodel.odometry import walk_poses
 from worldmodel.recall import Seen
 from worldmodel.sampler import Sampler, SamplerConfig
 from worldmodel.windows import next_frame_window
+from worldmodel.world import WorldModel
 
 SIZE, CHANNELS, VIEW_DEG = 8, 3, 60.0
 MOTIONS = ((0.0, 0.0), (0.0, 0.12), (0.0, -0.12), (6.0, 0.0), (-6.0, 0.0), (6.0, 0.12), (-6.0, 0.12))
@@ -180,15 +182,9 @@ def test_looking_back_once_a_step_is_enough(
 def test_a_step_is_reckoned_before_and_after_it_is_taken(make_denoiser: Callable[..., Denoiser]) -> None:
     """What the next step will get follows what the geometry says; turning gets nothing."""
     denoiser = make_denoiser(motions=MOTIONS, width=64, heads=4, view_points=4)
-    assert denoiser.spatial is not None
     latents, noise, actions = draw_dream(denoiser, 6)
     sampler = Sampler(denoiser, next_frame_window(), SamplerConfig(num_steps=1))
-    head = list(denoiser.spatial.geometry.to_walks)[-1]
-    for weight in head.parameters():
-        torch.nn.init.zeros_(weight)
-    stopped = torch.tensor([-0.5, 0.0])  # cells ahead and to the left, in units of WALK_SCALE
-    with torch.no_grad():
-        head.bias.copy_(torch.stack([stopped, 0.4 * stopped])[:, None].expand(2, 8, 2).flatten())
+    set_walks(denoiser, coming=-0.05, past=-0.02)
     state = sampler.begin(latents, torch.full_like(actions, 1), noise)
     last, coming = sampler.reckon(state, torch.tensor([[1], [2]]))
     torch.testing.assert_close(coming, torch.tensor([0.12 - 0.05, -0.12 - 0.05]))
@@ -198,6 +194,36 @@ def test_a_step_is_reckoned_before_and_after_it_is_taken(make_denoiser: Callable
     with pytest.raises(ConfigError, match="spatial memory"):
         plain = Sampler(make_denoiser(), next_frame_window(), SamplerConfig(num_steps=1))
         plain.reckon(plain.begin(latents, actions, noise), actions[:, :1])
+
+
+def test_a_world_tells_shares_of_steps(
+    make_denoiser: Callable[..., Denoiser], make_codec: Callable[..., Codec]
+) -> None:
+    """Ahead and back are shares of their own walks; a turn gets all of its nothing; wrong actions are refused."""
+    denoiser = make_denoiser(motions=MOTIONS, width=64, heads=4, view_points=4)
+    set_walks(denoiser, coming=-0.06, past=-0.03)
+    world = WorldModel(make_codec(), denoiser, device="cpu", dtype=torch.float32)
+    assert world.can_reckon and not WorldModel(make_codec(), make_denoiser(), device="cpu").can_reckon
+    frames = torch.randint(256, (3, 4, 32, 32, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    state = world.reset(frames, torch.tensor([[1, 1, 1], [0, 0, 2], [5, 5, 3]]), [0, 1, 2])
+    before, coming = world.reckon(state, torch.tensor([1, 2, 3]))
+    torch.testing.assert_close(before, torch.tensor([0.75, 1.25, 1.0]))
+    torch.testing.assert_close(coming, torch.tensor([0.5, 1.5, 1.0]))
+    with pytest.raises(ShapeError, match="one action a dream"):
+        world.reckon(state, torch.tensor([1]))
+    with pytest.raises(ActionError):
+        world.reckon(state, torch.tensor([1, 2, 9]))
+
+
+def set_walks(denoiser: Denoiser, coming: float, past: float) -> None:
+    """Let the geometry of a denoiser say, whatever it sees, that steps get these cells on top, ahead."""
+    assert denoiser.spatial is not None
+    head = list(denoiser.spatial.geometry.to_walks)[-1]
+    for weight in head.parameters():
+        torch.nn.init.zeros_(weight)
+    ahead = torch.tensor([coming, past]) / WALK_SCALE
+    with torch.no_grad():
+        head.bias.copy_(torch.stack([ahead, torch.zeros(2)], -1)[:, None].expand(2, 8, 2).flatten())
 
 
 def draw_dream(denoiser: Denoiser, frames: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -89,6 +89,10 @@ def test_a_denoiser_keeps_the_spatial_memory_as_it_was(recording: Path, codec_fo
     assert made.config.view_points == 5 and made.config.view_reach == 40 and made.spatial is not None
     kept = load_spatial(tmp_path / "spatial").state_dict()
     assert all(torch.equal(value, kept[name]) for name, value in made.spatial.state_dict().items())
+    spatial.views.age.data.fill_(-0.5)
+    save_bundle(tmp_path / "spatial", spatial=spatial)
+    with pytest.raises(CheckpointError, match="prefers old views"):
+        train_denoiser(training, CPU)
 
 
 def test_a_recording_without_poses_is_told_apart(painted: Path, recording: Path, codec: Path, tmp_path: Path) -> None:

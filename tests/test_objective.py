@@ -135,8 +135,8 @@ def test_own_frames_replace_the_context_and_nothing_else(make_denoiser: Callable
     assert abs(float(some_own) - float(plain)) > 1e-4
 
 
-def test_own_frames_are_not_remembered(make_denoiser: Callable[..., Denoiser]) -> None:
-    """The memory stays true: what is laid over frames is the same, whatever the model made of the frames before."""
+def test_views_stay_true_where_the_frames_before_are_own(make_denoiser: Callable[..., Denoiser]) -> None:
+    """What is laid over frames is the same, whatever the model made of the frames before."""
     motions = ((0.0, 0.0), (0.0, 0.12), (0.0, -0.12), (6.0, 0.0), (-6.0, 0.0), (6.0, 0.12), (-6.0, 0.12))
     denoiser = make_denoiser(motions=motions, width=64, heads=4, view_points=4)
     batch, drawn, seen = clips(), chance(ObjectiveConfig(own_share=0.5)), []

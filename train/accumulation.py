@@ -220,6 +220,7 @@ def measure_accumulation(
     report["correlation"] = correlate(report, names, seed)
     report["settings"] = options_to_json(options) | {
         "denoising_steps": model.config.num_steps,
+        "level_shift": model.config.level_shift,
         "context_level": model.config.context_level,
         "memory_frames": model.memory_frames,
         "torch": torch.__version__,

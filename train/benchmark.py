@@ -239,6 +239,7 @@ def benchmark(options: BenchmarkOptions) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "dtype": str(model.dtype).removeprefix("torch."),
         "denoising_steps": model.config.num_steps,
+        "level_shift": model.config.level_shift,
         "memory_frames": model.memory_frames,
         "dreams": 1,
         "parameters": {name: sum(p.numel() for p in module.parameters()) for name, module in modules.items()},

@@ -18,6 +18,7 @@ from train.options import parse_options, run_program
 from train.recorded import STEPS_PER_SECOND
 from worldmodel.checkpoint import load_codec, load_denoiser, save_bundle
 from worldmodel.errors import CheckpointError, ConfigError, DataError, SeedError
+from worldmodel.sampler import SamplerConfig
 from worldmodel.world import DEFAULT_SHIFT, DEFAULT_STEPS
 
 MEGABYTE = 1e6
@@ -59,12 +60,7 @@ class BundleOptions:
             raise ConfigError(
                 f"openings must be at least 1 and opening_frames at least 2; got {self.openings}, {self.opening_frames}"
             )
-        if not self.level_shift > 0:
-            raise ConfigError(f"level_shift must be above 0; got {self.level_shift}")
-        if self.num_steps < 1 or not 0 <= self.context_level < 1:
-            raise ConfigError(
-                f"num_steps must be at least 1 and context_level in [0, 1); got {self.num_steps}, {self.context_level}"
-            )
+        SamplerConfig(num_steps=self.num_steps, context_level=self.context_level, level_shift=self.level_shift)
         if self.seed < 0:
             raise SeedError(f"seed must be 0 or more; got {self.seed}")
 

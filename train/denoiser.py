@@ -122,7 +122,13 @@ def train_denoiser(options: DenoiserOptions, machine: Machine) -> dict[str, Any]
                 f"{options.spatial} is {spatial.config}; this training takes {denoiser.spatial.config}"
             )
         denoiser.spatial.load_state_dict(spatial.state_dict())
-    loss = DenoiserLoss(denoiser, options.objective, options.chunk)
+    if denoiser.spatial is not None and float(denoiser.spatial.views.age) < 0:
+        raise CheckpointError(
+            f"the spatial memory of {options.spatial or options.initial} prefers old views (age "
+            f"{float(denoiser.spatial.views.age):g}); a denoiser that learns from them trusts its memory too little: "
+            "train one with train.geometry and give it with --spatial"
+        )
+    loss = DenoiserLoss(denoiser, options.objective, options.chunk).train()  # the order of views hangs on the mode
 
     def sample(generator: torch.Generator) -> dict[str, torch.Tensor]:
         clips = data.sample_clips(options.batch_size, options.clip_frames, generator)

@@ -245,9 +245,11 @@ def measure_out_and_back(
     others: list[np.ndarray] = []
     ages: list[np.ndarray] = []
     stopped: list[float] = []
+    walking: list[bool] = []
     rows: list[tuple[str, torch.Tensor]] = []
     for state, first_frames, walked, share in walk_out(model, episodes, motions, options, on_frames):
         stopped += [] if share is None else [share] * len(walked)
+        walking += [motions[action][1] != 0 for action in walked.flatten().tolist()]
         ways = [undo(row.tolist(), motions) for row in walked]
         longest = max(len(back) for back, _ in ways)
         rest = [[turn_left] * ROUND + back + [0] * (longest - len(back)) for back, _ in ways]  # 0 stays there
@@ -279,6 +281,7 @@ def measure_out_and_back(
         "walks": len(errors),
         "steps_out": length,
         "walks_are": "where the dream shows no wall" if stopped else "recorded, where no wall stopped them",
+        "share_of_steps_that_walk": round(float(np.mean(walking)), 4),
         "share_stopped": round(float(np.mean(stopped)), 4) if stopped else None,
     }, rows
 
@@ -360,6 +363,7 @@ def run_endurance(model: WorldModel, options: EnduranceOptions, command: str = "
     shards = open_shards(options.data, "test", model.codec.config.image_size, model.num_actions)
     episodes, names = list_episodes(shards), shards[0].action_names
     report: dict[str, Any] = {"command": command, "denoising_steps": model.config.num_steps}
+    report["level_shift"] = model.config.level_shift
     report |= {"memory_frames": model.memory_frames, "held_out_mazes": len({e.maze_seed for e in episodes})}
     with tqdm(desc="dreaming", unit="frame", mininterval=2.0) as progress:
         if options.cases:

@@ -102,6 +102,7 @@ def evaluate_world(
     report["settings"] = {
         **{f.name: getattr(plan, f.name) for f in dataclasses.fields(EvaluationPlan)},
         "denoising_steps": model.config.num_steps,
+        "level_shift": model.config.level_shift,
         "context_level": model.config.context_level,
         "memory_frames": model.memory_frames,
         "device": str(model.device),

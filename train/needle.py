@@ -188,6 +188,7 @@ def run_needle(model: WorldModel, options: NeedleOptions, command: str = "") -> 
     report["settings"] = {
         **options_to_json(options),
         "denoising_steps": model.config.num_steps,
+        "level_shift": model.config.level_shift,
         "context_level": model.config.context_level,
         "memory_frames": model.memory_frames,
         "device": str(model.device),

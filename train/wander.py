@@ -62,7 +62,7 @@ def wander(
     seeds: Sequence[int],
     on_frames: Callable[[int], object],
 ) -> tuple[torch.Tensor, torch.Tensor, float]:
-    """Dream `length` steps of a walk in each dream, in place.
+    """Dream `length` steps, at least one, of a walk in each dream, in place.
 
     Returns:
         frames uint8 (B, length, H, W, 3), actions int64 (B, length), and the share of steps ahead that the dream's own
@@ -86,4 +86,6 @@ def wander(
         walked += int((chosen == ahead).sum())
         actions.append(chosen)
         on_frames(len(walkers))
+    before, _ = model.reckon(state, straight)
+    stopped += int(((actions[-1] == ahead) & (before < STOPPED)).sum())
     return torch.stack(frames, 1), torch.stack(actions, 1), stopped / max(1, walked)

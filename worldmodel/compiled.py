@@ -207,6 +207,7 @@ class BackgroundCompiler:
         self._file: Path | None = None
         self.note = ""  # why there is no compiled step, once that is known
         self.is_over = False
+        self._is_stopped = False
 
     def start(self, *, cached_only: bool = False) -> None:
         """Load the step from the cache at once, or start compiling it; the world takes it up when it is there.
@@ -232,6 +233,7 @@ class BackgroundCompiler:
 
     def stop(self) -> None:
         """End compiling, if it goes on."""
+        self._is_stopped = True
         if self._process is not None and self._process.poll() is None:
             _end_group(self._process.pid)
             self._process.kill()
@@ -266,12 +268,16 @@ class BackgroundCompiler:
                     stdin=subprocess.PIPE,  # closes when this process is gone, and ends the other
                     stdout=subprocess.DEVNULL,
                     stderr=said,
-                    env={**os.environ, "TMPDIR": folder},  # what the compiler leaves goes with it
+                    env={**os.environ, "TMPDIR": folder, "TORCHINDUCTOR_CACHE_DIR": folder},  # what it leaves goes too
                     start_new_session=True,  # a group of its own, so that its compilers can be ended with it
                 )
+                if self._is_stopped:  # meanwhile
+                    self.stop()
                 status = self._process.wait()
                 said.seek(0)
                 lines = said.read().decode(errors="replace").strip().splitlines()
+            if self._is_stopped:
+                raise CompileError("compiling was ended")
             if status != 0 or not file.is_file():
                 raise CompileError((lines or ["compiling was ended"])[-1])
         return CompiledStep(file, self._batch)

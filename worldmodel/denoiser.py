@@ -291,7 +291,7 @@ class Denoiser(Recall):
             previous: float (B, T, K, C, h, w), the K frames before each frame, nearest first.
             previous_levels: float (B, T, K), the levels of those; 1 where there is no frame.
             chunk: frames a chunk of attention (faster, same result), a divisor of T; None for the dense reference.
-            seen: from `look_back`, where other frames are to be remembered than those of `previous`; default those.
+            seen: from `look_back`, where poses and views are to follow other frames than `previous`; default those.
 
         Raises:
             ShapeError: shapes do not agree with one another or with the config.

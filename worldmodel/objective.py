@@ -161,7 +161,7 @@ class DenoiserLoss(nn.Module):
         past = self._show(noisy, levels, context, context_levels, is_forced)
         seen = None
         if self.config.own_share > 0:
-            # Only the frames before are the model's own: the memory stays true, so that it is worth more than they are.
+            # What is laid over frames (poses, views) stays true, so that it is worth more than the model's own frames.
             seen = self.denoiser.look_back(*past, actions)
             with torch.no_grad():
                 # The model's own frame is one it had to make from noise, so that it carries real errors.

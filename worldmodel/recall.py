@@ -143,16 +143,16 @@ class Recall(ExactBuffers):
         if cache is None:
             start = torch.zeros(previous.shape[0], 3, device=previous.device)
             none = torch.full_like(actions[:, 0], self.config.num_actions)
-            reckoning = self._reckon(previous, previous_levels, actions, start, none)
+            reckoning = self.reckon(previous, previous_levels, actions, start, none)
             views = self._views_of_clip(previous, previous_levels, reckoning) if self.config.has_views else None
             return Seen(reckoning, views, {})
-        reckoning = self._reckon(previous, previous_levels, actions, cache.pose, cache.last_action)
+        reckoning = self.reckon(previous, previous_levels, actions, cache.pose, cache.last_action)
         if not self.config.has_views:
             return Seen(reckoning, None, {})
         positions = cache.count[:, None] + torch.arange(actions.shape[1], device=actions.device)
         return Seen(reckoning, *self._look_at_views(previous, previous_levels, positions, reckoning, cache))
 
-    def _reckon(
+    def reckon(
         self,
         previous: torch.Tensor,
         previous_levels: torch.Tensor,

@@ -32,7 +32,7 @@ class SamplerConfig:
         context_level: noise level at which finished frames are shown to later ones; hides small errors of their own.
         num_init_steps: denoising steps of the initialization stage, for windows that keep unfinished frames in flight.
             It runs once a dream, so it may take more than a step of FIFO, whose `num_steps` is 1.
-        level_shift: above 1, denoising spends its steps at high levels, where most is decided (`Window.grid`).
+        level_shift: above 1, denoising from noise to clean spends its steps at high levels (`Window.grid`).
     """
 
     num_steps: int = 4
@@ -261,7 +261,7 @@ class Sampler:
         previous, previous_levels = stack_previous(known, levels, config.num_previous)
         past, past_levels = previous[:, config.num_previous :], previous_levels[:, config.num_previous :]
         every_action = torch.cat([state.pending_actions, actions], 1)
-        reckoning = denoiser.look_back(past, past_levels, every_action, state.cache).reckoning
+        reckoning = denoiser.reckon(past, past_levels, every_action, state.cache.pose, state.cache.last_action)
         places = torch.stack([reckoning.before[:, 0], reckoning.before[:, 1], reckoning.poses[:, 1]], 1)
         gone = places[:, 1:, :2] - places[:, :-1, :2]
         heading = places[:, 1:, 2]

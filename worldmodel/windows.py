@@ -104,24 +104,27 @@ class Window:
 
         Args:
             num_steps: at least 1.
-            shift: 1 for equal steps; above 1 for small steps near `before` and large ones near `after`.
+            shift: 1 for equal steps; above 1 for small steps at high levels and large ones at low levels. It is for
+                windows that take frames all the way from noise to clean; others take equal steps.
 
         Raises:
-            WindowError: num_steps is below 1, or shift not above 0.
+            WindowError: num_steps is below 1, or shift not above 0 and finite.
 
         Source: the shift of levels is that of Esser et al. 2024 (arXiv:2403.03206), Sec. 5.3.2.
         """
         if num_steps < 1:
             raise WindowError(f"num_steps must be at least 1; got {num_steps}")
-        if not shift > 0:
-            raise WindowError(f"the shift of levels must be above 0; got {shift}")
+        if not 0 < shift < float("inf"):
+            raise WindowError(f"the shift of levels must be above 0 and finite; got {shift}")
+        if not all(ends in ((1.0, 0.0), (0.0, 0.0)) for ends in zip(self.before, self.after, strict=True)):
+            shift = 1.0
         import torch
 
         before, after = torch.tensor(self.before), torch.tensor(self.after)
         left = torch.linspace(1, 0, num_steps + 1)[:, None]  # the share of the way that is left
         left = shift * left / (1 + (shift - 1) * left)
         levels = before + (1 - left) * (after - before)
-        levels[-1] = after
+        levels[0], levels[-1] = before, after
         return levels
 
 

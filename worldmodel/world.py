@@ -22,7 +22,7 @@ from worldmodel.sampler import Sampler, SamplerConfig
 from worldmodel.state import Step, WorldState
 from worldmodel.windows import Window, next_frame_window
 
-DEFAULT_STEPS, DEFAULT_SHIFT = 2, 2.33  # two steps that meet at level .7: as sharp as 16 equal ones (dev/LOG.md)
+DEFAULT_STEPS, DEFAULT_SHIFT = 2, 2.33  # two steps that meet at level .7: nearly as sharp as 4 equal ones (dev/LOG.md)
 CODEC_PART = 64  # frames the codec takes at once: what stays in a CPU's cache is 1.6 times faster
 
 
@@ -149,6 +149,11 @@ class WorldModel:
             raise ActionError(f"actions must be from 0 to {self.num_actions - 1}; got {actions.flatten().tolist()}")
         return actions.to(self.device, torch.int64)
 
+    def _check_step(self, state: WorldState, actions: torch.Tensor) -> torch.Tensor:
+        if tuple(actions.shape) != (state.num_dreams,):
+            raise ShapeError(f"step takes one action a dream, ({state.num_dreams},); got {tuple(actions.shape)}")
+        return self._check_actions(actions)
+
     @torch.inference_mode()
     def encode(self, frames: torch.Tensor) -> torch.Tensor:
         """Encode frames uint8 (..., H, W, 3) to latents float32 (..., C, h, w) on the device."""
@@ -246,9 +251,7 @@ class WorldModel:
         Raises:
             ActionError: not integers, or outside the action set. ShapeError: not one action a dream.
         """
-        if tuple(actions.shape) != (state.num_dreams,):
-            raise ShapeError(f"step takes one action a dream, ({state.num_dreams},); got {tuple(actions.shape)}")
-        parts = self._advance(self.sampler, state, self._check_actions(actions)[:, None])
+        parts = self._advance(self.sampler, state, self._check_step(state, actions)[:, None])
         return Step(*(part[:, 0] for part in parts))
 
     @property
@@ -271,7 +274,7 @@ class WorldModel:
         Raises:
             ConfigError: `can_reckon` is false. ActionError, ShapeError: as `step`.
         """
-        actions = self._check_actions(actions)
+        actions = self._check_step(state, actions)
         parts = self.sampler.reckon(state.dream, actions[:, None])
         shares = []
         for gone, taken in zip(parts, (state.dream.pending_actions[:, -1], actions), strict=True):
