@@ -66,7 +66,7 @@ class StandIn:
     def __init__(self, obeys: int = 1, blur: float = 0.0) -> None:
         self.obeys, self.blur = obeys, blur
         self.codec = SimpleNamespace(config=SimpleNamespace(image_size=SIZE))
-        self.config = SimpleNamespace(num_steps=1, context_level=0.0)
+        self.config = SimpleNamespace(num_steps=1, context_level=0.0, level_shift=1.0)
         self.num_actions, self.memory_frames = len(NAMES), 8
         self.device, self.dtype = torch.device("cpu"), torch.float32
 

@@ -110,8 +110,12 @@ def time_stages(model: WorldModel, state: WorldState, rounds: int) -> dict[str, 
         previous = latents[:, :, None].expand(-1, -1, config.num_previous, -1, -1, -1).contiguous()
         previous_levels = levels[:, :, None].expand(-1, -1, config.num_previous).contiguous()
 
+        given = latents, levels, actions, previous, previous_levels, cache
+        # The first call of a step looks back, the others share what it saw.
+        shared = model.denoiser.look_back(previous, previous_levels, actions, cache) if cache_to_write is None else None
+
         def run() -> None:
-            _, written = model.denoiser.forward_cached(latents, levels, actions, previous, previous_levels, cache)
+            _, written = model.denoiser.forward_cached(*given, shared)
             if cache_to_write is not None:
                 cache_to_write.commit(*written, num_frames=frames - 1)
 

@@ -6,7 +6,7 @@ compiling in the background while the world plays on uncompiled. Knows no game a
 On a CPU a step of a small world is mostly the cost of calling some thousand small operations one by one; compiled, they
 are one call. The digits differ a little from the uncompiled step, as sums are ordered otherwise. A compiled step is
 kept in a cache folder under a name that holds everything it depends on: the weights, the settings, this package's
-source, torch and the processor. It runs with as many threads as torch has when it is called.
+source, torch, the processor and the number of threads.
 
 `python -m worldmodel.compiled --source DIR --steps N ...` compiles one step; the background calls that.
 """
@@ -40,7 +40,7 @@ from worldmodel.windows import next_frame_window
 if TYPE_CHECKING:
     from worldmodel.world import WorldModel
 
-VERSION = "2"
+VERSION = "3"
 
 
 def cache_folder() -> Path:
@@ -130,11 +130,7 @@ def compile_step(model: "WorldModel", batch: int, file: Path) -> None:
     try:
         with torch.no_grad(), tempfile.TemporaryDirectory() as folder:
             exported = torch.export.export(step, tuple(_detach(part) for part in _example(model, batch)), strict=False)
-            made = torch._inductor.aoti_compile_and_package(
-                exported,
-                package_path=str(Path(folder) / "step.pt2"),
-                inductor_configs={"cpp.dynamic_threads": True},  # else it keeps the number of threads of this moment
-            )
+            made = torch._inductor.aoti_compile_and_package(exported, package_path=str(Path(folder) / "step.pt2"))
             write_file(file, Path(made).read_bytes())
     except WorldModelError:
         raise
@@ -191,7 +187,7 @@ def step_key(model: "WorldModel", batch: int) -> str:
     for path in sorted(Path(__file__).parent.glob("*.py")):
         digest.update(path.read_bytes())
     facts = (VERSION, torch.__version__, platform.machine(), torch.backends.cpu.get_cpu_capability(), str(model.device))
-    settings = (model.config, model.window, model.memory_frames, str(model.dtype), batch)
+    settings = (model.config, model.window, model.memory_frames, str(model.dtype), batch, torch.get_num_threads())
     digest.update(repr((facts, settings, model.denoiser.config, model.codec.config)).encode())
     return digest.hexdigest()[:24]
 
@@ -261,7 +257,7 @@ class BackgroundCompiler:
             words += ["--memory", str(model.memory_frames), "--batch", str(self._batch)]
             words += ["--context-level", str(model.config.context_level), "--device", str(model.device)]
             words += ["--level-shift", str(model.config.level_shift)]
-            words += ["--dtype", str(model.dtype).removeprefix("torch.")]
+            words += ["--threads", str(torch.get_num_threads()), "--dtype", str(model.dtype).removeprefix("torch.")]
             with tempfile.TemporaryFile() as said, tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
                 self._process = subprocess.Popen(
                     [sys.executable, "-m", "worldmodel.compiled", *words],
@@ -295,7 +291,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m worldmodel.compiled", description="Compile the step of a world.")
     for name in ("source", "file", "device", "dtype"):
         parser.add_argument(f"--{name}", required=True)
-    for name in ("steps", "memory", "batch"):
+    for name in ("steps", "memory", "batch", "threads"):
         parser.add_argument(f"--{name}", type=int, required=True)
     for name in ("context-level", "level-shift"):
         parser.add_argument(f"--{name}", type=float, required=True)
@@ -311,6 +307,7 @@ def main() -> None:
         os.nice(10)
     from worldmodel.world import WorldModel
 
+    torch.set_num_threads(words.threads)
     model = WorldModel.load(
         words.source,
         num_steps=words.steps,
