@@ -1,5 +1,6 @@
 """Real/LabMaze-v0: mazes, walking, rewards, frames and the errors of bad input."""
 
+import gc
 import itertools
 import math
 import sys
@@ -283,6 +284,26 @@ def test_a_closed_environment_says_so() -> None:
     for call in (lambda: env.step(0), env.reset, env.render):
         with pytest.raises(StateError, match="closed"):
             call()
+
+
+def test_dropping_an_environment_leaves_the_others_their_pictures() -> None:
+    """Whether it is closed or not, and whatever draws at the time."""
+    kept = LabMazeEnv(size=5, image_size=16)
+    expected = kept.reset(seed=3)[0]
+    dropped = LabMazeEnv(size=5, image_size=16)
+    dropped.reset(seed=4)
+    for _ in range(3):
+        newer = LabMazeEnv(size=5, image_size=16)
+        dropped = newer  # the one before dies unclosed, while the context of the newer one is current
+        del newer
+        gc.collect()
+        assert np.array_equal(dropped.reset(seed=3)[0], expected)
+        assert np.array_equal(kept.reset(seed=3)[0], expected)
+    dropped.reset(seed=4)
+    del dropped  # its own context is current
+    gc.collect()
+    assert np.array_equal(kept.reset(seed=3)[0], expected) and expected.std() > 10
+    kept.close()
 
 
 @pytest.mark.parametrize("palette", labmaze_scene.PALETTE_NAMES)

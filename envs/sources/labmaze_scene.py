@@ -5,9 +5,11 @@ Owns: which texture files a palette has, the model that is compiled once for a m
 actions or Gymnasium. Textures and skies are DeepMind Lab's, CC BY 4.0, read from the labmaze package.
 """
 
+import contextlib
 import functools
 import os
 import sys
+import weakref
 from dataclasses import dataclass
 from typing import Any
 
@@ -131,6 +133,9 @@ class MazeRenderer:
             self._gl.make_current()
             self._context = mujoco.MjrContext(self._model, mujoco.mjtFontScale.mjFONTSCALE_50.value)
             mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN.value, self._context)
+            # A renderer that is dropped unclosed must not free its pictures in the context of another one.
+            self._free = weakref.finalize(self, _free_context, self._gl, self._context)
+            self._free.atexit = False
         except (ImportError, RuntimeError, AttributeError, mujoco.FatalError) as error:
             raise _no_gl(error) from error
 
@@ -180,10 +185,15 @@ class MazeRenderer:
     def close(self) -> None:
         """Free the GL context; calling it again does nothing."""
         if self._gl is not None:
-            self._gl.make_current()
-            self._context.free()
-            self._gl.free()
             self._gl = None
+            self._free()
+
+
+def _free_context(gl: Any, context: Any) -> None:
+    """Free what a context holds, within it, and it; then let the context go on that was current before, if any."""
+    with gl.as_current() if hasattr(gl, "as_current") else contextlib.nullcontext(gl.make_current()):
+        context.free()
+    gl.free()
 
 
 def _import_mujoco() -> Any:
