@@ -21,6 +21,7 @@ SETTINGS: list[dict[str, Any]] = [
     {"depth": 3, "recent_frames": 5, "memory_frames": 2, "num_previous": 3},
     {"depth": 2, "recent_frames": 30, "memory_frames": 30, "heads": 4},
     {"depth": 2, "patch": 1, "num_actions": 3, "reward_values": (0.0, 0.5, 1.0)},
+    {"depth": 2, "prediction": "velocity"},
 ]
 MOTIONS = ((0.0, 0.0), (0.0, 0.12), (0.0, -0.12), (6.0, 0.0), (-6.0, 0.0), (6.0, 0.12), (-6.0, 0.12))
 STRUCTURES: list[dict[str, Any]] = [
@@ -282,6 +283,17 @@ def test_actions_must_be_integers(make_denoiser: Callable[..., Denoiser], make_i
         denoiser(**{**inputs, "actions": inputs["actions"].float()})
 
 
+@torch.inference_mode()
+def test_a_velocity_is_read_as_noise_minus_clean(
+    make_denoiser: Callable[..., Denoiser], make_inputs: Callable[..., Inputs]
+) -> None:
+    clean, velocity = make_denoiser(), make_denoiser(prediction="velocity")
+    inputs = make_inputs(clean.config, 2, 5)
+    said, found = clean(**inputs).clean, velocity(**inputs).clean
+    assert said.abs().max() > 0.1
+    torch.testing.assert_close(found, inputs["latents"] - inputs["levels"][..., None, None, None] * said)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -290,6 +302,7 @@ def test_actions_must_be_integers(make_denoiser: Callable[..., Denoiser], make_i
         ({"memory_frames": -1}, "memory_frames must be at least 1; got -1"),
         ({"patch": 3}, "patch 3 must divide latent_size 8"),
         ({"reward_values": (1.0,)}, "at least two rewards"),
+        ({"prediction": "noise"}, "prediction must be 'clean' or 'velocity'; got 'noise'"),
     ],
 )
 def test_bad_settings_are_refused(changes: dict[str, Any], message: str) -> None:

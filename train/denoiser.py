@@ -57,6 +57,8 @@ class DenoiserOptions(TrainOptions):
     distance; needs --odometry."""
     view_frames: int = 0
     """Past frames that remembered views draw on; default those of the memory."""
+    prediction: str = "clean"
+    """What the network's last layer says: clean frames, or the velocity (noise - clean)."""
     odometry: bool = False
     """Find memories by direction and place too, reckoned from the actions; for action sets with known motions."""
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
@@ -111,6 +113,7 @@ def train_denoiser(options: DenoiserOptions, machine: Machine) -> dict[str, Any]
         config,
         num_actions=num_actions,
         reward_values=reward_values(data.rewards, config.reward_values),
+        prediction=options.prediction,
         **memory_changes(config, options, action_names),
     )
     torch.manual_seed(options.seed)

@@ -39,6 +39,8 @@ class DenoiserConfig:
         view_points: pieces of old frames that `worldmodel.geometry` blends into each column of the coming frame; needs
             motions, and takes the place of view_heads. 0: none.
         view_frames: past frames that remembered views draw on; 0: `memory_frames`.
+        prediction: what the last layer says: "clean" frames, or the "velocity" noise - clean, from which clean frames
+            are reckoned.
     """
 
     latent_channels: int = 8
@@ -62,6 +64,7 @@ class DenoiserConfig:
     view_heads: int = 0
     view_points: int = 0
     view_frames: int = 0
+    prediction: str = "clean"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "reward_values", tuple(float(v) for v in self.reward_values))
@@ -72,6 +75,8 @@ class DenoiserConfig:
         for name in ("memory_frames", "num_summary", "num_previous", "depth"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"denoiser {name} must be at least 1; got {getattr(self, name)}")
+        if self.prediction not in ("clean", "velocity"):
+            raise ConfigError(f"denoiser prediction must be 'clean' or 'velocity'; got {self.prediction!r}")
         if self.latent_size % self.patch:
             raise ConfigError(f"patch {self.patch} must divide latent_size {self.latent_size}")
         if len(self.reward_values) < 2:

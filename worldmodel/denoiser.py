@@ -17,7 +17,7 @@ from worldmodel.cache import MemoryCache, Rings
 from worldmodel.config import DenoiserConfig
 from worldmodel.errors import ActionError, ConfigError, ShapeError
 from worldmodel.memory import SlotAttention
-from worldmodel.noise import level_features
+from worldmodel.noise import clean_from_velocity, level_features
 from worldmodel.recall import Recall, Remembered, Seen, see_slots
 
 
@@ -257,7 +257,9 @@ class Denoiser(Recall):
         at_rest = own.new_tensor([0.0, 1.0, 0.0, 0.0, 1.0, 0.0])[:, None, None]
         return [block.unbind(2) for block in (shared + (own + at_rest)).unbind(2)]
 
-    def _leave(self, tokens: torch.Tensor, condition: torch.Tensor) -> Prediction:
+    def _leave(
+        self, tokens: torch.Tensor, condition: torch.Tensor, latents: torch.Tensor, levels: torch.Tensor
+    ) -> Prediction:
         config = self.config
         shift, scale = self.final_modulation(condition)[:, :, None].chunk(2, -1)
         tokens = Block.normalize(tokens, shift, 1 + scale).to(self.to_clean.weight.dtype)
@@ -268,6 +270,8 @@ class Denoiser(Recall):
             p=config.patch,
             q=config.patch,
         )
+        if config.prediction == "velocity":
+            clean = clean_from_velocity(latents.float(), clean.float(), levels)
         pooled = tokens[:, :, config.num_patches :].mean(2)
         reward, terminated = self.reward_head(pooled), self.terminated_head(pooled)[..., 0]
         return Prediction(clean.float(), reward.float(), terminated.float())
@@ -324,7 +328,7 @@ class Denoiser(Recall):
             if block.cross is not None:
                 tokens = tokens + self._see_slots(block.cross, block.rest(tokens), rotary, memory)
             tokens = block.forward_rest(tokens, attended, modulation)
-        return self._leave(tokens, condition)
+        return self._leave(tokens, condition, latents, levels)
 
     def forward_cached(
         self,
@@ -382,4 +386,4 @@ class Denoiser(Recall):
             if block.cross is not None:
                 tokens = tokens + self._look_back(block.cross, block.rest(tokens), rotary, memory, cache, written)
             tokens = block.forward_rest(tokens, attended, modulation)
-        return self._leave(tokens, condition), Written(written, reckoning.kept, actions)
+        return self._leave(tokens, condition, latents, levels), Written(written, reckoning.kept, actions)
