@@ -3,6 +3,7 @@
 Owns: openings drawn by seed, seeds, truncation, and numpy at the border. The dreaming is `worldmodel.world`'s.
 """
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, SupportsFloat
 
 import gymnasium
@@ -15,9 +16,27 @@ from worldmodel.windows import parse_schedule
 
 if TYPE_CHECKING:
     from worldmodel.compiled import BackgroundCompiler
+    from worldmodel.world import WorldState
 
 COMPILE_MODES = ("off", "wait", "background")
 ACTION_SETS: dict[str, ActionSet] = {"LabMaze": LABMAZE_ACTIONS}
+
+
+@dataclass(frozen=True, eq=False)
+class DreamSnapshot:
+    """A moment of a dream, which can be pickled: from `DreamEnv.snapshot`, for `DreamEnv.restore`.
+
+    Attributes:
+        state: the dream.
+        frame: uint8 (H, W, 3), what was shown.
+        steps: steps since the reset.
+        of: what dreams it, by name: the bundle, the memory, the schedule and the format of numbers.
+    """
+
+    state: "WorldState"
+    frame: np.ndarray
+    steps: int
+    of: dict[str, str]
 
 
 class DreamEnv(gymnasium.Env[np.ndarray, np.int64]):
@@ -76,7 +95,7 @@ class DreamEnv(gymnasium.Env[np.ndarray, np.int64]):
             raise ConfigError(f"max_episode_steps must be at least 1 or None; got {max_episode_steps}")
         chosen = parse_schedule(schedule)
         from worldmodel.checkpoint import load_openings  # torch: seconds to import
-        from worldmodel.world import WorldModel, WorldState
+        from worldmodel.world import WorldModel
 
         name = world if checkpoint is None else checkpoint
         self._model = WorldModel.load(
@@ -203,7 +222,8 @@ class DreamEnv(gymnasium.Env[np.ndarray, np.int64]):
         options = dict(options or {})
         drawn = int(self.np_random.integers(self.num_openings))
         opening = options.pop("opening", drawn)
-        if options or not isinstance(opening, int | np.integer) or not 0 <= opening < self.num_openings:
+        is_whole = isinstance(opening, int | np.integer) and not isinstance(opening, bool)
+        if options or not is_whole or not 0 <= opening < self.num_openings:
             raise ConfigError(
                 f"reset options accept only 'opening' from 0 to {self.num_openings - 1}; got opening {opening!r} and "
                 f"{sorted(options)}"
@@ -255,18 +275,44 @@ class DreamEnv(gymnasium.Env[np.ndarray, np.int64]):
         """Return key bindings for `gymnasium.utils.play.play`."""
         return self.action_set.keys_to_action
 
-    def snapshot(self) -> Any:
+    def snapshot(self) -> DreamSnapshot:
         """Return a copy of the dream's state, for `restore`.
+
+        The step count goes with it, and so does the truncation after this class' own `max_episode_steps`; that of
+        `gymnasium.make(..., max_episode_steps=N)` is counted by a wrapper, which goes on counting.
 
         Raises:
             StateError: reset was not called.
         """
         if self._state is None or self._frame is None:
             raise StateError("snapshot was called before the first reset; call reset(seed=...) first")
-        return self._state.clone(), self._frame.copy(), self._steps
+        return DreamSnapshot(self._state.clone(), self._frame.copy(), self._steps, self._dreamer())
 
-    def restore(self, snapshot: Any) -> np.ndarray:
-        """Go back (or across) to a snapshot, which stays usable; return its frame uint8 (H, W, 3)."""
-        state, frame, steps = snapshot
-        self._state, self._frame, self._steps = state.clone(), frame.copy(), steps
+    def restore(self, snapshot: DreamSnapshot) -> np.ndarray:
+        """Go back to a snapshot, or across to that of an environment alike; return its frame uint8 (H, W, 3).
+
+        The snapshot stays usable. Denoising steps, compiling and device may differ.
+
+        Raises:
+            StateError: it is of another bundle, memory, schedule or format of numbers.
+        """
+        mine = self._dreamer()
+        if other := [name for name in mine if mine[name] != snapshot.of.get(name)]:
+            theirs, ours = (", ".join(f"{name} {of.get(name)}" for name in other) for of in (snapshot.of, mine))
+            raise StateError(f"this snapshot is of {theirs}; this environment has {ours}: make one like it to go there")
+        self._state, self._frame, self._steps = (
+            snapshot.state.to(self.device),
+            snapshot.frame.copy(),
+            snapshot.steps,
+        )
         return self._frame.copy()
+
+    def _dreamer(self) -> dict[str, str]:
+        """Return what a snapshot must agree with, by name."""
+        model = self._model
+        return {
+            "bundle": "" if model.source is None else str(model.source.resolve()),
+            "memory_frames": str(model.memory_frames),
+            "schedule": str(model.window),
+            "dtype": str(model.dtype),
+        }

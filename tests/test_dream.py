@@ -1,7 +1,12 @@
 """The dream as a Gymnasium environment: the contract of the real world, and one clear error for each misuse."""
 
+import copy
 import json
+import os
+import pickle
 import shutil
+import subprocess
+import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -145,6 +150,70 @@ def test_a_snapshot_can_be_gone_back_to_as_often_as_one_likes(make_env: Callable
     other.reset(seed=9)
     other.restore(snapshot)
     assert play(other, [3, 3, 1, 0]) == ahead
+
+
+def test_a_snapshot_crosses_as_plain_bytes(make_env: Callable[..., DreamEnv]) -> None:
+    """Pickled it holds no tensor, which would keep a file open in another process; copied or pickled it is the same."""
+    env = make_env()
+    env.reset(seed=3)
+    play(env, [1, 1])
+    snapshot = env.snapshot()
+    ahead = play(env, [3, 3, 1, 0])
+    content = pickle.dumps(snapshot)
+    assert b"torch._utils" not in content and b"UntypedStorage" not in content
+    for found in (pickle.loads(content), copy.deepcopy(snapshot)):
+        env.restore(found)
+        assert play(env, [3, 3, 1, 0]) == ahead
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"memory_frames": 4}, r"this snapshot is of memory_frames 4; this environment has memory_frames \d+"),
+        ({"schedule": "fifo:3"}, "this snapshot is of schedule Window.*; this environment has schedule Window"),
+    ],
+)
+def test_a_snapshot_of_another_kind_is_refused(
+    settings: dict[str, Any], message: str, make_env: Callable[..., DreamEnv]
+) -> None:
+    other, env = make_env(**settings), make_env()
+    other.reset(seed=1)
+    env.reset(seed=2)
+    expected = env.snapshot()
+    with pytest.raises(StateError, match=message):
+        env.restore(other.snapshot())
+    ahead = play(env, [1, 3])
+    env.restore(expected)
+    assert play(env, [1, 3]) == ahead  # nothing was changed
+    more = make_env(num_steps=2)
+    more.reset(seed=0)
+    assert np.array_equal(more.restore(expected), expected.frame)  # how finely it is denoised may differ
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
+def test_forked_environments_of_a_vector_dream(bundle: Path) -> None:
+    """The parent has made a dream with two threads before it forks, as gymnasium does to learn the spaces."""
+    program = f"""if True:
+    import gymnasium, numpy, torch
+    torch.set_num_threads(2)
+    kind = "envs:Dream/LabMaze-v0"
+    settings = dict(checkpoint={str(bundle)!r}, device="cpu", num_steps=1)
+    alone = gymnasium.make(kind, **settings)
+    first = alone.reset(seed=4)[0], alone.step(1)[0]
+    many = gymnasium.make_vec(
+        kind, num_envs=2, vectorization_mode="async", vector_kwargs=dict(context="fork"), **settings
+    )
+    frames, _ = many.reset(seed=4)
+    assert numpy.array_equal(frames[0], first[0])
+    assert numpy.abs(many.step(numpy.array([1, 1]))[0][0].astype(int) - first[1]).max() <= 1
+    many.close()
+    assert torch.get_num_threads() == 2
+    print("done")
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", program], env={**os.environ, "OMP_NUM_THREADS": "2"}, capture_output=True, timeout=120
+    )
+    assert done.stdout.strip() == b"done", done.stderr.decode()
 
 
 def test_what_the_player_shows(make_env: Callable[..., DreamEnv]) -> None:

@@ -34,10 +34,11 @@ from worldmodel.cache import MemoryCache
 from worldmodel.errors import CompileError, WorldModelError
 from worldmodel.files import write_file
 from worldmodel.frames import to_frames
-from worldmodel.state import DreamState
+from worldmodel.state import DreamState, Layout
 from worldmodel.windows import next_frame_window
 
 if TYPE_CHECKING:
+    from worldmodel.state import WorldState
     from worldmodel.world import WorldModel
 
 VERSION = "3"
@@ -104,12 +105,17 @@ def _rest(cache: MemoryCache) -> dict[str, torch.Tensor]:
     return {f.name: getattr(cache, f.name) for f in dataclasses.fields(cache) if f.name != "rings"}
 
 
-def _example(model: "WorldModel", batch: int) -> tuple[Any, ...]:
-    """Return arguments of `WholeStep.forward` in the middle of a dream."""
+def _begin_example(model: "WorldModel", batch: int) -> "WorldState":
+    """Return gray dreams of a context long enough to fill all parts of a state."""
     size, overlap = model.codec.config.image_size, max(1, model.window.num_clean)
     context = overlap + 2 * model.window.stride + 2
     frames = torch.full((batch, context, size, size, 3), 128, dtype=torch.uint8)
-    state = model.reset(frames, torch.zeros(batch, context - 1, dtype=torch.int64), list(range(batch)))
+    return model.reset(frames, torch.zeros(batch, context - 1, dtype=torch.int64), list(range(batch)))
+
+
+def _example(model: "WorldModel", batch: int) -> tuple[Any, ...]:
+    """Return arguments of `WholeStep.forward` in the middle of a dream."""
+    state = _begin_example(model, batch)
     actions = torch.zeros(batch, dtype=torch.int64)
     model.step(state, actions)
     model.step(state, actions)
@@ -149,21 +155,21 @@ def _detach(value: Any) -> Any:
 class CompiledStep:
     """A compiled step, loaded."""
 
-    def __init__(self, file: Path, batch: int) -> None:
-        """Load a step for `batch` dreams.
+    def __init__(self, file: Path, layout: Layout) -> None:
+        """Load a step for states of a `DreamState.layout`.
 
         Raises:
             CompileError: the file is damaged, or of another machine.
         """
-        self.batch = batch
+        self.layout = layout
         try:
             self._run: Callable[..., Any] = torch._inductor.aoti_load_package(str(file))
         except Exception as error:  # the loader raises plain RuntimeErrors and worse
             raise CompileError(f"{file} cannot be loaded ({error}): delete it") from error
 
-    def fits(self, state: DreamState, stride: int) -> bool:
-        """Whether it was compiled for such a state: the batch, and a first step behind it."""
-        return state.pending.shape[:2] == (self.batch, stride)
+    def fits(self, state: DreamState) -> bool:
+        """Whether it was compiled for such a state; with any other it would write where it must not."""
+        return state.layout == self.layout
 
     def __call__(
         self, state: DreamState, actions: torch.Tensor, noise: torch.Tensor, shown_noise: torch.Tensor
@@ -276,7 +282,7 @@ class BackgroundCompiler:
                 raise CompileError("compiling was ended")
             if status != 0 or not file.is_file():
                 raise CompileError((lines or ["compiling was ended"])[-1])
-        return CompiledStep(file, self._batch)
+        return CompiledStep(file, _begin_example(model, self._batch).dream.layout)
 
 
 def _end_group(pid: int) -> None:

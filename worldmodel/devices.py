@@ -12,6 +12,19 @@ import torch
 
 from worldmodel.errors import DeviceError
 
+_IS_FORKED = False
+
+
+def _settle_in_fork() -> None:
+    """A forked process has none of its parent's OpenMP threads: waiting for them would last for ever."""
+    global _IS_FORKED
+    _IS_FORKED = True
+    torch.set_num_threads(1)
+
+
+if hasattr(os, "register_at_fork"):  # gymnasium's AsyncVectorEnv forks, on Linux
+    os.register_at_fork(after_in_child=_settle_in_fork)
+
 
 def pick_device(name: str) -> torch.device:
     """Return the device called `name`.
@@ -49,12 +62,14 @@ def tune_threads(run: Callable[[], object], rounds: int = 5) -> int:
     """Time `run` with 1, 2, 4 ... CPU threads up to all cores; set torch to the fastest number and return it.
 
     More threads are not always faster: small operations spend their time meeting at the end of each. Numbers are timed
-    in turn, and more threads must win by a twentieth to be taken.
+    in turn, and more threads must win by a twentieth to be taken. A forked process keeps its one thread.
 
     Args:
         run: what the threads are for; called `rounds` times for each number, and once before.
         rounds: at least 1.
     """
+    if _IS_FORKED:
+        return 1
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     numbers = sorted({min(2**power, cores) for power in range(cores.bit_length() + 1)})
     times: dict[int, list[float]] = {number: [] for number in numbers}

@@ -4,12 +4,16 @@ Owns copying (a fork, a rewind) and putting some dreams into others' places. Kno
 """
 
 from dataclasses import dataclass, fields
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
+from safetensors.torch import load, save
 
 from worldmodel.cache import MemoryCache
 from worldmodel.errors import ShapeError
+
+Layout = tuple[tuple[str, tuple[int, ...], torch.dtype], ...]
+"""Name, shape and format of every tensor of a state."""
 
 
 @dataclass
@@ -34,6 +38,26 @@ class DreamState:
     recent_levels: torch.Tensor
     flight: torch.Tensor
     flight_actions: torch.Tensor
+
+    @property
+    def layout(self) -> Layout:
+        """Name, shape and format of every tensor: what code compiled for one state can take of another."""
+        return tuple((name, tuple(part.shape), part.dtype) for name, part in self.tensors().items())
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """Return all tensors by name, not copied."""
+        named = {f"rings.{name}": ring for name, ring in sorted(self.cache.rings.items())}
+        named |= {f"cache.{f.name}": getattr(self.cache, f.name) for f in fields(self.cache) if f.name != "rings"}
+        return named | {f.name: getattr(self, f.name) for f in fields(self) if f.name != "cache"}
+
+    @staticmethod
+    def from_tensors(named: dict[str, torch.Tensor]) -> "DreamState":
+        """Return the state of which `tensors` made these."""
+        groups: dict[str, dict[str, torch.Tensor]] = {"rings": {}, "cache": {}, "": {}}
+        for name, part in named.items():
+            group, _, rest = name.rpartition(".")
+            groups[group][rest] = part
+        return DreamState(cache=MemoryCache(rings=groups["rings"], **groups["cache"]), **groups[""])
 
     def clone(self) -> "DreamState":
         """Return an independent copy: a fork of the dreams."""
@@ -89,6 +113,34 @@ class WorldState:
     def clone(self) -> "WorldState":
         """Return an independent copy that dreams on exactly as this one would."""
         return WorldState(self.dream.clone(), [g.clone_state() for g in self.generators])
+
+    def to(self, device: torch.device | str) -> "WorldState":
+        """Return an independent copy on a device."""
+        moved = {name: part.to(device, copy=True) for name, part in self.dream.tensors().items()}
+        return WorldState(DreamState.from_tensors(moved), [g.clone_state() for g in self.generators])
+
+    def pack(self) -> bytes:
+        """Return everything as the bytes of a safetensors file, for another process or the disk."""
+        named = {
+            f"dream.{name}": part.detach().cpu().contiguous().clone() for name, part in self.dream.tensors().items()
+        }
+        return save(named | {f"generator.{i}": g.get_state() for i, g in enumerate(self.generators)})
+
+    @staticmethod
+    def unpack(content: bytes, device: str = "cpu") -> "WorldState":
+        """Return the state of which `pack` made these bytes, on a device."""
+        named = load(content)
+        dream = {
+            name.removeprefix("dream."): part.to(device) for name, part in named.items() if name.startswith("dream.")
+        }
+        generators = [torch.Generator() for _ in range(len(named) - len(dream))]
+        for i, generator in enumerate(generators):
+            generator.set_state(named[f"generator.{i}"])
+        return WorldState(DreamState.from_tensors(dream), generators)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Cross to another process as plain bytes: tensors by themselves would each hold an open file there."""
+        return WorldState.unpack, (self.pack(), str(self.dream.pending.device))
 
     @property
     def num_dreams(self) -> int:

@@ -231,7 +231,7 @@ class WorldModel:
         stride = sampler.window.stride
         noise, shown_noise = self._noise(state.generators, 2 * stride).split(stride, 1)
         compiled = self.compiled
-        if compiled is not None and sampler is self.sampler and compiled.fits(state.dream, stride):
+        if compiled is not None and sampler is self.sampler and compiled.fits(state.dream):
             frames, rewards, terminated = compiled(state.dream, actions, noise, shown_noise)
         else:
             latents, prediction = sampler.step(state.dream, actions, noise, shown_noise)
