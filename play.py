@@ -94,16 +94,14 @@ def check_options(options: Options) -> None:
     """
     if options.seed < 0:
         raise SeedError(f"--seed {options.seed} is negative; use a whole number of at least 0")
-    for name in ("steps", "scale", "threads", "frames"):
+    for name in ("steps", "memory", "scale", "threads", "frames"):
         value = getattr(options, name)
         if value is not None and value < 1:
             raise ConfigError(f"--{name} must be at least 1; got {value}")
     if options.compile not in ("auto", "wait", "off"):
         raise ConfigError(f"--compile takes auto, wait or off; got {options.compile!r}")
-    if options.memory is not None and options.memory < 0:
-        raise ConfigError(f"--memory must be at least 0; got {options.memory}")
-    if options.fps is not None and not 0 < options.fps <= 1000:
-        raise ConfigError(f"--fps must be above 0 and at most 1000; got {options.fps}")
+    if options.fps is not None and not 0.001 <= options.fps <= 1000:
+        raise ConfigError(f"--fps must be from 0.001 to 1000; got {options.fps}")
     if options.video is not None and options.video.suffix.lower() != ".mp4":
         raise ConfigError(f"--video {str(options.video)!r} must end in .mp4; give a name such as play.mp4")
     for name in ("frames", "actions"):
@@ -132,7 +130,9 @@ def play_headless(options: Options) -> dict[str, object]:
     session = make_session(options, lambda share, text: None)
     load_s = time.perf_counter() - start_s
     try:
-        actions = parse_actions(options.actions or "random", session.action_set, options.seed)
+        actions = parse_actions(
+            "random" if options.actions is None else options.actions, session.action_set, options.seed
+        )
         if options.video is not None:
             session.start_video(options.video, options.scale)
         report = run_headless(session, actions, options.frames or DEFAULT_FRAMES)

@@ -85,8 +85,8 @@ class PlaySession:
         own_fps = getattr(env, "fps", None) or env.metadata.get("render_fps") or DEFAULT_FPS
         self.fps = float(own_fps if fps is None else fps)
         self.action_set = env.action_set
-        self.view = self.reset(seed)
         self._video: VideoWriter | None = None
+        self.view = self.reset(seed)
 
     @property
     def device(self) -> str | None:
@@ -100,15 +100,17 @@ class PlaySession:
         return self._video is not None
 
     def reset(self, seed: int) -> View:
-        """Begin the dream of this seed; an open video goes on.
+        """Begin the dream of this seed; an open video goes on with its first frame.
 
         Raises:
             SeedError: the seed is negative.
+            StorageError: the video could not be written; recording has stopped, the dream has begun.
         """
         if seed < 0:
             raise SeedError(f"seed {seed} is negative; use a whole number of at least 0")
         frame, _ = self.env.reset(seed=seed)
         self.view = View(frame=frame, seed=seed, **self._model_facts())
+        self._add_to_video(frame)
         return self.view
 
     def step(self, action: int) -> View:

@@ -16,6 +16,9 @@ import numpy as np
 
 from worldmodel.errors import ConfigError, MissingPackageError, ShapeError, StateError, StorageError
 
+MIN_FPS = 0.001
+MAX_SIDE = 8192
+
 
 class VideoWriter:
     """Write uint8 RGB frames to an MP4 file; every call of `add` is one video frame.
@@ -37,8 +40,8 @@ class VideoWriter:
         self.path = Path(path)
         if self.path.suffix.lower() != ".mp4":
             raise ConfigError(f"video file {str(path)!r} must end in .mp4; give a name such as play.mp4")
-        if not 0 < fps <= 1000:
-            raise ConfigError(f"video fps must be above 0 and at most 1000; got {fps}")
+        if not MIN_FPS <= fps <= 1000:
+            raise ConfigError(f"video fps must be from {MIN_FPS} to 1000; got {fps}")
         if scale < 1:
             raise ConfigError(f"video scale must be a whole number of at least 1; got {scale}")
         self.fps = float(fps)
@@ -63,6 +66,7 @@ class VideoWriter:
 
         Raises:
             ShapeError: another dtype, rank or size.
+            ConfigError: frames at this scale are larger than H.264 can be.
             StateError: the writer is closed.
             StorageError: the disk is full or the file cannot be written; the unfinished file is removed.
             MissingPackageError: PyAV is not installed, or was built without H.264.
@@ -133,6 +137,12 @@ class VideoWriter:
         except ImportError as error:
             raise MissingPackageError("writing video needs PyAV; run: pip install av") from error
         height, width = (side * self.scale for side in shape[:2])
+        if max(height, width) > MAX_SIDE:
+            self.discard()
+            raise ConfigError(
+                f"a video of {width} x {height} pixels is larger than H.264 can be, {MAX_SIDE} a side; take a scale of "
+                f"at most {MAX_SIDE // max(shape[:2])}"
+            )
         rate = Fraction(self.fps).limit_denominator(1001)
         self._container = av.open(str(self._temporary), mode="w", format="mp4", options={"movflags": "faststart"})
         try:

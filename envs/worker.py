@@ -13,6 +13,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -147,16 +148,20 @@ class WorldWorker:
             period_s, start_s = 1.0 / session.fps, time.perf_counter()
             # A little lateness is caught up with, for a steady rate; more than a period (a pause, a slow step) is not.
             due_s = (due_s if start_s - due_s < period_s else start_s) + period_s
-            try:
-                self.view = session.step(session.action_set.from_keys(self._take_keys()))
-            except WorldModelError as error:
-                if session.is_recording == self.is_recording:
-                    raise
-                # Only the video failed: say so and play on.
-                self.is_recording = False
-                self.view = session.view
-                self.say(f"recording stopped: {error}")
+            action = session.action_set.from_keys(self._take_keys())
+            self._show(session, partial(session.step, action))
             self._measure_rate(time.perf_counter())
+
+    def _show(self, session: PlaySession, move: Callable[[], View]) -> None:
+        """Show where a step or a new dream leads, also when only the video failed."""
+        try:
+            self.view = move()
+        except WorldModelError as error:
+            if session.is_recording == self.is_recording:
+                raise
+            self.is_recording = False
+            self.view = session.view
+            self.say(f"recording stopped: {error}")
 
     def _next_order(self, wait_s: float | None) -> Callable[[PlaySession], None] | None:
         """Wait for an order until the next step is due (None: for ever); None means that it is time to step."""
@@ -179,7 +184,7 @@ class WorldWorker:
     def _new_dream(self, session: PlaySession) -> None:
         self.is_paused = False
         self._step_times_s.clear()
-        self.view = session.reset(session.view.seed + 1)
+        self._show(session, partial(session.reset, session.view.seed + 1))
 
     def _toggle_pause(self, session: PlaySession) -> None:
         self.is_paused = not self.is_paused

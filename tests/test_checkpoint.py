@@ -1,7 +1,9 @@
 """The bundle: what was saved is what is loaded, and anything else is an error that names the file."""
 
+import errno
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -228,9 +230,6 @@ def test_openings_that_do_not_fit_are_named(change: Callable[[dict[str, torch.Te
 def test_nothing_is_written_when_the_disk_is_full(
     tmp_path: Path, make_denoiser: Callable[..., Denoiser], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import errno
-    import os
-
     def fail(*_: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -238,3 +237,24 @@ def test_nothing_is_written_when_the_disk_is_full(
     with pytest.raises(StorageError, match="disk full while writing .*denoiser.safetensors"):
         save_bundle(tmp_path / "full", denoiser=make_denoiser())
     assert not list((tmp_path / "full").iterdir())
+
+
+@pytest.mark.parametrize("fails_at", [1, 2])
+def test_a_bundle_is_replaced_whole_or_not_at_all(
+    fails_at: int, tmp_path: Path, make_denoiser: Callable[..., Denoiser], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The disk gets full at the weights, or at the config after them."""
+    save_bundle(tmp_path, denoiser=make_denoiser(0))
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    calls: list[int] = []
+
+    def fail(*_: Any) -> None:
+        calls.append(1)
+        if len(calls) == fails_at:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(StorageError, match="disk full"):
+        save_bundle(tmp_path, denoiser=make_denoiser(1), info={"world": "other"})
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+    load_denoiser(tmp_path)

@@ -5,6 +5,7 @@ import itertools
 import math
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import gymnasium
@@ -304,6 +305,24 @@ def test_dropping_an_environment_leaves_the_others_their_pictures() -> None:
     gc.collect()
     assert np.array_equal(kept.reset(seed=3)[0], expected) and expected.std() > 10
     kept.close()
+
+
+def test_an_environment_belongs_to_the_thread_that_made_it() -> None:
+    env = LabMazeEnv(size=5, image_size=16)
+    expected = env.reset(seed=3)[0]
+    with ThreadPoolExecutor(1) as other:
+        for call in (lambda: env.step(0), lambda: env.reset(seed=3), env.close):
+            with pytest.raises(StateError, match="in one thread"):
+                other.submit(call).result()
+        theirs = other.submit(LabMazeEnv, size=5, image_size=16).result()
+        assert np.array_equal(other.submit(theirs.reset, seed=3).result()[0], expected)
+        del theirs  # here, where its context is not current
+        gc.collect()
+        newer = other.submit(LabMazeEnv, size=5, image_size=16).result()
+        assert np.array_equal(other.submit(newer.reset, seed=3).result()[0], expected)
+        other.submit(newer.close).result()
+    assert np.array_equal(env.reset(seed=3)[0], expected)
+    env.close()
 
 
 @pytest.mark.parametrize("palette", labmaze_scene.PALETTE_NAMES)

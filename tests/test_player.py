@@ -159,11 +159,13 @@ def test_session_video_has_first_frame_and_every_step(tmp_path: Path) -> None:
     session.start_video(tmp_path / "a.mp4")
     for _ in range(4):
         session.step(0)
+    session.reset(seed=7)  # what a new dream begins with was shown too
+    session.step(0)
     session.close()
     assert not session.is_recording
     with av.open(str(tmp_path / "a.mp4")) as container:
         stream = container.streams.video[0]
-        assert (stream.frames, stream.width, stream.height) == (5, 256, 256) and stream.average_rate == 10
+        assert (stream.frames, stream.width, stream.height) == (7, 256, 256) and stream.average_rate == 10
 
 
 # --- without a window ---
@@ -213,6 +215,10 @@ def test_main_headless(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFi
         ["--actions", "w"],
         ["--scale", "0"],
         ["--fps", "nan"],
+        ["--fps", "0.0004"],
+        ["--memory", "0"],
+        ["--headless", "--actions", ""],
+        ["--headless", "--video", "a.mp4", "--scale", "9999"],
     ],
     ids=" ".join,
 )
@@ -474,14 +480,16 @@ def test_place_that_cannot_be_written_is_told(window: Callable[..., Any], tmp_pa
     window(script, env)
 
 
+@pytest.mark.parametrize("is_new_dream", [False, True])
 def test_full_disk_ends_the_recording_not_the_play(
-    window: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    window: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, is_new_dream: bool
 ) -> None:
+    """At a step, and at the first frame of a new dream."""
     env = StubEnv()
     add = VideoWriter.add
 
     def fill_up(writer: VideoWriter, frame: np.ndarray) -> None:
-        if writer.num_frames == 3:
+        if len(env.seeds) == 2 if is_new_dream else writer.num_frames == 3:
             raise StorageError("disk full")
         add(writer, frame)
 
@@ -490,8 +498,12 @@ def test_full_disk_ends_the_recording_not_the_play(
     def script(player: Any, worker: WorldWorker) -> Iterator[Callable[[], bool]]:
         yield lambda: worker.view is not None
         key("v")
+        if is_new_dream:
+            yield lambda: worker.is_recording
+            key("r")
         yield lambda: worker.notice.text.startswith("recording stopped: disk full")
-        assert not worker.is_recording
+        assert not worker.is_recording and worker.view is not None
+        assert worker.view.seed == env.seeds[-1] == int(is_new_dream)
         count = len(env.actions)
         yield lambda: len(env.actions) > count + 5
 

@@ -106,10 +106,19 @@ def test_size_must_stay(tmp_path: Path) -> None:
     assert len(read_video(tmp_path / "a.mp4")[0]) == 1
 
 
-@pytest.mark.parametrize(("name", "fps", "scale"), [("a.gif", 15, 1), ("a.mp4", 0, 1), ("a.mp4", 15, 0)])
+@pytest.mark.parametrize(
+    ("name", "fps", "scale"), [("a.gif", 15, 1), ("a.mp4", 0, 1), ("a.mp4", 0.0004, 1), ("a.mp4", 15, 0)]
+)
 def test_bad_settings(tmp_path: Path, name: str, fps: float, scale: int) -> None:
     with pytest.raises(ConfigError):
         VideoWriter(tmp_path / name, fps=fps, scale=scale)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_larger_than_h264_can_be(tmp_path: Path) -> None:
+    video = VideoWriter(tmp_path / "a.mp4", fps=15, scale=129)
+    with pytest.raises(ConfigError, match="8256 x 8256 .* scale of at most 128"):
+        video.add(flat((0, 0, 0)))
     assert list(tmp_path.iterdir()) == []
 
 

@@ -19,7 +19,7 @@ from torch import nn
 from worldmodel.codec import Codec, CodecConfig
 from worldmodel.denoiser import Denoiser, DenoiserConfig
 from worldmodel.errors import CheckpointError
-from worldmodel.files import write_file
+from worldmodel.files import write_files
 from worldmodel.geometry import SpatialConfig, SpatialMemory
 
 ASSETS = Path(__file__).parent / "assets"
@@ -66,7 +66,7 @@ def save_bundle(
         dtype: number format of the weights.
 
     Raises:
-        StorageError: a file cannot be written.
+        StorageError: a file cannot be written; a bundle that was there before is as it was.
     """
     config: dict[str, Any] = {"format": FORMAT, "version": VERSION, "files": {}}
     if (folder / "config.json").is_file():
@@ -84,12 +84,11 @@ def save_bundle(
         contents[name] = save(state)
     if openings is not None:
         contents["openings"] = save({k: v.contiguous() for k, v in openings.items()})
-    for name, content in contents.items():
-        write_file(folder / f"{name}.safetensors", content)
-        config["files"][name] = hashlib.sha256(content).hexdigest()
+    config["files"] |= {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()}
     if info is not None:
         config["info"] = info
-    write_file(folder / "config.json", (json.dumps(config, indent=2) + "\n").encode())
+    files = {folder / f"{name}.safetensors": content for name, content in contents.items()}
+    write_files(files | {folder / "config.json": (json.dumps(config, indent=2) + "\n").encode()})
 
 
 def _read_config(folder: Path) -> dict[str, Any]:

@@ -225,7 +225,11 @@ class LabMazeEnv(gymnasium.Env[np.ndarray, np.int64]):
         return self.action_set.keys_to_action
 
     def close(self) -> None:
-        """Free the renderer; calling it again does nothing."""
+        """Free the renderer; calling it again does nothing.
+
+        Raises:
+            StateError: called from another thread than made it.
+        """
         self._renderer.close()
 
     def _require_maze(self, call: str) -> Maze:

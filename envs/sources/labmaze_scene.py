@@ -9,6 +9,7 @@ import contextlib
 import functools
 import os
 import sys
+import threading
 import weakref
 from dataclasses import dataclass
 from typing import Any
@@ -27,6 +28,7 @@ TARGET_COLORS = ("ff00c8", "00ffff", "ffff00", "00ff2a", "ffffff", "ff3000", "9a
 _TARGET_RADIUS = 0.16
 _TARGET_HEIGHT = 0.36
 _SHOWN, _HIDDEN = 0, 5
+_LOST: list[Any] = []  # renderers that could not be freed
 # A cube map lies on a box with its pictures turned differently on each side; these turns set all four sides upright.
 _UPRIGHT_TURNS = {"right": 1, "left": 3, "up": 2, "down": 0, "front": 0, "back": 0}
 _NO_GL = (
@@ -128,6 +130,7 @@ class MazeRenderer:
         self._rect = mujoco.MjrRect(0, 0, image_size, image_size)
         self._pixels = np.zeros((image_size, image_size, 3), np.uint8)
         self._gl: Any = None
+        self._thread = threading.get_ident()
         try:
             self._gl = mujoco.GLContext(image_size, image_size)
             self._gl.make_current()
@@ -136,7 +139,7 @@ class MazeRenderer:
             # A renderer that is dropped unclosed must not free its pictures in the context of another one.
             self._free = weakref.finalize(self, _free_context, self._gl, self._context)
             self._free.atexit = False
-        except (ImportError, RuntimeError, AttributeError, mujoco.FatalError) as error:
+        except _gl_errors(ImportError, RuntimeError, AttributeError, mujoco.FatalError) as error:
             raise _no_gl(error) from error
 
     def dress(self, maze: Maze) -> None:
@@ -169,31 +172,60 @@ class MazeRenderer:
         """Return the frame seen from x, y in cell units, looking along `heading_deg`: uint8 (H, W, 3), a new array.
 
         Raises:
-            StateError: the renderer is closed.
+            StateError: the renderer is closed, of another thread, or its OpenGL display is gone.
         """
         if self._gl is None:
             raise StateError("the environment is closed; make a new one")
+        self._check_thread()
         mujoco, heading = self._mujoco, np.deg2rad(heading_deg)
         self._camera.lookat[:] = (x + np.cos(heading), y + np.sin(heading), EYE_HEIGHT)
         self._camera.azimuth = heading_deg
-        self._gl.make_current()
+        try:
+            self._gl.make_current()
+        except _gl_errors(RuntimeError) as error:
+            reason = " ".join(str(error).split())
+            raise StateError(f"the OpenGL context of this environment is gone ({reason}); make a new one") from error
         mujoco.mjv_updateCamera(self._model, self._data, self._camera, self._scene)
         mujoco.mjr_render(self._rect, self._scene, self._context)
         mujoco.mjr_readPixels(self._pixels, None, self._rect, self._context)
         return np.ascontiguousarray(self._pixels[::-1])
 
     def close(self) -> None:
-        """Free the GL context; calling it again does nothing."""
+        """Free the GL context; calling it again does nothing.
+
+        Raises:
+            StateError: called from another thread than made it; then it stays open.
+        """
         if self._gl is not None:
+            self._check_thread()
             self._gl = None
             self._free()
+
+    def _check_thread(self) -> None:
+        if threading.get_ident() != self._thread:
+            raise StateError(
+                "OpenGL belongs to the thread in which an environment was made: make, step and close it in one thread"
+            )
 
 
 def _free_context(gl: Any, context: Any) -> None:
     """Free what a context holds, within it, and it; then let the context go on that was current before, if any."""
-    with gl.as_current() if hasattr(gl, "as_current") else contextlib.nullcontext(gl.make_current()):
-        context.free()
-    gl.free()
+    try:
+        with gl.as_current() if hasattr(gl, "as_current") else contextlib.nullcontext(gl.make_current()):
+            context.free()
+        gl.free()
+    except _gl_errors(RuntimeError):
+        # Dropped in another thread, or after its display: nobody can free it, and freeing elsewhere would break others.
+        _LOST.append(context)
+
+
+def _gl_errors(*others: type[Exception]) -> tuple[type[Exception], ...]:
+    """Return `others` and what PyOpenGL raises, where it is there: its errors are plain exceptions."""
+    try:
+        from OpenGL.error import Error
+    except ImportError:
+        return others
+    return (*others, Error)
 
 
 def _import_mujoco() -> Any:
