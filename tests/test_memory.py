@@ -141,8 +141,7 @@ def test_reckoning_is_exact_in_sixteen_bits(make_denoiser: Callable[..., Denoise
     """300 left turns of 6 degrees are five full turns, in bfloat16 as well."""
     denoiser = make_denoiser(width=64, heads=4, motions=LABMAZE_ACTIONS.motions, view_heads=1).to(torch.bfloat16)
     seen, levels = torch.zeros(1, 300, 2, 4, 4, 4), torch.zeros(1, 300, 2)
-    none = torch.full((1,), 7)
-    poses = denoiser.reckon(seen, levels, torch.full((1, 300), 3), torch.zeros(1, 3), none).poses
+    poses = denoiser.reckon(seen, levels, torch.full((1, 300), 3)).poses
     assert poses.dtype == torch.float32
     assert float(torch.remainder(poses[0, -1, 2] + 0.5, 2 * math.pi)) == pytest.approx(0.5, abs=1e-3)
     assert denoiser.views is not None and denoiser.views.look.dtype == torch.float32

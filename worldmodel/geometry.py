@@ -169,7 +169,7 @@ class ReprojectedViews(nn.Module):
         to_x = x.flatten(1)[:, None] - poses[..., 0, None]  # (B, T, K w)
         to_y = y.flatten(1)[:, None] - poses[..., 1, None]
         ahead, left = to_x * cos + to_y * sin, to_y * cos - to_x * sin
-        is_ahead = ahead > NEAREST
+        is_ahead = ahead > 0.99 * NEAREST  # what is nearest counts when one comes back to the same place
         far = ahead.clamp_min(NEAREST).log()
         zoom = depths.float().flatten(1)[:, None] - far  # log magnification: seen from farther than it will be
         place = (1.0 - left / ahead.clamp_min(NEAREST) / self.tangent) * (0.5 * size) - 0.5  # in columns

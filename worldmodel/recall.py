@@ -22,6 +22,8 @@ from worldmodel.memory import ChannelMemory, Compressor, Entries, SlotAttention
 from worldmodel.odometry import step_poses, walk_poses
 from worldmodel.views import NUM_FACTS, RememberedViews
 
+NEAR_STEPS, FAR_STEPS = 0.55, 0.85  # a place as near as this to a known one is free; from the other on it is not known
+
 
 class Remembered(NamedTuple):
     """What an entry-based memory gives the blocks of one call.
@@ -140,13 +142,10 @@ class Recall(ExactBuffers):
             previous, previous_levels, actions: as `Denoiser.forward`.
             cache: of the frames before; None for clips.
         """
+        reckoning = self.reckon(previous, previous_levels, actions, cache)
         if cache is None:
-            start = torch.zeros(previous.shape[0], 3, device=previous.device)
-            none = torch.full_like(actions[:, 0], self.config.num_actions)
-            reckoning = self.reckon(previous, previous_levels, actions, start, none)
             views = self._views_of_clip(previous, previous_levels, reckoning) if self.config.has_views else None
             return Seen(reckoning, views, {})
-        reckoning = self.reckon(previous, previous_levels, actions, cache.pose, cache.last_action)
         if not self.config.has_views:
             return Seen(reckoning, None, {})
         positions = cache.count[:, None] + torch.arange(actions.shape[1], device=actions.device)
@@ -157,16 +156,22 @@ class Recall(ExactBuffers):
         previous: torch.Tensor,
         previous_levels: torch.Tensor,
         actions: torch.Tensor,
-        start: torch.Tensor,
-        last_action: torch.Tensor,
+        cache: MemoryCache | None = None,
     ) -> Reckoning:
         """Return where the frames are, and where those before them were.
 
+        In evaluation mode, with a spatial memory, no wall stops a step to where one has been: what is between was free
+        then, whatever the last frames look like. Without it a way back ends short of where it began.
+
         Args:
             previous, previous_levels, actions: as `Denoiser.forward`.
-            start: float32 (B, 3), as `MemoryCache.pose`.
-            last_action: int64 (B,), as `MemoryCache.last_action`.
+            cache: of the frames before; None for clips.
         """
+        if cache is None:
+            start = torch.zeros(previous.shape[0], 3, device=previous.device)
+            last_action = torch.full_like(actions[:, 0], self.config.num_actions)
+        else:
+            start, last_action = cache.pose, cache.last_action
         if self.spatial is None:
             if not self.config.motions:
                 poses = start[:, None].expand(-1, actions.shape[1], -1)
@@ -176,9 +181,55 @@ class Recall(ExactBuffers):
         past_actions = torch.cat([last_action[:, None], actions[:, :-1]], 1)
         with torch.no_grad():
             survey: Survey = self.spatial.geometry(previous[:, :, :2], previous_levels[:, :, :2], actions, past_actions)
-            before = walk_poses(self.motions, past_actions, start, survey.past_walks)
-            poses = step_poses(self.motions, actions, before, survey.walks)
+            if self.training:
+                before = walk_poses(self.motions, past_actions, start, survey.past_walks)
+                poses = step_poses(self.motions, actions, before, survey.walks)
+            else:
+                before, poses = self._walk_where_one_has_been(survey, actions, past_actions, start, cache)
         return Reckoning(poses, before, before, survey.depths)
+
+    def _walk_where_one_has_been(
+        self,
+        survey: Survey,
+        actions: torch.Tensor,
+        past_actions: torch.Tensor,
+        start: torch.Tensor,
+        cache: MemoryCache | None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the poses before and of each frame; corrections count only for steps that leave what is remembered."""
+        first = torch.zeros_like(actions[:, :1]) if cache is None else cache.count[:, None]
+        positions = first + torch.arange(actions.shape[1], device=actions.device)
+        if cache is None:
+            been, held, reach = start[:, None, :2], torch.zeros_like(first), self.config.view_reach
+        else:
+            ring = cache.rings["view_poses"]
+            been, held, reach = ring[0, :, 0, :, 0, :2], cache.positions("views"), ring.shape[3]
+        pose, before, poses = start, [], []
+        for j in range(actions.shape[1]):
+            now, age = positions[:, j : j + 1], positions[:, j : j + 1] - held
+            is_known = self._may_look_back(age[:, None], held, min(self.config.view_reach, reach))[:, 0]
+            pose = self._step_on(pose, past_actions[:, j], survey.past_walks[:, j], been, is_known)
+            been, held = torch.cat([been, pose[:, None, :2]], 1), torch.cat([held, now], 1)
+            is_known = torch.cat([is_known, now >= 1], 1)
+            before.append(pose)
+            poses.append(self._step_on(pose, actions[:, j], survey.walks[:, j], been, is_known))
+        return torch.stack(before, 1), torch.stack(poses, 1)
+
+    def _step_on(
+        self,
+        pose: torch.Tensor,
+        action: torch.Tensor,
+        correction: torch.Tensor,
+        been: torch.Tensor,
+        known: torch.Tensor,
+    ) -> torch.Tensor:
+        """Return the pose (B, 3) a step after `pose`; `been` (B, K, 2) are places, where `known` (B, K)."""
+        wanted = step_poses(self.motions, action[:, None], pose[:, None])[:, :, :2]
+        away = (been - wanted).square().sum(-1).masked_fill(~known, torch.inf).amin(1).sqrt()
+        step = self.motions[:, 1].abs().max()
+        # Places of one walk are a step apart, so on a known way one is never farther than half a step from the next.
+        share = ((away / step - NEAR_STEPS) / (FAR_STEPS - NEAR_STEPS)).clamp(0, 1)
+        return step_poses(self.motions, action[:, None], pose[:, None], (share[:, None] * correction)[:, None])[:, 0]
 
     def _may_look_back(self, age: torch.Tensor, held: torch.Tensor, reach: int) -> torch.Tensor:
         """Return which entries a frame may look back at: entry t holds frame t - 1.

@@ -261,7 +261,7 @@ class Sampler:
         previous, previous_levels = stack_previous(known, levels, config.num_previous)
         past, past_levels = previous[:, config.num_previous :], previous_levels[:, config.num_previous :]
         every_action = torch.cat([state.pending_actions, actions], 1)
-        reckoning = denoiser.reckon(past, past_levels, every_action, state.cache.pose, state.cache.last_action)
+        reckoning = denoiser.reckon(past, past_levels, every_action, state.cache)
         places = torch.stack([reckoning.before[:, 0], reckoning.before[:, 1], reckoning.poses[:, 1]], 1)
         gone = places[:, 1:, :2] - places[:, :-1, :2]
         heading = places[:, 1:, 2]
