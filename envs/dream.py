@@ -94,7 +94,7 @@ class DreamEnv(gymnasium.Env[np.ndarray, np.int64]):
         if max_episode_steps is not None and max_episode_steps < 1:
             raise ConfigError(f"max_episode_steps must be at least 1 or None; got {max_episode_steps}")
         chosen = parse_schedule(schedule)
-        from worldmodel.checkpoint import load_openings  # torch: seconds to import
+        from worldmodel.checkpoint import load_openings, resolve  # torch: seconds to import
         from worldmodel.world import WorldModel
 
         name = world if checkpoint is None else checkpoint
@@ -122,6 +122,12 @@ class DreamEnv(gymnasium.Env[np.ndarray, np.int64]):
         self._state: WorldState | None = None
         self._frame: np.ndarray | None = None
         self._steps = 0
+        self._dreamer = {  # what a snapshot must agree with
+            "bundle": str(resolve(name).resolve()),
+            "memory_frames": str(self._model.memory_frames),
+            "schedule": str(self._model.window),
+            "dtype": str(self._model.dtype),
+        }
         self._compiler: BackgroundCompiler | None = None
         if compile != "off":
             self.compile(wait=compile == "wait")
@@ -286,7 +292,7 @@ class DreamEnv(gymnasium.Env[np.ndarray, np.int64]):
         """
         if self._state is None or self._frame is None:
             raise StateError("snapshot was called before the first reset; call reset(seed=...) first")
-        return DreamSnapshot(self._state.clone(), self._frame.copy(), self._steps, self._dreamer())
+        return DreamSnapshot(self._state.clone(), self._frame.copy(), self._steps, self._dreamer)
 
     def restore(self, snapshot: DreamSnapshot) -> np.ndarray:
         """Go back to a snapshot, or across to that of an environment alike; return its frame uint8 (H, W, 3).
@@ -294,25 +300,14 @@ class DreamEnv(gymnasium.Env[np.ndarray, np.int64]):
         The snapshot stays usable. Denoising steps, compiling and device may differ.
 
         Raises:
-            StateError: it is of another bundle, memory, schedule or format of numbers.
+            StateError: it is no snapshot, or of another bundle, memory, schedule or format of numbers.
         """
-        mine = self._dreamer()
+        if not isinstance(snapshot, DreamSnapshot):
+            raise StateError(f"restore takes what snapshot returned; got {type(snapshot).__name__}")
+        mine = self._dreamer
         if other := [name for name in mine if mine[name] != snapshot.of.get(name)]:
             theirs, ours = (", ".join(f"{name} {of.get(name)}" for name in other) for of in (snapshot.of, mine))
             raise StateError(f"this snapshot is of {theirs}; this environment has {ours}: make one like it to go there")
-        self._state, self._frame, self._steps = (
-            snapshot.state.to(self.device),
-            snapshot.frame.copy(),
-            snapshot.steps,
-        )
+        self._state, self._steps = snapshot.state.to(self.device), snapshot.steps
+        self._frame = snapshot.frame.copy()
         return self._frame.copy()
-
-    def _dreamer(self) -> dict[str, str]:
-        """Return what a snapshot must agree with, by name."""
-        model = self._model
-        return {
-            "bundle": "" if model.source is None else str(model.source.resolve()),
-            "memory_frames": str(model.memory_frames),
-            "schedule": str(model.window),
-            "dtype": str(model.dtype),
-        }

@@ -66,7 +66,7 @@ class VideoWriter:
 
         Raises:
             ShapeError: another dtype, rank or size.
-            ConfigError: frames at this scale are larger than H.264 can be.
+            ConfigError: frames at this scale have more than 8192 pixels a side.
             StateError: the writer is closed.
             StorageError: the disk is full or the file cannot be written; the unfinished file is removed.
             MissingPackageError: PyAV is not installed, or was built without H.264.
@@ -140,8 +140,8 @@ class VideoWriter:
         if max(height, width) > MAX_SIDE:
             self.discard()
             raise ConfigError(
-                f"a video of {width} x {height} pixels is larger than H.264 can be, {MAX_SIDE} a side; take a scale of "
-                f"at most {MAX_SIDE // max(shape[:2])}"
+                f"a video of {width} x {height} pixels is too large, more than {MAX_SIDE} a side; take a scale of at "
+                f"most {MAX_SIDE // max(shape[:2])}"
             )
         rate = Fraction(self.fps).limit_denominator(1001)
         self._container = av.open(str(self._temporary), mode="w", format="mp4", options={"movflags": "faststart"})

@@ -17,12 +17,14 @@ import numpy as np
 import pytest
 import torch
 from gymnasium.utils.env_checker import check_env
+from safetensors.torch import save
 
 from envs.actions import LABMAZE_ACTIONS
 from envs.dream import DreamEnv
 from worldmodel.checkpoint import save_bundle
 from worldmodel.denoiser import Denoiser
 from worldmodel.errors import ActionError, CheckpointError, ConfigError, DeviceError, SeedError, StateError
+from worldmodel.state import WorldState
 
 
 @pytest.fixture
@@ -164,6 +166,10 @@ def test_a_snapshot_crosses_as_plain_bytes(make_env: Callable[..., DreamEnv]) ->
     for found in (pickle.loads(content), copy.deepcopy(snapshot)):
         env.restore(found)
         assert play(env, [3, 3, 1, 0]) == ahead
+    packed = snapshot.state.pack()
+    for damaged in (b"", packed[:1000], save({"pending": torch.zeros(1)})):
+        with pytest.raises(CheckpointError, match="these bytes are not a dream"):
+            WorldState.unpack(damaged)
 
 
 @pytest.mark.parametrize(
@@ -182,6 +188,8 @@ def test_a_snapshot_of_another_kind_is_refused(
     expected = env.snapshot()
     with pytest.raises(StateError, match=message):
         env.restore(other.snapshot())
+    with pytest.raises(StateError, match="restore takes what snapshot returned; got tuple"):
+        env.restore((1, 2, 3))  # type: ignore[arg-type]
     ahead = play(env, [1, 3])
     env.restore(expected)
     assert play(env, [1, 3]) == ahead  # nothing was changed

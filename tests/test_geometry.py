@@ -187,9 +187,8 @@ def test_a_step_is_reckoned_before_and_after_it_is_taken(make_denoiser: Callable
     set_walks(denoiser, coming=-0.05, past=-0.02)
     state = sampler.begin(latents, torch.full_like(actions, 1), noise)
     last, coming = sampler.reckon(state, torch.tensor([[1], [2]]))
-    torch.testing.assert_close(
-        coming, torch.tensor([0.12 - 0.05, -0.12])
-    )  # back is where one has been: nothing stops it
+    # Ahead is new; back is where one has been, and nothing stops it.
+    torch.testing.assert_close(coming, torch.tensor([0.12 - 0.05, -0.12]))
     torch.testing.assert_close(last, torch.tensor([0.12 - 0.02, 0.12 - 0.02]))
     _, turned = sampler.reckon(state, torch.tensor([[0], [0]]))
     torch.testing.assert_close(turned, torch.tensor([0.0, 0.0]))

@@ -115,7 +115,7 @@ def test_bad_settings(tmp_path: Path, name: str, fps: float, scale: int) -> None
     assert list(tmp_path.iterdir()) == []
 
 
-def test_larger_than_h264_can_be(tmp_path: Path) -> None:
+def test_too_large_a_picture_names_the_largest_scale(tmp_path: Path) -> None:
     video = VideoWriter(tmp_path / "a.mp4", fps=15, scale=129)
     with pytest.raises(ConfigError, match="8256 x 8256 .* scale of at most 128"):
         video.add(flat((0, 0, 0)))

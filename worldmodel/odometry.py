@@ -2,12 +2,16 @@
 
 Owns: how motions of actions add up to poses, and which directions the tokens of a frame look in. Knows no network, no
 maze and no wall: unless it is told better, a walk that ended at a wall is counted in full, so positions drift and
-headings do not.
+headings do not. No correction counts for a step to where one has been (`step_known_ways`).
 """
 
 import math
 
 import torch
+
+# Steps from the nearest known place: below the first a place is free, from the second on nothing is known of it. Places
+# of one walk are a step apart, so on a known way none is farther than half a step from the nearest.
+NEAR_STEPS, FAR_STEPS = 0.55, 0.85
 
 
 def walk_poses(
@@ -40,6 +44,31 @@ def step_poses(
     heading = poses[..., 2] + turn
     x, y = (poses[..., i] + part for i, part in enumerate(_walk(walk, heading, corrections)))
     return torch.stack([x, y, torch.remainder(heading, 2 * math.pi)], -1)
+
+
+def step_known_ways(
+    motions: torch.Tensor,
+    pose: torch.Tensor,
+    action: torch.Tensor,
+    correction: torch.Tensor,
+    been: torch.Tensor,
+    is_known: torch.Tensor,
+) -> torch.Tensor:
+    """Return the pose a step after `pose`, which nothing stops where it leads to a place one has been at.
+
+    Args:
+        motions: as `walk_poses`.
+        pose: float32 (B, 3).
+        action: int64 (B,).
+        correction: float32 (B, 2), as `walk_poses`, of this step; it counts in full away from known places.
+        been: float32 (B, K, 2), places.
+        is_known: bool (B, K), which of them count.
+    """
+    wanted = step_poses(motions, action[:, None], pose[:, None])[:, :, :2]
+    away = (been - wanted).square().sum(-1).masked_fill(~is_known, torch.inf).amin(1).sqrt()
+    step = motions[:, 1].abs().max().clamp_min(1e-6)
+    share = ((away / step - NEAR_STEPS) / (FAR_STEPS - NEAR_STEPS)).clamp(0, 1)
+    return step_poses(motions, action[:, None], pose[:, None], (share[:, None] * correction)[:, None])[:, 0]
 
 
 def _walk(

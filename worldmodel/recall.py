@@ -19,10 +19,8 @@ from worldmodel.config import DenoiserConfig
 from worldmodel.exact import ExactBuffers
 from worldmodel.geometry import SpatialMemory, Survey
 from worldmodel.memory import ChannelMemory, Compressor, Entries, SlotAttention
-from worldmodel.odometry import step_poses, walk_poses
+from worldmodel.odometry import step_known_ways, step_poses, walk_poses
 from worldmodel.views import NUM_FACTS, RememberedViews
-
-NEAR_STEPS, FAR_STEPS = 0.55, 0.85  # a place as near as this to a known one is free; from the other on it is not known
 
 
 class Remembered(NamedTuple):
@@ -208,28 +206,12 @@ class Recall(ExactBuffers):
         for j in range(actions.shape[1]):
             now, age = positions[:, j : j + 1], positions[:, j : j + 1] - held
             is_known = self._may_look_back(age[:, None], held, min(self.config.view_reach, reach))[:, 0]
-            pose = self._step_on(pose, past_actions[:, j], survey.past_walks[:, j], been, is_known)
+            pose = step_known_ways(self.motions, pose, past_actions[:, j], survey.past_walks[:, j], been, is_known)
             been, held = torch.cat([been, pose[:, None, :2]], 1), torch.cat([held, now], 1)
             is_known = torch.cat([is_known, now >= 1], 1)
             before.append(pose)
-            poses.append(self._step_on(pose, actions[:, j], survey.walks[:, j], been, is_known))
+            poses.append(step_known_ways(self.motions, pose, actions[:, j], survey.walks[:, j], been, is_known))
         return torch.stack(before, 1), torch.stack(poses, 1)
-
-    def _step_on(
-        self,
-        pose: torch.Tensor,
-        action: torch.Tensor,
-        correction: torch.Tensor,
-        been: torch.Tensor,
-        known: torch.Tensor,
-    ) -> torch.Tensor:
-        """Return the pose (B, 3) a step after `pose`; `been` (B, K, 2) are places, where `known` (B, K)."""
-        wanted = step_poses(self.motions, action[:, None], pose[:, None])[:, :, :2]
-        away = (been - wanted).square().sum(-1).masked_fill(~known, torch.inf).amin(1).sqrt()
-        step = self.motions[:, 1].abs().max()
-        # Places of one walk are a step apart, so on a known way one is never farther than half a step from the next.
-        share = ((away / step - NEAR_STEPS) / (FAR_STEPS - NEAR_STEPS)).clamp(0, 1)
-        return step_poses(self.motions, action[:, None], pose[:, None], (share[:, None] * correction)[:, None])[:, 0]
 
     def _may_look_back(self, age: torch.Tensor, held: torch.Tensor, reach: int) -> torch.Tensor:
         """Return which entries a frame may look back at: entry t holds frame t - 1.

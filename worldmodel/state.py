@@ -7,10 +7,11 @@ from dataclasses import dataclass, fields
 from typing import Any, NamedTuple
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load, save
 
 from worldmodel.cache import MemoryCache
-from worldmodel.errors import ShapeError
+from worldmodel.errors import CheckpointError, ShapeError
 
 Layout = tuple[tuple[str, tuple[int, ...], torch.dtype], ...]
 """Name, shape and format of every tensor of a state."""
@@ -112,7 +113,7 @@ class WorldState:
 
     def clone(self) -> "WorldState":
         """Return an independent copy that dreams on exactly as this one would."""
-        return WorldState(self.dream.clone(), [g.clone_state() for g in self.generators])
+        return self.to(self.dream.pending.device)
 
     def to(self, device: torch.device | str) -> "WorldState":
         """Return an independent copy on a device."""
@@ -128,15 +129,20 @@ class WorldState:
 
     @staticmethod
     def unpack(content: bytes, device: str = "cpu") -> "WorldState":
-        """Return the state of which `pack` made these bytes, on a device."""
-        named = load(content)
-        dream = {
-            name.removeprefix("dream."): part.to(device) for name, part in named.items() if name.startswith("dream.")
-        }
-        generators = [torch.Generator() for _ in range(len(named) - len(dream))]
-        for i, generator in enumerate(generators):
-            generator.set_state(named[f"generator.{i}"])
-        return WorldState(DreamState.from_tensors(dream), generators)
+        """Return the state of which `pack` made these bytes, on a device.
+
+        Raises:
+            CheckpointError: they are damaged, or something else.
+        """
+        try:
+            named = load(content)
+            parts = {n.removeprefix("dream."): part.to(device) for n, part in named.items() if n.startswith("dream.")}
+            generators = [torch.Generator() for _ in range(len(named) - len(parts))]
+            for i, generator in enumerate(generators):
+                generator.set_state(named[f"generator.{i}"])
+            return WorldState(DreamState.from_tensors(parts), generators)
+        except (SafetensorError, KeyError, TypeError, RuntimeError) as error:
+            raise CheckpointError(f"these bytes are not a dream ({error}); keep what WorldState.pack made") from error
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Cross to another process as plain bytes: tensors by themselves would each hold an open file there."""
