@@ -39,26 +39,29 @@ def world(bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Worl
 @pytest.mark.slow
 @pytest.mark.skipif(not has_compiler(), reason="no C++ compiler")
 def test_a_compiled_step_dreams_the_same_and_is_kept(world: WorldModel, bundle: Path, openings: Openings) -> None:
-    expected, pair = dream(world, openings, 12), dream(world, openings, 3, dreams=2)
-    compiler = world.compile(wait=True)
+    expected, single = dream(world, openings, 12, dreams=2), dream(world, openings, 3)
+    compiler = world.compile(2, wait=True)
     assert compiler.note == "" and world.compiled is not None
-    found = dream(world, openings, 12)
+    found = dream(world, openings, 12, dreams=2)
     assert (found.int() - expected.int()).abs().max() <= 2  # levels of 255; rounding may tip one over
-    assert torch.equal(dream(world, openings, 12), found)
-    assert torch.equal(dream(world, openings, 3, dreams=2), pair)  # another batch goes uncompiled
-    fork = (state := start(world, openings)).clone()
-    action = torch.tensor([1])
-    frames = [world.step(s, action).frames for s in (state, fork) for _ in range(3)]
-    assert torch.equal(frames[2], frames[5]) and not torch.equal(frames[0], frames[2])
+    assert torch.equal(dream(world, openings, 12, dreams=2), found)
+    assert torch.equal(dream(world, openings, 3), single)  # another batch goes uncompiled
+    state, other = start(world, openings, 2), start(world, openings, 2)
+    world.put(other, [0], start(world, openings))
+    action = torch.tensor([1, 2])
+    copies = [state, state.clone(), WorldState.unpack(state.pack()), other]  # all of them other memory, and strides
+    all_frames = [torch.stack([world.step(s, action).frames for _ in range(3)]) for s in copies]
+    assert all(torch.equal(frames, all_frames[0]) for frames in all_frames)
+    assert not torch.equal(all_frames[0][0], all_frames[0][2])
 
     short = WorldModel.load(bundle, device="cpu", num_steps=1, memory_frames=2, dtype=torch.float32)
-    foreign, same = start(short, openings), start(short, openings)
+    foreign, same = start(short, openings, 2), start(short, openings, 2)
     for _ in range(3):  # a state with a smaller memory goes uncompiled: compiled code would write past its end
         assert torch.equal(world.step(foreign, action).frames, short.step(same, action).frames)
 
     again = WorldModel.load(bundle, device="cpu", num_steps=1, dtype=torch.float32)
-    again.compile(wait=False)  # found in the cache: there at once
-    assert again.compiled is not None and torch.equal(dream(again, openings, 12), found)
+    again.compile(2, wait=False)  # found in the cache: there at once
+    assert again.compiled is not None and torch.equal(dream(again, openings, 12, dreams=2), found)
     file = next(cache_folder().glob("step-*.pt2"))
     assert [p.name for p in cache_folder().iterdir()] == [file.name]
     file.write_bytes(file.read_bytes()[:1000])

@@ -13,7 +13,6 @@ source, torch, the processor and the number of threads.
 
 import argparse
 import contextlib
-import dataclasses
 import hashlib
 import os
 import platform
@@ -30,7 +29,6 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import nn
 
-from worldmodel.cache import MemoryCache
 from worldmodel.errors import CompileError, WorldModelError
 from worldmodel.files import write_file
 from worldmodel.frames import to_frames
@@ -41,7 +39,7 @@ if TYPE_CHECKING:
     from worldmodel.state import WorldState
     from worldmodel.world import WorldModel
 
-VERSION = "3"
+VERSION = "4"
 
 
 def cache_folder() -> Path:
@@ -59,7 +57,7 @@ def has_compiler() -> bool:
 
 
 class WholeStep(nn.Module):
-    """One auto-regressive step as a function of tensors; rings, count and pose are changed in place."""
+    """One auto-regressive step as a function of tensors; those of the cache are changed in place."""
 
     def __init__(self, model: "WorldModel") -> None:
         """Take denoiser, schedule and codec of a world."""
@@ -70,9 +68,7 @@ class WholeStep(nn.Module):
 
     def forward(
         self,
-        rings: dict[str, torch.Tensor],
-        rest: dict[str, torch.Tensor],
-        parts: dict[str, torch.Tensor],
+        tensors: dict[str, torch.Tensor],
         actions: torch.Tensor,
         noise: torch.Tensor,
         shown_noise: torch.Tensor,
@@ -80,29 +76,19 @@ class WholeStep(nn.Module):
         """Take one step.
 
         Args:
-            rings: of the cache.
-            rest: its other fields.
-            parts: the other fields of `DreamState`.
+            tensors: of a `DreamState`, in the order of its `tensors`: compiled code knows them by their places.
             actions, noise, shown_noise: as `Sampler.step`.
 
         Returns:
-            frames uint8 (B, S, H, W, 3), reward logits (B, S, R), termination logits (B, S), the new `parts`.
+            frames uint8 (B, S, H, W, 3), reward logits (B, S, R), termination logits (B, S), the new tensors beside
+            those of the cache.
         """
-        state = DreamState(cache=MemoryCache(rings=rings, **rest), **parts)
+        state = DreamState.from_tensors(tensors)
         latents, prediction = self._sampler[0].advance(state, actions, noise, shown_noise)
         pixels = self.codec.decode(latents.flatten(0, 1).to(self._dtype)).float()
         frames = to_frames(pixels).unflatten(0, tuple(latents.shape[:2]))
-        return frames, prediction.reward_logits, prediction.terminated_logit, _parts(state)
-
-
-def _parts(state: DreamState) -> dict[str, torch.Tensor]:
-    """Return the fields of a state beside its cache."""
-    return {f.name: getattr(state, f.name) for f in dataclasses.fields(state) if f.name != "cache"}
-
-
-def _rest(cache: MemoryCache) -> dict[str, torch.Tensor]:
-    """Return the fields of a cache beside its rings."""
-    return {f.name: getattr(cache, f.name) for f in dataclasses.fields(cache) if f.name != "rings"}
+        rest = {name: part for name, part in state.tensors().items() if not _is_of_cache(name)}
+        return frames, prediction.reward_logits, prediction.terminated_logit, rest
 
 
 def _begin_example(model: "WorldModel", batch: int) -> "WorldState":
@@ -120,8 +106,7 @@ def _example(model: "WorldModel", batch: int) -> tuple[Any, ...]:
     model.step(state, actions)
     model.step(state, actions)
     noise = torch.randn(batch, 2, *state.dream.pending.shape[2:], device=model.device)
-    cache, action = state.dream.cache, actions[:, None].to(model.device)
-    return cache.rings, _rest(cache), _parts(state.dream), action, noise[:, :1], noise[:, 1:]
+    return state.dream.tensors(), actions[:, None].to(model.device), noise[:, :1], noise[:, 1:]
 
 
 def compile_step(model: "WorldModel", batch: int, file: Path) -> None:
@@ -146,10 +131,15 @@ def compile_step(model: "WorldModel", batch: int, file: Path) -> None:
 
 
 def _detach(value: Any) -> Any:
-    """Return tensors that are not in inference mode."""
+    """Return contiguous tensors that are not in inference mode."""
     if isinstance(value, dict):
         return {name: _detach(part) for name, part in value.items()}
-    return value.clone()
+    return value.clone(memory_format=torch.contiguous_format)
+
+
+def _is_of_cache(name: str) -> bool:
+    """Whether a step changes a tensor of a state in place."""
+    return "." in name
 
 
 class CompiledStep:
@@ -169,15 +159,17 @@ class CompiledStep:
 
     def fits(self, state: DreamState) -> bool:
         """Whether it was compiled for such a state; with any other it would write where it must not."""
-        return state.layout == self.layout
+        cache = [part for name, part in state.tensors().items() if _is_of_cache(name)]
+        return state.layout == self.layout and all(part.is_contiguous() for part in cache)
 
     def __call__(
         self, state: DreamState, actions: torch.Tensor, noise: torch.Tensor, shown_noise: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Take one step in place; return frames, reward logits and termination logits as `WholeStep`."""
-        frames, rewards, terminated, parts = self._run(
-            state.cache.rings, _rest(state.cache), _parts(state), actions, noise, shown_noise
-        )
+        # compiled code trusts the strides it was made for: copies for what it reads; what it writes is never copied
+        named = {name: part if _is_of_cache(name) else part.contiguous() for name, part in state.tensors().items()}
+        given = [part.contiguous() for part in (actions, noise, shown_noise)]
+        frames, rewards, terminated, parts = self._run(named, *given)
         for name, value in parts.items():
             setattr(state, name, value)
         return frames, rewards, terminated
