@@ -2,12 +2,13 @@
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
 
 from worldmodel.denoiser import Denoiser
+from worldmodel.distortions import DISTORTIONS, LatentDistortions, LatentMap
 from worldmodel.errors import ConfigError
 from worldmodel.noise import add_noise
 from worldmodel.objective import DenoiserLoss, ObjectiveConfig, sample_chance, stack_previous
@@ -42,7 +43,7 @@ def test_previous_frames_nearest_first() -> None:
 
 
 def test_chance_comes_from_the_generator_alone() -> None:
-    config = ObjectiveConfig(own_share=0.5)
+    config = ObjectiveConfig(own_share=0.5, distort_share=0.9)
     first, again, other = chance(config, 1), chance(config, 1), chance(config, 2)
     for name, value in first.items():
         assert torch.equal(value, again[name]), name
@@ -62,6 +63,53 @@ def test_blackouts_are_spans_of_noise_between_context() -> None:
     assert changes.max() <= 4 and hidden.any(1).all()  # one span or two
     assert hidden.sum(1).min() >= 4 and hidden.sum(1).max() <= 48
     assert not chance(ObjectiveConfig(forcing_share=0.0))["is_forced"].any()
+
+
+def test_distortions_set_in_at_some_frame_of_some_clips() -> None:
+    config = ObjectiveConfig(distort_share=0.5)
+    drawn = chance(config, shape=torch.Size((4_000, 32, 1, 1, 1)))["distortions"]
+    is_hit = drawn != 0
+    assert is_hit[:, -1].float().mean(0).tolist() == pytest.approx([0.5, 0.5], abs=0.04)
+    assert is_hit[:, -1].all(1).float().mean() == pytest.approx(0.25, abs=0.04)  # independent of each other
+    assert is_hit.float().mean() == pytest.approx(0.25, abs=0.04)
+    assert (is_hit[:, 1:] >= is_hit[:, :-1]).all()  # from some frame to the end ...
+    assert (~is_hit | (drawn == drawn[:, -1:])).all()  # ... by one strength
+    for i, distortion in enumerate(DISTORTIONS):
+        met = drawn[:, -1, i][is_hit[:, -1, i]]
+        assert met.min() == pytest.approx(distortion.least, abs=0.05)
+        assert met.max() == pytest.approx(distortion.most, abs=0.05)
+    plain, distorted = chance(ObjectiveConfig()), chance(ObjectiveConfig(distort_share=1.0))
+    assert not plain["distortions"].any()
+    assert all(torch.equal(plain[name], distorted[name]) for name in plain if name != "distortions")
+
+
+@pytest.mark.parametrize("own_share", [0.0, 0.5])
+def test_context_is_distorted_and_what_is_asked_for_is_not(
+    own_share: float, make_denoiser: Callable[..., Denoiser]
+) -> None:
+    denoiser, config = make_denoiser(), ObjectiveConfig(distort_share=1.0, own_share=own_share, head_weight=0.0)
+    batch, drawn = clips(), chance(config)
+    drawn["is_forced"][:], drawn["is_own"][:] = False, False
+    black = LatentDistortions(SHAPE[2])  # the first distortion makes zeros, the second nothing
+    cast("LatentMap", black.maps[0]).convolution.weight.zero_()
+    seen: list[Any] = []
+    handle = denoiser.register_forward_hook(lambda module, given, output: seen.append((given, output)))
+    with torch.no_grad():
+        loss, _ = DenoiserLoss(denoiser, config, 4, black)(**batch, **drawn)
+    handle.remove()
+    (noisy, levels, _, previous, previous_levels, *_), prediction = seen[-1]
+    given = batch["latents"] * (1 - drawn["distortions"][:, :, 0])[:, :, None, None, None]
+    is_context = (levels <= config.context_noise)[:, :, None, None, None]
+    expected = torch.where(is_context, given, batch["latents"])
+    torch.testing.assert_close(noisy, add_noise(expected, drawn["noise"], levels))
+    context = add_noise(given, drawn["context_noise"], drawn["context_levels"])
+    expected_past = stack_previous(context, drawn["context_levels"], denoiser.config.num_previous)
+    torch.testing.assert_close(previous, expected_past[0])
+    torch.testing.assert_close(previous_levels, expected_past[1])
+    errors = (prediction.clean - batch["latents"]).square().mean((2, 3, 4)) / (levels + config.level_offset)
+    assert float(loss) == pytest.approx(float(errors.mean()), rel=1e-5)
+    with pytest.raises(ConfigError, match="needs the distortions"):
+        DenoiserLoss(denoiser, config)
 
 
 def test_levels_are_independent_and_as_configured() -> None:
@@ -135,21 +183,25 @@ def test_own_frames_replace_the_context_and_nothing_else(make_denoiser: Callable
     assert abs(float(some_own) - float(plain)) > 1e-4
 
 
-def test_views_stay_true_where_the_frames_before_are_own(make_denoiser: Callable[..., Denoiser]) -> None:
-    """What is laid over frames is the same, whatever the model made of the frames before."""
+@pytest.mark.parametrize("share", ["own_share", "distort_share"])
+def test_views_stay_true_where_the_frames_before_are_not(share: str, make_denoiser: Callable[..., Denoiser]) -> None:
+    """What is laid over frames is the same, whatever became of the frames before."""
     motions = ((0.0, 0.0), (0.0, 0.12), (0.0, -0.12), (6.0, 0.0), (-6.0, 0.0), (6.0, 0.12), (-6.0, 0.12))
     denoiser = make_denoiser(motions=motions, width=64, heads=4, view_points=4)
-    batch, drawn, seen = clips(), chance(ObjectiveConfig(own_share=0.5)), []
+    config = ObjectiveConfig(**{share: 0.5})
+    batch, drawn, seen = clips(), chance(config), []
+    black = LatentDistortions(SHAPE[2])
+    cast("LatentMap", black.maps[0]).convolution.weight.zero_()
     handle = denoiser.register_forward_hook(lambda module, given, output: seen.append(given))
     with torch.no_grad():
-        DenoiserLoss(denoiser, ObjectiveConfig(own_share=0.0), 4)(**batch, **drawn)
-        DenoiserLoss(denoiser, ObjectiveConfig(own_share=0.5), 4)(**batch, **drawn)
+        DenoiserLoss(denoiser, ObjectiveConfig(), 4)(**batch, **drawn)
+        DenoiserLoss(denoiser, config, 4, black)(**batch, **drawn)
     handle.remove()
-    true, own = seen[0], seen[2]
-    assert not torch.equal(true[3], own[3])  # the frames before
+    true, other = seen[0], seen[-1]
+    assert not torch.equal(true[3], other[3])  # the frames before
     expected = denoiser.look_back(*true[3:5], true[2])
-    torch.testing.assert_close(own[6].views, expected.views)
-    torch.testing.assert_close(own[6].reckoning.poses, expected.reckoning.poses)
+    torch.testing.assert_close(other[6].views, expected.views)
+    torch.testing.assert_close(other[6].reckoning.poses, expected.reckoning.poses)
 
 
 def test_every_weight_learns(make_denoiser: Callable[..., Denoiser]) -> None:
@@ -176,6 +228,7 @@ def test_training_and_play_ask_the_network_the_same_question(make_denoiser: Call
     levels = torch.full((3, frames), level)
     levels[:, -1] = 1.0
     drawn = {"levels": levels, "noise": noise, "context_noise": noise, "context_levels": torch.full((3, frames), level)}
+    drawn["distortions"] = torch.zeros(3, frames, len(DISTORTIONS))
     seen: dict[str, Any] = {}
     handle = denoiser.register_forward_hook(lambda module, inputs, output: seen.update(clean=output.clean))
     no = torch.zeros(3, frames, dtype=torch.bool)
@@ -184,7 +237,7 @@ def test_training_and_play_ask_the_network_the_same_question(make_denoiser: Call
     torch.testing.assert_close(found[:, 0], seen["clean"][:, -1], rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", ["context_noise", "forcing_share", "pure_noise_share", "own_share"])
+@pytest.mark.parametrize("name", ["context_noise", "forcing_share", "pure_noise_share", "distort_share", "own_share"])
 @pytest.mark.parametrize("value", [-0.1, 1.1, math.nan])
 def test_shares_outside_0_to_1_are_refused(name: str, value: float) -> None:
     with pytest.raises(ConfigError, match=rf"objective {name} must be in \[0, 1\]; got {value}"):

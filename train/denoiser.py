@@ -16,10 +16,14 @@ from train.data import LatentData, encode_recording
 from train.loop import Machine, TrainOptions, start_machine, train_model
 from train.options import options_to_json, parse_options, run_program, save_json
 from worldmodel.checkpoint import codec_hash, load_codec, load_denoiser, load_spatial, save_bundle
+from worldmodel.codec import Codec
 from worldmodel.denoiser import Denoiser, DenoiserConfig
+from worldmodel.distortions import LatentDistortions, fit_distortions
 from worldmodel.errors import CheckpointError, ConfigError
 from worldmodel.objective import DenoiserLoss, ObjectiveConfig, sample_chance
 from worldmodel.presets import get_preset
+
+FITTED_LATENTS = 2048  # to fit distortions to
 
 
 @dataclass(frozen=True)
@@ -131,7 +135,14 @@ def train_denoiser(options: DenoiserOptions, machine: Machine) -> dict[str, Any]
             f"{float(denoiser.spatial.views.age):g}); a denoiser that learns from them trusts its memory too little: "
             "train one with train.geometry and give it with --spatial"
         )
-    loss = DenoiserLoss(denoiser, options.objective, options.chunk).train()  # the order of views hangs on the mode
+    distortions = None
+    if options.objective.distort_share > 0:
+        distortions, unexplained = fit_to_latents(codec, data.latents, machine.device)
+        if machine.is_main:
+            shares = ", ".join(f"{name} {1 - share:.0%}" for name, share in unexplained.items())
+            print(f"distorted context: the fit explains {shares} of what happens to latents")
+    loss = DenoiserLoss(denoiser, options.objective, options.chunk, distortions)
+    loss.train()  # the order of views hangs on the mode
 
     def sample(generator: torch.Generator) -> dict[str, torch.Tensor]:
         clips = data.sample_clips(options.batch_size, options.clip_frames, generator)
@@ -149,6 +160,15 @@ def train_denoiser(options: DenoiserOptions, machine: Machine) -> dict[str, Any]
         content = {"options": options_to_json(options), "summary": summary, "recorded_frames": len(data.latents)}
         save_json(options.out / "denoiser_training.json", content | {"mazes_or_episodes": len(data.starts)})
     return summary
+
+
+def fit_to_latents(
+    codec: Codec, latents: torch.Tensor, device: torch.device
+) -> tuple[LatentDistortions, dict[str, float]]:
+    """Fit distortions to some of the latents of a recording; return them and what each leaves unexplained."""
+    some = latents[:: max(1, len(latents) // FITTED_LATENTS)].float()
+    codec = codec.to(device).eval()
+    return fit_distortions(codec.encode, codec.decode, some.to(device))
 
 
 def reward_values(rewards: torch.Tensor, default: tuple[float, ...]) -> tuple[float, ...]:

@@ -15,9 +15,12 @@ from torch import nn
 from torch.nn import functional as F
 
 from worldmodel.denoiser import Denoiser, Prediction
+from worldmodel.distortions import DISTORTIONS, LatentDistortions
 from worldmodel.errors import ConfigError
 from worldmodel.noise import add_noise, expand_levels
 from worldmodel.recall import Seen
+
+SHARES = ("context_noise", "forcing_share", "pure_noise_share", "blackout_share", "distort_share", "own_share")
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,9 @@ class ObjectiveConfig:
         pure_noise_share: share of the frames in flight that are pure noise, where every sampler starts.
         blackout_share: share of clips in which spans of frames are pure noise, on the channels too, and all others
             context: what a span shows follows from the memory and the actions alone.
+        distort_share: share of clips whose context is blurred, and share whose context is brighter or darker, each from
+            some frame on and by one strength a clip (`worldmodel.distortions`): what goes wrong in a dream is handed
+            on, and only a network that has met it puts it right.
         own_share: share of frames whose context is the model's own prediction instead of the truth (0 skips that pass).
         head_weight: weight of the reward and termination losses.
         reward_weight: weight of a frame with a reward over that of one without, as rewards are rare.
@@ -40,13 +46,14 @@ class ObjectiveConfig:
     forcing_share: float = 0.2
     pure_noise_share: float = 0.3
     blackout_share: float = 0.0
+    distort_share: float = 0.0
     own_share: float = 0.0
     head_weight: float = 0.02
     reward_weight: float = 1.0
     level_offset: float = 0.15
 
     def __post_init__(self) -> None:
-        for name in ("context_noise", "forcing_share", "pure_noise_share", "blackout_share", "own_share"):
+        for name in SHARES:
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"objective {name} must be in [0, 1]; got {getattr(self, name)}")
         if not self.reward_weight > 0:
@@ -63,8 +70,8 @@ def sample_chance(config: ObjectiveConfig, shape: torch.Size, generator: torch.G
 
     Returns:
         levels (B, T); noise and context_noise (B, T, C, h, w); context_levels (B, T), of the channels' copies;
-        is_forced (B,), clips whose channels hold the frames in flight; is_own (B, T), frames whose context copy is the
-        model's own prediction.
+        distortions (B, T, number of them), how strongly a context frame is distorted; is_forced (B,), clips whose
+        channels hold the frames in flight; is_own (B, T), frames whose context copy is the model's own prediction.
     """
     batch, frames = shape[:2]
     device = generator.device
@@ -81,14 +88,22 @@ def sample_chance(config: ObjectiveConfig, shape: torch.Size, generator: torch.G
         is_black = uniform(batch) < config.blackout_share
         levels = torch.where(is_black[:, None], torch.where(draw_spans(uniform, batch, frames), 1.0, context), levels)
         is_forced = is_forced | is_black
-    return {
+    chance = {
         "levels": levels,
         "noise": torch.randn(shape, generator=generator, device=device),
         "context_noise": torch.randn(shape, generator=generator, device=device),
         "context_levels": config.context_noise * uniform(batch, frames) * uniform(batch, 1),
         "is_forced": is_forced,
         "is_own": (uniform(batch, frames) < config.own_share) & (uniform(batch, 1) < 0.75),
+        "distortions": torch.zeros(batch, frames, len(DISTORTIONS), device=device),
     }
+    if config.distort_share > 0:
+        time = torch.arange(frames, device=device)
+        for i, distortion in enumerate(DISTORTIONS):
+            is_hit = (time >= frames * uniform(batch, 1)) & (uniform(batch, 1) < config.distort_share)
+            strength = distortion.least + (distortion.most - distortion.least) * uniform(batch, 1)
+            chance["distortions"][:, :, i] = torch.where(is_hit, strength, 0.0)
+    return chance
 
 
 def draw_spans(uniform: Callable[..., torch.Tensor], batch: int, frames: int) -> torch.Tensor:
@@ -126,9 +141,31 @@ class DenoiserLoss(nn.Module):
 
     reward_values: torch.Tensor
 
-    def __init__(self, denoiser: Denoiser, config: ObjectiveConfig, chunk: int | None = 8) -> None:
-        """Wrap the denoiser to be trained; `chunk` as in `Denoiser.forward`."""
+    def __init__(
+        self,
+        denoiser: Denoiser,
+        config: ObjectiveConfig,
+        chunk: int | None = 8,
+        distortions: LatentDistortions | None = None,
+    ) -> None:
+        """Wrap the denoiser to be trained.
+
+        Args:
+            denoiser: the denoiser.
+            config: the objective.
+            chunk: as in `Denoiser.forward`.
+            distortions: of the latents; only `distort_share` needs them.
+
+        Raises:
+            ConfigError: they are needed and missing.
+        """
         super().__init__()
+        if config.distort_share > 0 and distortions is None:
+            raise ConfigError(
+                "an objective with a distort_share needs the distortions of the latents: see "
+                "worldmodel.distortions.fit_distortions"
+            )
+        self.distort = distortions
         self.denoiser = denoiser
         self.config = config
         self.chunk = chunk
@@ -146,6 +183,7 @@ class DenoiserLoss(nn.Module):
         context_levels: torch.Tensor,
         is_forced: torch.Tensor,
         is_own: torch.Tensor,
+        distortions: torch.Tensor,
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """Return the loss and scalars to log.
 
@@ -154,24 +192,33 @@ class DenoiserLoss(nn.Module):
             actions: int64 (B, T), the action into each frame.
             rewards: float (B, T), of the step into each frame.
             terminated: bool (B, T), of the step into each frame.
-            levels, noise, context_noise, context_levels, is_forced, is_own: from `sample_chance`.
+            levels, noise, context_noise, context_levels, is_forced, is_own, distortions: from `sample_chance`.
         """
+        config = self.config
         noisy = add_noise(latents, noise, levels)
         context = add_noise(latents, context_noise, context_levels)
         past = self._show(noisy, levels, context, context_levels, is_forced)
+        is_context = levels <= config.context_noise
+        given = latents  # as a frame is known once it is context
         seen = None
-        if self.config.own_share > 0:
-            # What is laid over frames (poses, views) stays true, so that it is worth more than the model's own frames.
+        if config.own_share > 0 or config.distort_share > 0:
+            # What is laid over frames (poses, views) stays true, so that it is worth more than the frames before.
             seen = self.denoiser.look_back(*past, actions)
+        if self.distort is not None and config.distort_share > 0:
+            given = self.distort(latents, distortions)
+            noisy = torch.where(expand_levels(is_context, noisy), add_noise(given, noise, levels), noisy)
+            context = add_noise(given, context_noise, context_levels)
+            past = self._show(noisy, levels, context, context_levels, is_forced)
+        if config.own_share > 0:
             with torch.no_grad():
                 # The model's own frame is one it had to make from noise, so that it carries real errors.
                 own_levels = torch.where(is_own, torch.ones_like(levels), levels)
-                own_noisy = add_noise(latents, noise, own_levels)
+                own_noisy = torch.where(expand_levels(is_own, noisy), add_noise(latents, noise, own_levels), noisy)
                 own_past = self._show(own_noisy, own_levels, context, context_levels, is_forced)
                 first = self._predict(own_noisy, own_levels, actions, own_past, seen)
-                source = torch.where(expand_levels(is_own, latents), first.clean.to(latents.dtype), latents)
-                is_context = is_own & (levels <= self.config.context_noise)
-                noisy = torch.where(expand_levels(is_context, noisy), add_noise(source, noise, levels), noisy)
+                source = torch.where(expand_levels(is_own, latents), first.clean.to(latents.dtype), given)
+                is_redone = is_own & is_context
+                noisy = torch.where(expand_levels(is_redone, noisy), add_noise(source, noise, levels), noisy)
                 context = add_noise(source, context_noise, context_levels)
                 past = self._show(noisy, levels, context, context_levels, is_forced)
         prediction = self._predict(noisy, levels, actions, past, seen)
