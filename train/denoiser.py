@@ -23,7 +23,7 @@ from worldmodel.errors import CheckpointError, ConfigError
 from worldmodel.objective import DenoiserLoss, ObjectiveConfig, sample_chance
 from worldmodel.presets import get_preset
 
-FITTED_LATENTS = 2048  # to fit distortions to
+FITTED_LATENTS = 512  # to fit distortions to
 
 
 @dataclass(frozen=True)

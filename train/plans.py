@@ -13,6 +13,7 @@ PLAY_OBJECTIVE = ObjectiveConfig(
     pure_noise_share=0.5,
     level_offset=0.5,
     blackout_share=0.25,
+    distort_share=0.5,
     own_share=0.25,
     head_weight=0.05,
     reward_weight=5.0,
