@@ -16,7 +16,7 @@ from worldmodel.attention import RotaryPosition, rotate
 from worldmodel.checkpoint import save_bundle
 from worldmodel.denoiser import Denoiser, DenoiserConfig
 from worldmodel.errors import CheckpointError, ConfigError
-from worldmodel.memory import MemorySetting
+from worldmodel.memory.slots import MemorySetting
 from worldmodel.objective import DenoiserLoss, ObjectiveConfig, sample_chance
 from worldmodel.odometry import look_angles, walk_poses
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from worldmodel.errors import ConfigError
 from worldmodel.geometry import SpatialConfig
-from worldmodel.memory import MemorySetting
+from worldmodel.memory.slots import MemorySetting
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class DenoiserConfig:
         num_summary: summary tokens a frame; they feed the heads, and are the memory of structure "summary".
         mlp_ratio: hidden width of a feed-forward layer over `width`.
         reward_values: the rewards the reward head tells apart.
-        memory: the memory structure, see `worldmodel.memory`.
+        memory: the memory structure, see `worldmodel.memory.slots`.
         compression: "none", "joint" (with prepend) or "modulated" (with channel).
         budget: frame slots kept after compression; 0 means `memory_frames`.
         motions: for each action its turn in degrees (counter-clockwise) and its walk in cells; given, the memory is

@@ -16,7 +16,7 @@ from worldmodel.attention import FrameAttention
 from worldmodel.cache import MemoryCache, Rings
 from worldmodel.config import DenoiserConfig
 from worldmodel.errors import ActionError, ConfigError, ShapeError
-from worldmodel.memory import SlotAttention
+from worldmodel.memory.slots import SlotAttention
 from worldmodel.noise import clean_from_velocity, level_features
 from worldmodel.recall import Recall, Remembered, Seen, see_slots
 

@@ -18,7 +18,7 @@ from worldmodel.cache import MemoryCache, Rings
 from worldmodel.config import DenoiserConfig
 from worldmodel.exact import ExactBuffers
 from worldmodel.geometry import SpatialMemory, Survey
-from worldmodel.memory import ChannelMemory, Compressor, Entries, SlotAttention
+from worldmodel.memory.slots import ChannelMemory, Compressor, Entries, SlotAttention
 from worldmodel.odometry import step_known_ways, step_poses, walk_poses
 from worldmodel.views import NUM_FACTS, RememberedViews
 
