@@ -31,6 +31,10 @@ BEHAVIORS = {
     "lean_on_wall": 0.7,
     "back_up": 3.0,
     "seek_target": 4.5,
+    "bold_walk": 4.0,
+    "spin_at_wall": 2.0,
+    "corner": 1.5,
+    "eye_target": 3.0,
 }
 PAUSE_RATE = 0.0065  # pauses begun per step
 FIDGET_RATE = 0.012  # stray key presses begun per step
@@ -297,6 +301,60 @@ class Explorer:
         lean = int(self._rng.choice([FORWARD, FORWARD, FORWARD_LEFT, FORWARD_RIGHT]))
         yield from self._hold(lean, self._num_held(6.0))
         yield from self._hold(BACK, int(self._rng.integers(0, 12)))
+
+    def _bold_walk(self) -> Iterator[int]:
+        """Walk on, whatever comes; where a wall stops the way, turn by some angle and walk on."""
+        for _ in range(int(self._rng.integers(2, 6))):
+            for _ in range(int(self._rng.integers(5, 40))):
+                yield FORWARD
+                if self._is_blocked:
+                    break
+            yield from self._hold(FORWARD, int(self._rng.integers(0, 5)))
+            yield from self._turn(float(self._rng.choice([-1.0, 1.0]) * self._rng.uniform(42.0, 132.0)))
+
+    def _walk_to_wall(self, most_steps: int = 60) -> Iterator[int]:
+        for _ in range(most_steps):
+            yield FORWARD
+            if self._is_blocked:
+                return
+
+    def _spin_at_wall(self) -> Iterator[int]:
+        """Walk up to a wall and turn all the way round there, once or twice, one way or both."""
+        yield from self._walk_to_wall()
+        side = float(self._rng.choice([-1.0, 1.0]))
+        for _ in range(int(self._rng.integers(1, 3))):
+            yield from self._turn(side * 360.0, tolerance_deg=0.5)
+            side *= float(self._rng.choice([-1.0, 1.0]))
+
+    def _corner(self) -> Iterator[int]:
+        """Walk into a corner: up to a wall, then along it to the next one; look about there, and leave."""
+        side = float(self._rng.choice([-1.0, 1.0]))
+        yield from self._walk_to_wall()
+        yield from self._turn(side * float(self._rng.uniform(30.0, 60.0)))
+        yield from self._walk_to_wall(30)
+        yield from self._turn(-side * float(self._rng.uniform(30.0, 120.0)))
+        yield from self._turn(side * float(self._rng.uniform(60.0, 240.0)))
+
+    def _eye_target(self) -> Iterator[int]:
+        """Walk towards a target, stop short of it, look away and back; perhaps walk round it or take a last look."""
+        targets = self._targets_left()
+        if not targets:
+            return
+        x, y = targets[int(self._rng.integers(len(targets)))]
+        path = self._path_to(self._cell_at(x, y), set())
+        yield from self._walk(path[:-1])
+        for _ in range(int(self._rng.integers(1, 4))):
+            own_x, own_y, heading_deg = self._pose
+            yield from self._turn(turn_between(heading_deg, math.degrees(math.atan2(y - own_y, x - own_x))))
+            own_x, own_y, _ = self._pose
+            if math.hypot(x - own_x, y - own_y) > 1.1:  # near, and not so near that it is taken
+                yield from self._hold(FORWARD, int(self._rng.integers(1, 4)))
+            yield from self._hold(NOOP, int(self._rng.integers(0, 4)))
+            away_deg = float(self._rng.choice([-1.0, 1.0]) * self._rng.uniform(15.0, 110.0))
+            yield from self._turn(away_deg)
+            yield from self._turn(-away_deg)
+            if self._rng.random() < 0.5:
+                yield from self._hold(BACK, int(self._rng.integers(1, 10)))
 
     def _back_up(self) -> Iterator[int]:
         """Walk backward for a while, perhaps with a turn in between."""
