@@ -1,13 +1,16 @@
 """Frame codec: pixels to latents and back, one frame at a time.
 
-Owns the autoencoder (diffusers' `AutoencoderTiny` behind a 2x2 pixel shuffle) and the latent scale. Knows no time.
+Owns the autoencoder (diffusers' `AutoencoderTiny` behind a 2x2 pixel shuffle), the latent scale, and what lets the
+decoder keep remembered pixels. Knows no time and no memory: a warped picture is handed to it.
 """
 
 from dataclasses import dataclass
+from typing import NamedTuple, cast
 
 import torch
 from einops import rearrange
 from torch import nn
+from torch.nn import functional as F
 
 from worldmodel.errors import ConfigError, ShapeError
 
@@ -22,6 +25,7 @@ class CodecConfig:
         latent_channels: channels of a latent; a latent is image_size / 8 squared.
         encoder_blocks: residual blocks at 1/2, 1/4 and 1/8 of the image size.
         decoder_blocks: residual blocks at 1/8, 1/4 and 1/2 of the image size.
+        keeps_pixels: whether the decoder takes a picture warped from memory, and keeps its pixels where they are good.
     """
 
     image_size: int = 64
@@ -29,6 +33,7 @@ class CodecConfig:
     latent_channels: int = 8
     encoder_blocks: tuple[int, int, int] = (1, 3, 3)
     decoder_blocks: tuple[int, int, int] = (3, 3, 1)
+    keeps_pixels: bool = False
 
     def __post_init__(self) -> None:
         if self.image_size < 16 or self.image_size % 8:
@@ -46,6 +51,56 @@ class CodecConfig:
     def latent_size(self) -> int:
         """Height and width of a latent."""
         return self.image_size // 8
+
+
+NUM_FACTS = 4  # mask, log2 of magnification, newness, share invented
+SHARPEST_LOG2 = 0.7  # pixels magnified by less than 1.6 are kept as they are (REPROJECTION: beyond it they are soft)
+
+
+class WarpedPicture(NamedTuple):
+    """What a memory knows of the frame to come, for the decoder.
+
+    Attributes:
+        pixels: float (N, 3, H, W) in [-1, 1], remembered pixels where they will be seen; holes filled softly.
+        facts: float (N, `NUM_FACTS`, H, W): 1 where a pixel is remembered, else 0; log2 of how much it is magnified;
+            how new its source is, 0 to 1; how much of it was invented by a generator, 0 to 1.
+    """
+
+    pixels: torch.Tensor
+    facts: torch.Tensor
+
+
+class PixelKeeper(nn.Module):
+    """Lets remembered pixels into the last stage of a decoder, and through it: a gate blends them with what it draws.
+
+    At first, gate and features are those of a decoder that knows nothing of warped pictures but where they are sharp.
+    """
+
+    def __init__(self, width: int) -> None:
+        """Build for a decoder of `width` channels at half the image size."""
+        super().__init__()
+        self.enter = nn.Conv2d(4 * (3 + NUM_FACTS), width, 3, padding=1)
+        self.mix = nn.Conv2d(width, width, 3, padding=1)
+        self.gate = nn.Conv2d(width, 4, 3, padding=1)
+        for layer in (self.mix, self.gate):
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(cast("torch.Tensor", layer.bias))
+
+    def features(self, warped: WarpedPicture) -> torch.Tensor:
+        """Return what is added to the decoder's features, (N, width, H/2, W/2)."""
+        known = warped.facts[:, :1]
+        given = torch.cat([warped.pixels * known, warped.facts[:, :1], warped.facts[:, 1:] * known], 1)
+        given = F.pixel_unshuffle(given.to(self.enter.weight.dtype), 2)
+        entered: torch.Tensor = self.mix(F.relu(self.enter(given.contiguous(memory_format=torch.channels_last))))
+        return entered
+
+    def share(self, features: torch.Tensor, warped: WarpedPicture) -> torch.Tensor:
+        """Return how much of each pixel is kept, (N, 1, H, W) in [0, 1]; 0 where nothing is remembered."""
+        learned = F.pixel_shuffle(self.gate(features), 2)
+        known, magnified = warped.facts[:, :1], warped.facts[:, 1:2]
+        # fully kept up to the limit, half at .25 (a fifth larger) above it
+        sharp = (3.0 - 12.0 * (magnified - SHARPEST_LOG2).clamp_min(0)).to(learned.dtype)
+        return torch.sigmoid(learned + sharp) * known.to(learned.dtype)
 
 
 class Codec(nn.Module):
@@ -70,6 +125,7 @@ class Codec(nn.Module):
             num_encoder_blocks=config.encoder_blocks,
             num_decoder_blocks=config.decoder_blocks,
         )
+        self.keeper = PixelKeeper(config.width) if config.keeps_pixels else None
         self.register_buffer("latent_mean", torch.zeros(config.latent_channels))
         self.register_buffer("latent_std", torch.ones(config.latent_channels))
 
@@ -81,10 +137,29 @@ class Codec(nn.Module):
         shuffled = rearrange(pixels, "b c (h p) (w q) -> b (c p q) h w", p=2, q=2)
         return self.autoencoder.encode(shuffled.contiguous(memory_format=torch.channels_last)).latents
 
-    def decode_raw(self, raw: torch.Tensor) -> torch.Tensor:
+    def decode_raw(self, raw: torch.Tensor, warped: WarpedPicture | None = None) -> torch.Tensor:
         """Decode without the latent scale; for training the codec itself. Shapes as in `decode`."""
-        shuffled = self.autoencoder.decode(raw.contiguous(memory_format=torch.channels_last)).sample
-        return rearrange(shuffled, "b (c p q) h w -> b c (h p) (w q)", p=2, q=2)
+        drawn, kept = self.draw_raw(raw, warped)
+        if warped is None or kept is None:
+            return drawn
+        return drawn + kept * (warped.pixels.to(drawn.dtype) - drawn)
+
+    def draw_raw(
+        self, raw: torch.Tensor, warped: WarpedPicture | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Return what the decoder draws, before remembered pixels go over it, and how much of those is kept."""
+        raw = raw.contiguous(memory_format=torch.channels_last)
+        if self.keeper is None or warped is None:
+            shuffled, kept = self.autoencoder.decode(raw).sample, None
+        else:
+            # `AutoencoderTiny.decode`, opened before the last stage
+            layers = self.autoencoder.decoder.layers
+            features = torch.tanh(raw / 3) * 3
+            for layer in layers[:-2]:
+                features = layer(features)
+            features = layers[-2](features + self.keeper.features(warped))
+            shuffled, kept = layers[-1](features).mul(2).sub(1), self.keeper.share(features, warped)
+        return rearrange(shuffled, "b (c p q) h w -> b c (h p) (w q)", p=2, q=2), kept
 
     def encode(self, pixels: torch.Tensor) -> torch.Tensor:
         """Encode pixels.
@@ -101,11 +176,12 @@ class Codec(nn.Module):
         raw = self.encode_raw(pixels)
         return (raw - self.latent_mean[:, None, None]) / self.latent_std[:, None, None]
 
-    def decode(self, latents: torch.Tensor) -> torch.Tensor:
+    def decode(self, latents: torch.Tensor, warped: WarpedPicture | None = None) -> torch.Tensor:
         """Decode latents.
 
         Args:
             latents: float (B, C, H/8, W/8).
+            warped: what is remembered of the frames; None, or a codec that does not keep pixels: nothing.
 
         Returns:
             float (B, 3, H, W), nominally in [-1, 1], not clamped.
@@ -116,4 +192,4 @@ class Codec(nn.Module):
         want = (self.config.latent_channels, self.config.latent_size, self.config.latent_size)
         if latents.ndim != 4 or tuple(latents.shape[1:]) != want:
             raise ShapeError(f"codec takes latents (B, {', '.join(map(str, want))}); got {tuple(latents.shape)}")
-        return self.decode_raw(latents * self.latent_std[:, None, None] + self.latent_mean[:, None, None])
+        return self.decode_raw(latents * self.latent_std[:, None, None] + self.latent_mean[:, None, None], warped)
