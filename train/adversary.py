@@ -7,7 +7,8 @@ A decoder trained on squared error alone draws the mean of what might be there, 
 from its latent or from remembered pixels, the mean is the truth, and the loss asks for that; where the latent is itself
 a generator's guess, a discriminator asks for a picture like those of the recording.
 
-Source: patch discriminator and hinge loss as in Esser et al. 2021 (arXiv:2012.09841); the split by what is known is ours.
+Source: patch discriminator and hinge loss as in Esser et al. 2021 (arXiv:2012.09841); the split by what is known is
+ours.
 """
 
 import copy
@@ -20,8 +21,9 @@ from torch.nn import functional as F
 from torch.nn.utils.parametrizations import spectral_norm
 
 from train.codec import local_gradient
-from worldmodel.codec import Codec, WarpedPicture
+from worldmodel.codec import Codec
 from worldmodel.errors import ConfigError
+from worldmodel.memory.folded import unfold
 
 LOW_PASS = 8  # pixels: what is coarser than this stays what the latent says
 TRUE, PREDICTED, DREAMT = range(3)
@@ -110,8 +112,7 @@ class DecoderLoss(nn.Module):
         latents: torch.Tensor,
         truth: torch.Tensor,
         kinds: torch.Tensor,
-        pixels: torch.Tensor,
-        facts: torch.Tensor,
+        warped: torch.Tensor,
         real: torch.Tensor,
         is_coarse_shown: torch.Tensor,
         corner: torch.Tensor,
@@ -123,17 +124,17 @@ class DecoderLoss(nn.Module):
             latents: float (N, C, h, w).
             truth: float (N, 3, H, W) in [-1, 1], the frames they stand for; not used for dreamt ones.
             kinds: int64 (N,), `TRUE`, `PREDICTED` or `DREAMT`.
-            pixels, facts: a `WarpedPicture` of each.
+            warped: float (N, `NUM_FOLDED`, h, w), what is remembered of each (`worldmodel.memory.folded`).
             real: float (M, 3, H, W), other recorded frames for the discriminator.
             is_coarse_shown: bool (N + M,), whether the discriminator sees coarse colors beside.
             corner: int64 (2,), row and column of the piece it sees: it shall not know the border.
             jitter: standard normal, the shape of `latents`: the denoiser is not exact.
         """
         config, codec = self.config, self.codec
-        warped = WarpedPicture(pixels, facts)
+        pixels, mask, _ = unfold(warped)
         raw = latents * codec.latent_std[:, None, None] + codec.latent_mean[:, None, None]
         drawn, kept = codec.draw_raw(raw + 0.04 * codec.latent_std.mean() * jitter, warped)
-        drawn, kept = drawn.float(), torch.zeros_like(facts[:, :1]) if kept is None else kept.float()
+        drawn, kept = drawn.float(), torch.zeros_like(mask) if kept is None else kept.float()
         made = drawn + kept * (pixels - drawn)
         with torch.no_grad():
             was = self.before.decode_raw(raw, warped).float()
@@ -143,7 +144,7 @@ class DecoderLoss(nn.Module):
 
         is_true, is_dreamt = (kinds == TRUE).float(), (kinds == DREAMT).float()
         # a predicted latent has its truth beside it, but where that was never in sight it is one of many
-        trust = weigh(is_true) + weigh((kinds == PREDICTED).float()) * (0.1 + 0.7 * facts[:, :1])
+        trust = weigh(is_true) + weigh((kinds == PREDICTED).float()) * (0.1 + 0.7 * mask)
         error, under = made - truth, drawn - truth
         known = self._difference(error, trust) + config.drawn_weight * self._difference(under, weigh(is_true))
         texture = (local_gradient(made) - local_gradient(truth)).abs() * weigh(is_true)
@@ -162,7 +163,7 @@ class DecoderLoss(nn.Module):
             "adversary": adversary.detach(),
             "judged": judged.detach(),
             "sharper": sharper,
-            "kept": (kept.sum() / facts[:, 0].sum().clamp_min(1)).detach(),
+            "kept": (kept.sum() / mask.sum().clamp_min(1)).detach(),
         }
 
     @staticmethod

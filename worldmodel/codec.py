@@ -5,7 +5,7 @@ decoder keep remembered pixels. Knows no time and no memory: a warped picture is
 """
 
 from dataclasses import dataclass
-from typing import NamedTuple, cast
+from typing import cast
 
 import torch
 from einops import rearrange
@@ -13,6 +13,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from worldmodel.errors import ConfigError, ShapeError
+from worldmodel.memory.folded import FOLD, NUM_FACTS, Unfolded, unfold
 
 
 @dataclass(frozen=True)
@@ -53,21 +54,7 @@ class CodecConfig:
         return self.image_size // 8
 
 
-NUM_FACTS = 4  # mask, log2 of magnification, newness, share invented
-SHARPEST_LOG2 = 0.7  # pixels magnified by less than 1.6 are kept as they are (REPROJECTION: beyond it they are soft)
-
-
-class WarpedPicture(NamedTuple):
-    """What a memory knows of the frame to come, for the decoder.
-
-    Attributes:
-        pixels: float (N, 3, H, W) in [-1, 1], remembered pixels where they will be seen; holes filled softly.
-        facts: float (N, `NUM_FACTS`, H, W): 1 where a pixel is remembered, else 0; log2 of how much it is magnified;
-            how new its source is, 0 to 1; how much of it was invented by a generator, 0 to 1.
-    """
-
-    pixels: torch.Tensor
-    facts: torch.Tensor
+SHARPEST_LOG2 = 0.7  # pixels magnified by less than 1.6 are kept as they are: beyond that they are soft
 
 
 class PixelKeeper(nn.Module):
@@ -79,28 +66,28 @@ class PixelKeeper(nn.Module):
     def __init__(self, width: int) -> None:
         """Build for a decoder of `width` channels at half the image size."""
         super().__init__()
-        self.enter = nn.Conv2d(4 * (3 + NUM_FACTS), width, 3, padding=1)
+        self.enter = nn.Conv2d(4 * 4 + NUM_FACTS, width, 3, padding=1)
         self.mix = nn.Conv2d(width, width, 3, padding=1)
         self.gate = nn.Conv2d(width, 4, 3, padding=1)
         for layer in (self.mix, self.gate):
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(cast("torch.Tensor", layer.bias))
 
-    def features(self, warped: WarpedPicture) -> torch.Tensor:
+    def features(self, warped: Unfolded) -> torch.Tensor:
         """Return what is added to the decoder's features, (N, width, H/2, W/2)."""
-        known = warped.facts[:, :1]
-        given = torch.cat([warped.pixels * known, warped.facts[:, :1], warped.facts[:, 1:] * known], 1)
-        given = F.pixel_unshuffle(given.to(self.enter.weight.dtype), 2)
+        pixels = F.pixel_unshuffle(torch.cat([warped.pixels, warped.mask], 1), 2)
+        facts = F.interpolate(warped.facts, scale_factor=FOLD // 2, mode="nearest")
+        given = torch.cat([pixels, facts], 1).to(self.enter.weight.dtype)
         entered: torch.Tensor = self.mix(F.relu(self.enter(given.contiguous(memory_format=torch.channels_last))))
         return entered
 
-    def share(self, features: torch.Tensor, warped: WarpedPicture) -> torch.Tensor:
+    def share(self, features: torch.Tensor, warped: Unfolded) -> torch.Tensor:
         """Return how much of each pixel is kept, (N, 1, H, W) in [0, 1]; 0 where nothing is remembered."""
         learned = F.pixel_shuffle(self.gate(features), 2)
-        known, magnified = warped.facts[:, :1], warped.facts[:, 1:2]
-        # fully kept up to the limit, half at .25 (a fifth larger) above it
+        magnified = F.interpolate(warped.facts[:, :1], scale_factor=FOLD, mode="bilinear")
+        # fully kept up to the limit, half at a fifth larger
         sharp = (3.0 - 12.0 * (magnified - SHARPEST_LOG2).clamp_min(0)).to(learned.dtype)
-        return torch.sigmoid(learned + sharp) * known.to(learned.dtype)
+        return torch.sigmoid(learned + sharp) * warped.mask.to(learned.dtype)
 
 
 class Codec(nn.Module):
@@ -137,15 +124,15 @@ class Codec(nn.Module):
         shuffled = rearrange(pixels, "b c (h p) (w q) -> b (c p q) h w", p=2, q=2)
         return self.autoencoder.encode(shuffled.contiguous(memory_format=torch.channels_last)).latents
 
-    def decode_raw(self, raw: torch.Tensor, warped: WarpedPicture | None = None) -> torch.Tensor:
+    def decode_raw(self, raw: torch.Tensor, warped: torch.Tensor | None = None) -> torch.Tensor:
         """Decode without the latent scale; for training the codec itself. Shapes as in `decode`."""
         drawn, kept = self.draw_raw(raw, warped)
         if warped is None or kept is None:
             return drawn
-        return drawn + kept * (warped.pixels.to(drawn.dtype) - drawn)
+        return drawn + kept * (unfold(warped).pixels.to(drawn.dtype) - drawn)
 
     def draw_raw(
-        self, raw: torch.Tensor, warped: WarpedPicture | None = None
+        self, raw: torch.Tensor, warped: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Return what the decoder draws, before remembered pixels go over it, and how much of those is kept."""
         raw = raw.contiguous(memory_format=torch.channels_last)
@@ -153,12 +140,13 @@ class Codec(nn.Module):
             shuffled, kept = self.autoencoder.decode(raw).sample, None
         else:
             # `AutoencoderTiny.decode`, opened before the last stage
+            picture = unfold(warped)
             layers = self.autoencoder.decoder.layers
             features = torch.tanh(raw / 3) * 3
             for layer in layers[:-2]:
                 features = layer(features)
-            features = layers[-2](features + self.keeper.features(warped))
-            shuffled, kept = layers[-1](features).mul(2).sub(1), self.keeper.share(features, warped)
+            features = layers[-2](features + self.keeper.features(picture))
+            shuffled, kept = layers[-1](features).mul(2).sub(1), self.keeper.share(features, picture)
         return rearrange(shuffled, "b (c p q) h w -> b c (h p) (w q)", p=2, q=2), kept
 
     def encode(self, pixels: torch.Tensor) -> torch.Tensor:
@@ -176,12 +164,13 @@ class Codec(nn.Module):
         raw = self.encode_raw(pixels)
         return (raw - self.latent_mean[:, None, None]) / self.latent_std[:, None, None]
 
-    def decode(self, latents: torch.Tensor, warped: WarpedPicture | None = None) -> torch.Tensor:
+    def decode(self, latents: torch.Tensor, warped: torch.Tensor | None = None) -> torch.Tensor:
         """Decode latents.
 
         Args:
             latents: float (B, C, H/8, W/8).
-            warped: what is remembered of the frames; None, or a codec that does not keep pixels: nothing.
+            warped: float (B, `NUM_FOLDED`, H/8, W/8), what is remembered of the frames (`worldmodel.memory.folded`);
+                None, or a codec that does not keep pixels: nothing.
 
         Returns:
             float (B, 3, H, W), nominally in [-1, 1], not clamped.
