@@ -5,8 +5,8 @@ depth files and no world: a world says how wide its view is.
 
 A pose is float32 (..., 5): x, y, z in cells, yaw in radians counter-clockwise, pitch in radians upward; there is no
 roll. A point in the view of a pose is (ahead, left, up) in cells; depth is `ahead`, the distance along the optical
-axis. The center of the pixel in row r and column c of S x S looks along (1, left, up) with left = T (1 - (2 c + 1) / S),
-up = T (1 - (2 r + 1) / S), T the tangent of half the angle of view.
+axis. The center of the pixel in row r and column c of S x S looks along (1, left, up) with left = T (1 - (2 c + 1) / S)
+and up = T (1 - (2 r + 1) / S), T the tangent of half the angle of view.
 """
 
 import math

@@ -17,7 +17,7 @@ import torch
 from torch.nn import functional as F
 
 from worldmodel.errors import ConfigError
-from worldmodel.memory.camera import POSE_SIZE, Camera, pixel_rays, unproject, view_change
+from worldmodel.memory.camera import POSE_SIZE, Camera, pixel_rays, view_change
 
 SAMPLINGS = ("nearest", "linear", "cubic")
 COVER = 8  # cells on a side of the grid on which coverage is judged
@@ -130,6 +130,7 @@ class WarpRule:
         clearance: what is remembered nearer than this to the coming pose does not count, cells.
         reach: how far from the looked-up cell, in cells of the depth grid, its plane is trusted.
         hole: cost of a pixel that no source shows.
+        judges: how many of the first sources vote on what the others show; 1: the last frame's veto alone; 0: none.
     """
 
     sampling: str = "cubic"
@@ -137,11 +138,12 @@ class WarpRule:
     magnified: float = 1.5
     squeezed: float = 0.25
     edge: float = 3.0
-    tolerance: float = 0.1
+    tolerance: float = 0.2
     near: float = 0.05
     clearance: float = 0.2
-    reach: float = 1.0
+    reach: float = 0.6
     hole: float = 4.0
+    judges: int = 1
 
     def __post_init__(self) -> None:
         if self.sampling not in SAMPLINGS:
@@ -471,7 +473,12 @@ def _find_surfaces(sources: _Sources, camera: Camera, rule: WarpRule, size: int)
     grid = sources.inverse.shape[-1]
     planes = _planes(sources.inverse, camera)
     inverse = sources.inverse.flatten(2)  # (N, K, g * g)
-    buffer = _splat(sources, planes, inverse, camera, rule)  # (N, 1, g * g)
+    seen = sources.turn @ pixel_rays(camera, grid, inverse.device) + sources.shift[..., None] * inverse[:, :, None]
+    if rule.judges:
+        is_gone = _is_seen_through(sources, seen, inverse, camera, min(rule.judges, inverse.shape[1]))
+        inverse = inverse * ~is_gone
+        planes = planes * ~is_gone.unflatten(-1, (grid, grid))[..., None]
+    buffer = _splat(sources, planes, seen, inverse, camera, rule)  # (N, 1, g * g)
     table = planes.flatten(0, 3)
     # First for the cells of the buffer, then for the pixels.
     rays = sources.turn.transpose(-1, -2) @ pixel_rays(camera, grid, inverse.device)
@@ -499,17 +506,19 @@ def _find_surfaces(sources: _Sources, camera: Camera, rule: WarpRule, size: int)
 
 
 def _splat(
-    sources: _Sources, planes: torch.Tensor, inverse: torch.Tensor, camera: Camera, rule: WarpRule
+    sources: _Sources,
+    planes: torch.Tensor,
+    seen: torch.Tensor,
+    inverse: torch.Tensor,
+    camera: Camera,
+    rule: WarpRule,
 ) -> torch.Tensor:
     """Return the largest inverse depth of each cell of the coming view, float32 (N, 1, g * g); 0: nothing known."""
     size = planes.shape[-2]
-    rays = pixel_rays(camera, size, inverse.device)
-    seen = sources.turn @ rays + sources.shift[..., None] * inverse[:, :, None]  # times inverse depth
     ahead = seen[:, :, 0].clamp_min(1e-6)
     found = inverse / ahead
     facing = 1 - (planes[..., :3] * sources.origin[:, :, None, None]).sum(-1).flatten(2)
     is_shown = (found < 1 / max(rule.near, 0.7 * rule.clearance)) & (facing > 1e-3) & (seen[:, :, 0] > 1e-6)
-    is_shown = is_shown & _is_confirmed(sources, inverse, camera)
     places = ((1 - seen[:, :, 1:] / (ahead[:, :, None] * camera.tangent)) * (size / 2) - 0.5).floor()
     places = places.clamp(-2, size) + 2
     width = size + 4  # two cells on each side take what falls beside the view
@@ -520,12 +529,51 @@ def _splat(
     buffer = buffer.view(-1, 1, width, width)[..., 2:-2, 2:-2]
     for _ in range(2):  # pin holes of magnified surfaces
         buffer = buffer + (buffer == 0) * F.max_pool2d(buffer, 3, 1, 1)
+    # Between the splats of a magnified surface what is behind it shows through: close such gaps.
+    wide = F.max_pool2d(F.pad(buffer, (2, 2, 2, 2), mode="replicate"), 5, 1)
+    closed = -F.max_pool2d(F.pad(-wide, (2, 2, 2, 2), mode="replicate"), 5, 1)
+    buffer = torch.maximum(buffer, closed)
     return buffer.flatten(2)
 
 
-def _is_confirmed(sources: _Sources, inverse: torch.Tensor, camera: Camera) -> torch.Tensor:
-    """Return which cells are not seen through by the last frame, bool (N, K, g * g)."""
-    return torch.ones_like(inverse, dtype=torch.bool)
+def _is_seen_through(
+    sources: _Sources, seen: torch.Tensor, inverse: torch.Tensor, camera: Camera, judges: int
+) -> torch.Tensor:
+    """Return which cells are not there any more, or never were: more sources see through them than see them.
+
+    The last frame, the first source, has a veto: what it sees through is gone.
+
+    Args:
+        sources: the chosen keyframes.
+        seen: (N, K, 3, g * g), points of cells in the target's view, times inverse depth.
+        inverse: (N, K, g * g).
+        camera: of all.
+        judges: how many of the first sources vote.
+
+    Returns:
+        bool (N, K, g * g).
+    """
+    views, count, cells = inverse.shape
+    size = sources.inverse.shape[-1]
+    back = sources.turn[:, :judges].transpose(-1, -2)[:, :, None]  # (N, J, 1, 3, 3)
+    points = back @ seen[:, None] + sources.origin[:, :judges, None, :, None] * inverse[:, None, :, None]
+    ahead = points[:, :, :, 0].clamp_min(1e-4)  # (N, J, K, g * g)
+    per = -0.5 * size / camera.tangent / ahead
+    column, row = points[:, :, :, 1] * per + size / 2, points[:, :, :, 2] * per + size / 2
+    expected = inverse[:, None] / ahead
+    is_in_view = (column > 1) & (column < size - 1) & (row > 1) & (row < size - 1) & (expected < 20)
+    judged = sources.inverse[:, :judges]
+    nearest = F.max_pool2d(judged, 3, 1, 1).flatten(1)
+    farthest = -F.max_pool2d(-judged, 3, 1, 1).flatten(1)
+    start = torch.arange(judges, device=inverse.device).view(-1, 1, 1) * cells
+    cell = (row.floor().clamp(0, size - 1) * size + column.floor().clamp(0, size - 1)).long() + start
+    near = nearest.gather(1, cell.flatten(1)).view_as(expected)
+    far = farthest.gather(1, cell.flatten(1)).view_as(expected)
+    is_through = is_in_view & (near > 0) & (near * (1.2 + 0.05 * expected) < expected)
+    is_agreed = is_in_view & (near * (1.1 + 0.03 * expected) > expected) & (far * (0.9 - 0.03 * expected) < expected)
+    others = 1 - torch.eye(judges, count, device=inverse.device)[:, :, None]
+    votes = ((is_agreed.float() - is_through.float()) * others).sum(1)
+    return votes - 99 * is_through[:, 0] < 0
 
 
 def _meet(
@@ -638,18 +686,13 @@ def _sample(
         above = torch.lerp(tap(r, c), tap(r, c + 1), x)
         below = torch.lerp(tap(r + 1, c), tap(r + 1, c + 1), x)
         return torch.lerp(above, below, y)
-    rows = []
-    low = high = None
     across, along = _cubic_weights(x), _cubic_weights(y)
-    for i in range(4):
-        taps = [tap(r + i - 1, c + j - 1) for j in range(4)]
-        rows.append(sum(weight * part for weight, part in zip(across, taps, strict=True)))
-        if i in (1, 2):
-            least, most = torch.minimum(taps[1], taps[2]), torch.maximum(taps[1], taps[2])
-            low = least if low is None else torch.minimum(low, least)
-            high = most if high is None else torch.maximum(high, most)
-    total = sum(weight * part for weight, part in zip(along, rows, strict=True))
-    return torch.maximum(torch.minimum(total, high), low)
+    taps = [[tap(r + i, c + j) for j in (-1, 0, 1, 2)] for i in (-1, 0, 1, 2)]
+    total = torch.zeros_like(taps[0][0])
+    for weight, line in zip(along, taps, strict=True):
+        total = total + weight * (across[0] * line[0] + across[1] * line[1] + across[2] * line[2] + across[3] * line[3])
+    near = torch.stack([taps[1][1], taps[1][2], taps[2][1], taps[2][2]])
+    return torch.maximum(torch.minimum(total, near.amax(0)), near.amin(0))
 
 
 def _cubic_weights(x: torch.Tensor) -> list[torch.Tensor]:
