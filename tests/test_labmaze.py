@@ -21,6 +21,7 @@ pytest.importorskip("labmaze")
 from envs.sources import labmaze_scene
 from envs.sources.labmaze import TURN_DEG, WALK_CELLS, LabMazeEnv
 from envs.sources.labmaze_maze import NO_TEXTURE, WALKER_RADIUS, Maze, make_maze
+from train.sight import look
 from worldmodel.errors import ActionError, ConfigError, MissingPackageError, SeedError, StateError
 
 NOOP, FORWARD, BACK, LEFT, RIGHT, FORWARD_LEFT, FORWARD_RIGHT = range(7)
@@ -384,6 +385,41 @@ def test_render_and_poses(env: LabMazeEnv) -> None:
         env.set_pose(0.5, 0.5, 0)
     with pytest.raises(ConfigError, match="free floor"):
         env.set_pose(x, y, math.nan)
+
+
+def test_depth_is_the_distance_along_the_heading_of_what_the_frame_shows() -> None:
+    env = LabMazeEnv(num_targets=0)
+    for seed in range(4):
+        frame, info = env.reset(seed=seed)
+        x, y, heading = map(float, info["pose"])
+        depth = env.render_depth(x, y, heading)
+        assert depth.shape == (64, 64) and depth.dtype == np.float32
+        assert np.array_equal(env.render(), frame)  # reading depths leaves frames as they are
+        walls = look(info["layout"], info["pose"][None], 64).distances[0]
+        rise = math.tan(math.radians(labmaze_scene.FOV_DEG / 2)) * (1 - (2 * np.arange(64)[:, None] + 1) / 64)
+        height = labmaze_scene.EYE_HEIGHT + walls * rise
+        with np.errstate(divide="ignore"):
+            wanted = np.where(height < 0, labmaze_scene.EYE_HEIGHT / -rise, walls)
+        wanted = np.where(height > 1, labmaze_scene.SKY_DEPTH, wanted)
+        # Edges may fall into the next pixel.
+        assert np.mean(np.abs(depth / wanted - 1) < 5e-3) > 0.97
+    env.close()
+    with pytest.raises(StateError):
+        env.render_depth(x, y, heading)
+
+
+def test_depth_shows_targets_until_they_are_reached() -> None:
+    env = LabMazeEnv(num_targets=1)
+    _, info = env.reset(seed=0)
+    x, y = map(float, info["targets"][0])
+    pose = (x - 0.25, y, 0.0)  # of the cell's middle, where the target stands
+    before = env.render_depth(*pose)
+    env.set_pose(*pose)
+    assert env.step(NOOP)[1] == 1
+    after = env.render_depth(*pose)
+    assert (after - before)[40:44, 28:36].min() > 0.1  # the sphere fills the view a little below the middle
+    assert np.array_equal(after[:8], before[:8])
+    env.close()
 
 
 @pytest.mark.parametrize("seed", [-1, 1.5, True, "7"])

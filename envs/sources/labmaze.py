@@ -214,6 +214,14 @@ class LabMazeEnv(gymnasium.Env[np.ndarray, np.int64]):
         self._check_pose(x, y, heading_deg)
         return self._renderer.render(x, y, heading_deg % 360.0)
 
+    def render_depth(self, x: float, y: float, heading_deg: float) -> np.ndarray:
+        """Return how far away is what `render_pose` shows, cells along the heading: float32 (H, W).
+
+        The sky is `envs.sources.labmaze_scene.SKY_DEPTH` away. Arguments and errors as `render_pose`.
+        """
+        self._check_pose(x, y, heading_deg)
+        return self._renderer.render_depth(x, y, heading_deg % 360.0)
+
     def set_pose(self, x: float, y: float, heading_deg: float) -> None:
         """Put the walker somewhere; no step is counted and no target reached. Arguments and errors as `render_pose`."""
         self._check_pose(x, y, heading_deg)

@@ -23,6 +23,7 @@ from worldmodel.errors import ConfigError, MissingPackageError, StateError
 PALETTE_NAMES = ("classic", "full", "plain")
 EYE_HEIGHT = 0.45
 FOV_DEG = 70.0
+SKY_DEPTH = 200.0  # cells; far enough that a walk through a maze moves the sky by less than a pixel
 # Saturated and bright as no wall is; the first eight targets have a color of their own, then the colors repeat.
 TARGET_COLORS = ("ff00c8", "00ffff", "ffff00", "00ff2a", "ffffff", "ff3000", "9a5cff", "ffb0d8")
 _TARGET_RADIUS = 0.16
@@ -129,6 +130,7 @@ class MazeRenderer:
         self._camera.elevation = 0.0
         self._rect = mujoco.MjrRect(0, 0, image_size, image_size)
         self._pixels = np.zeros((image_size, image_size, 3), np.uint8)
+        self._depths = np.zeros((image_size, image_size), np.float32)
         self._gl: Any = None
         self._thread = threading.get_ident()
         try:
@@ -136,6 +138,7 @@ class MazeRenderer:
             self._gl.make_current()
             self._context = mujoco.MjrContext(self._model, mujoco.mjtFontScale.mjFONTSCALE_50.value)
             mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN.value, self._context)
+            self._context.readDepthMap = mujoco.mjtDepthMap.mjDEPTH_ZEROFAR  # floats are dense at 0: precise far away
             # A renderer that is dropped unclosed must not free its pictures in the context of another one.
             self._free = weakref.finalize(self, _free_context, self._gl, self._context)
             self._free.atexit = False
@@ -174,6 +177,33 @@ class MazeRenderer:
         Raises:
             StateError: the renderer is closed, of another thread, or its OpenGL display is gone.
         """
+        self._draw(x, y, heading_deg)
+        self._mujoco.mjr_readPixels(self._pixels, None, self._rect, self._context)
+        return np.ascontiguousarray(self._pixels[::-1])
+
+    def render_depth(self, x: float, y: float, heading_deg: float) -> np.ndarray:
+        """Return how far away is what `render` shows in each pixel: float32 (H, W), a new array.
+
+        Returns:
+            cells along the heading (not along the ray), 0.05 and more; `SKY_DEPTH` for the sky.
+
+        Raises:
+            StateError: as `render`.
+        """
+        skybox = self._mujoco.mjtRndFlag.mjRND_SKYBOX
+        self._scene.flags[skybox] = 0  # it is drawn as a box, with depths of its own
+        try:
+            self._draw(x, y, heading_deg)
+        finally:
+            self._scene.flags[skybox] = 1
+        self._mujoco.mjr_readPixels(None, self._depths, self._rect, self._context)
+        near, far = (scale * self._model.stat.extent for scale in (self._model.vis.map.znear, self._model.vis.map.zfar))
+        # The depth buffer holds 1 at the near plane and 0 at the far one, linear in the inverse of the distance.
+        buffer = self._depths[::-1].astype(np.float64)
+        depths = near * far / (near + buffer * (far - near))
+        return np.where(buffer > 0, depths, SKY_DEPTH).astype(np.float32)
+
+    def _draw(self, x: float, y: float, heading_deg: float) -> None:
         if self._gl is None:
             raise StateError("the environment is closed; make a new one")
         self._check_thread()
@@ -187,8 +217,6 @@ class MazeRenderer:
             raise StateError(f"the OpenGL context of this environment is gone ({reason}); make a new one") from error
         mujoco.mjv_updateCamera(self._model, self._data, self._camera, self._scene)
         mujoco.mjr_render(self._rect, self._scene, self._context)
-        mujoco.mjr_readPixels(self._pixels, None, self._rect, self._context)
-        return np.ascontiguousarray(self._pixels[::-1])
 
     def close(self) -> None:
         """Free the GL context; calling it again does nothing.

@@ -1,0 +1,729 @@
+"""Pixel-precise memory: past frames with depth and pose, warped into the view of a coming frame.
+
+Owns: keyframes (what is kept of past frames, and which), the choice of the few that show most of a coming view, and
+the warp itself. Knows no network and no world.
+
+Depth is kept inverse, on a grid that may be coarser than the picture: on a plane inverse depth is linear in the
+picture, so that a cell with its neighbors gives a plane, and where a ray meets a plane is found exactly. A warp splats
+the cells of all sources into a coarse depth buffer of the coming view, looks each buffer cell up in each source, meets
+the ray with the plane found there, and repeats that once for every pixel. Of the sources that agree with the nearest
+surface the one of least cost (magnified, squeezed, later, beside an edge) is sampled.
+"""
+
+import math
+from dataclasses import dataclass, fields
+
+import torch
+from torch.nn import functional as F
+
+from worldmodel.errors import ConfigError
+from worldmodel.memory.camera import POSE_SIZE, Camera, pixel_rays, view_change
+
+SAMPLINGS = ("nearest", "linear", "cubic")
+COVER = 8  # cells on a side of the grid on which coverage is judged
+NEWEST_RANK = 0.6  # cost rank of the oldest true frame; dreamt ones follow up to 1
+
+
+@dataclass
+class Keyframes:
+    """What is remembered of past frames, a batch of dreams with `M` slots each.
+
+    Attributes:
+        pixels: uint8 (B, M, 3, H, W), H = W.
+        inverse_depth: float16 (B, M, g, g), 1 / cells along the optical axis; 0 where nothing is known.
+        invented: uint8 (B, M, g, g), 0 what was truly seen or copied from it, 255 what a generator made up.
+        poses: float32 (B, M, 5).
+        points: float32 (B, M, COVER ** 2, 4), a sparse sample of what a frame shows: x, y, z in cells, and its distance
+            from the frame's pose (0 where nothing is known).
+        is_true: bool (B, M), whether it is of the world itself, not of a dream.
+        order: int64 (B, M), the number of the frame; -1 where the slot is empty.
+    """
+
+    pixels: torch.Tensor
+    inverse_depth: torch.Tensor
+    invented: torch.Tensor
+    poses: torch.Tensor
+    points: torch.Tensor
+    is_true: torch.Tensor
+    order: torch.Tensor
+
+    @staticmethod
+    def empty(
+        batch: int, slots: int, size: int, grid: int | None = None, device: torch.device | str | None = None
+    ) -> "Keyframes":
+        """Return keyframes of which no slot is filled.
+
+        Args:
+            batch: dreams.
+            slots: frames held of each dream.
+            size: height and width of a picture in pixels, a multiple of `grid`.
+            grid: cells on a side of the depth grid, a multiple of `COVER`; default half of `size`.
+            device: where to make them.
+
+        Raises:
+            ConfigError: sizes that do not divide.
+        """
+        grid = size // 2 if grid is None else grid
+        if grid < COVER or grid % COVER or size % grid:
+            raise ConfigError(f"depth grid {grid} is not accepted; take a multiple of {COVER} that divides {size}")
+
+        def zeros(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+            return torch.zeros(batch, slots, *shape, dtype=dtype, device=device)
+
+        return Keyframes(
+            pixels=zeros(3, size, size, dtype=torch.uint8),
+            inverse_depth=zeros(grid, grid, dtype=torch.float16),
+            invented=zeros(grid, grid, dtype=torch.uint8),
+            poses=zeros(POSE_SIZE),
+            points=zeros(COVER**2, 4),
+            is_true=zeros(dtype=torch.bool),
+            order=zeros(dtype=torch.int64) - 1,
+        )
+
+    @property
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """The parts by name."""
+        return {part.name: getattr(self, part.name) for part in fields(self)}
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory held, in bytes; constant over a dream."""
+        return sum(part.nbytes for part in self.tensors.values())
+
+    def clone(self) -> "Keyframes":
+        """Return an independent copy."""
+        return Keyframes(**{name: part.clone() for name, part in self.tensors.items()})
+
+
+@dataclass(frozen=True)
+class KeepRule:
+    """Which frames stay when all slots are full: those that are far in pose from what was seen before them.
+
+    Attributes:
+        recent: newest frames that always stay.
+        step: cells that count as much as one `turn`.
+        turn: radians that count as much as one `step`.
+        same: frames closer than this, in steps, give way even while there are empty slots.
+        true_weight: how much more a true frame counts than a dreamt one.
+    """
+
+    recent: int = 2
+    step: float = 0.25
+    turn: float = 0.2
+    same: float = 0.02
+    true_weight: float = 4.0
+
+
+@dataclass(frozen=True)
+class WarpRule:
+    """How sources are weighed and sampled.
+
+    Attributes:
+        sampling: "nearest" keeps texture sharp, "linear" and "cubic" (kept between the nearest four pixels) come
+            closer in mean.
+        later: cost of the latest rank against the first.
+        magnified: cost of each doubling of magnification above 0.2.
+        squeezed: cost of each doubling of minification.
+        edge: cost of a pixel whose neighbor is clearly nearer: its color may be mixed.
+        tolerance: share by which inverse depths of one surface may differ.
+        near: nearest depth that is seen, cells.
+        clearance: what is remembered nearer than this to the coming pose does not count, cells.
+        reach: how far from the looked-up cell, in cells of the depth grid, its plane is trusted.
+        hole: cost of a pixel that no source shows.
+        judges: how many of the first sources vote on what the others show; 1: the last frame's veto alone; 0: none.
+    """
+
+    sampling: str = "cubic"
+    later: float = 0.6
+    magnified: float = 1.5
+    squeezed: float = 0.25
+    edge: float = 3.0
+    tolerance: float = 0.2
+    near: float = 0.05
+    clearance: float = 0.2
+    reach: float = 0.6
+    hole: float = 4.0
+    judges: int = 1
+
+    def __post_init__(self) -> None:
+        if self.sampling not in SAMPLINGS:
+            raise ConfigError(f"unknown sampling {self.sampling!r}; accepted: {', '.join(SAMPLINGS)}")
+
+
+@dataclass
+class Warped:
+    """What memory shows of coming frames; every part is float32.
+
+    Attributes:
+        pixels: (B, T, 3, H, W) in [-1, 1]; holes are filled smoothly from what is known around them.
+        mask: (B, T, 1, H, W), 1 where memory shows something, else 0.
+        magnification: (B, T, 1, H, W), log2 of how much larger than in its source a pixel is seen; 0 in holes.
+        log_depth: (B, T, 1, H, W), natural logarithm of cells along the optical axis; filled in holes.
+        age: (B, T, 1, H, W), log2(1 + frames since the source) / 8; 0 in holes.
+        invented: (B, T, 1, H, W) in [0, 1], the share that a generator made up; 0 in holes.
+    """
+
+    pixels: torch.Tensor
+    mask: torch.Tensor
+    magnification: torch.Tensor
+    log_depth: torch.Tensor
+    age: torch.Tensor
+    invented: torch.Tensor
+
+
+def pool_inverse_depth(depth: torch.Tensor, grid: int) -> torch.Tensor:
+    """Return depth maps as inverse depth on a coarser grid.
+
+    A cell that one surface fills gets the mean, which is exact for planes; one across an edge gets the pixel next to
+    its middle, as a mean would be a surface that is nowhere.
+
+    Args:
+        depth: float (..., S, S), cells; `grid` divides S.
+        grid: cells on a side.
+
+    Returns:
+        float32 (..., grid, grid).
+    """
+    inverse = depth.float().clamp_min(1e-3).reciprocal()
+    factor = inverse.shape[-1] // grid
+    if factor == 1:
+        return inverse
+    cells = inverse.unflatten(-1, (grid, factor)).unflatten(-3, (grid, factor))
+    mean = cells.mean((-3, -1))
+    is_edge = cells.amax((-3, -1)) - cells.amin((-3, -1)) > 0.1 * mean
+    return torch.where(is_edge, cells[..., factor // 2, :, factor // 2], mean)
+
+
+def smooth_inverse_depth(inverse: torch.Tensor) -> torch.Tensor:
+    """Return the median of each 3 x 3 neighborhood of (..., g, g): specks go, edges stay."""
+    padded = F.pad(inverse.flatten(0, -3)[:, None], (1, 1, 1, 1), mode="replicate")
+    size = inverse.shape[-1]
+    shifted = [padded[:, 0, r : r + size, c : c + size] for r in range(3) for c in range(3)]
+    return torch.stack(shifted).median(0).values.view_as(inverse)
+
+
+def write(
+    keyframes: Keyframes,
+    camera: Camera,
+    pixels: torch.Tensor,
+    inverse_depth: torch.Tensor,
+    invented: torch.Tensor,
+    poses: torch.Tensor,
+    is_true: torch.Tensor,
+    rule: KeepRule | None = None,
+) -> None:
+    """Put a finished frame of each dream into `keyframes`, whose tensors are changed in place.
+
+    The frame takes the slot of the frame that adds least: each frame's worth is its distance in pose from the nearest
+    one that comes before it (true ones before dreamt ones, else first seen first). The newest frames stay whatever they
+    add. The cost does not depend on how many frames have been written.
+
+    Args:
+        keyframes: B dreams.
+        camera: what the frames are seen with.
+        pixels: uint8 (B, 3, H, W).
+        inverse_depth: float (B, g, g), 0 where unknown.
+        invented: uint8 (B, g, g).
+        poses: float32 (B, 5).
+        is_true: bool (B,).
+        rule: which frames stay.
+    """
+    rule = rule or KeepRule()
+    batch, slots = keyframes.order.shape
+    newest = keyframes.order.amax(1)
+    slot = _least_useful(keyframes, newest, rule)
+    rows = torch.arange(batch, device=slot.device) * slots + slot
+    new = {
+        "pixels": pixels,
+        "inverse_depth": inverse_depth,
+        "invented": invented,
+        "poses": poses,
+        "points": _sample_points(inverse_depth, poses, camera),
+        "is_true": is_true,
+        "order": newest + 1,
+    }
+    for name, part in keyframes.tensors.items():
+        part.flatten(0, 1).index_copy_(0, rows, new[name].to(part.dtype))
+
+
+def _least_useful(keyframes: Keyframes, newest: torch.Tensor, rule: KeepRule) -> torch.Tensor:
+    """Return the slot to write to, int64 (B,)."""
+    poses, order = keyframes.poses, keyframes.order
+    yaw, pitch = poses[..., 3:4], poses[..., 4:5]
+    ahead = torch.cat([pitch.cos() * yaw.cos(), pitch.cos() * yaw.sin(), pitch.sin()], -1)
+    features = torch.cat([poses[..., :3] / rule.step, ahead / rule.turn], -1)
+    distance = torch.cdist(features, features, compute_mode="donot_use_mm_for_euclid_dist")  # (B, M, M)
+    is_empty = order < 0
+    # True frames come before dreamt ones, else first seen first; an empty slot comes after all.
+    last = torch.iinfo(torch.int64).max
+    rank = (order + (~keyframes.is_true).long() * 2**40).masked_fill(is_empty, last)
+    is_before = rank[:, None, :] < rank[:, :, None]
+    worth = distance.masked_fill(~is_before, 1e3).amin(2)
+    worth = worth * (1 + (rule.true_weight - 1) * keyframes.is_true)
+    is_recent = ~is_empty & (order > newest[:, None] - rule.recent)
+    worth = worth.masked_fill(is_empty, rule.same).masked_fill(is_recent, 1e6)
+    return worth.argmin(1)
+
+
+def _sample_points(inverse_depth: torch.Tensor, poses: torch.Tensor, camera: Camera) -> torch.Tensor:
+    """Return `Keyframes.points`, float32 (B, COVER ** 2, 4), of frames."""
+    step = inverse_depth.shape[-1] // COVER
+    # A pixel of each block, not its mean, which may be a surface that is nowhere.
+    inverse = inverse_depth.float()[..., step // 2 :: step, step // 2 :: step].flatten(-2)
+    rays = pixel_rays(camera, inverse_depth.shape[-1], inverse.device).unflatten(-1, inverse_depth.shape[-2:])
+    rays = rays[:, step // 2 :: step, step // 2 :: step].flatten(1)
+    turn, _ = view_change(poses, torch.zeros_like(poses))
+    ahead = (turn @ rays).transpose(-1, -2) / inverse.clamp_min(1e-3)[..., None]
+    distance = ahead.square().sum(-1, keepdim=True).sqrt() * (inverse[..., None] > 0)
+    return torch.cat([ahead + poses[:, None, :3], distance], -1)
+
+
+def order_ranks(keyframes: Keyframes) -> torch.Tensor:
+    """Return the cost rank of each slot in [0, 1], float32 (B, M).
+
+    The newest true frame has 0, the oldest `NEWEST_RANK`; dreamt frames follow, the first dreamt first, as each dreamt
+    after another is a copy of a copy.
+    """
+    order = keyframes.order.float()
+    is_held = keyframes.order >= 0
+    is_true = is_held & keyframes.is_true
+    newest_true = order.masked_fill(~is_true, -1).amax(1, keepdim=True)
+    newest = order.amax(1, keepdim=True)
+    of_true = (newest_true - order) / (newest_true + 1).clamp_min(1) * NEWEST_RANK
+    of_dreamt = NEWEST_RANK + (1 - NEWEST_RANK) * (order - newest_true) / (newest - newest_true).clamp_min(1)
+    return torch.where(is_true, of_true, of_dreamt).clamp(0, 1)
+
+
+def choose(
+    keyframes: Keyframes,
+    camera: Camera,
+    poses: torch.Tensor,
+    count: int = 6,
+    rule: WarpRule | None = None,
+    allowed: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Return the slots that together show most of coming views: the last frame, then greedily by coverage.
+
+    Args:
+        keyframes: B dreams.
+        camera: what is seen with.
+        poses: float32 (B, T, 5), of the coming views.
+        count: slots to choose for each view, at most M.
+        rule: what coverage costs.
+        allowed: bool (B, T, M), slots that a view may draw on (in training: earlier frames only); None: all.
+
+    Returns:
+        int64 (B, T, count); -1 where no further slot adds anything.
+    """
+    rule = rule or WarpRule()
+    batch, slots = keyframes.order.shape
+    is_held = (keyframes.order >= 0)[:, None].expand(-1, poses.shape[1], -1)
+    if allowed is not None:
+        is_held = is_held & allowed
+    cost = _coverage_cost(keyframes, camera, poses, is_held, rule)  # (B, T, M, cells)
+    # The last frame comes first, whatever it shows.
+    last = keyframes.order[:, None].expand_as(is_held).masked_fill(~is_held, -1)
+    most, slot = last.max(-1)
+    chosen = [torch.where(most >= 0, slot, -1)]
+    best = torch.full((batch, poses.shape[1], 1, cost.shape[-1]), rule.hole, device=cost.device)
+    for _ in range(count - 1):
+        taken = cost.gather(2, slot[..., None, None].expand(-1, -1, 1, cost.shape[-1]))
+        best = torch.minimum(best, taken)
+        gain, slot = (best - cost).clamp_min(0).sum(-1).max(-1)
+        chosen.append(torch.where(gain > 0.5, slot, -1))
+    return torch.stack(chosen, -1)
+
+
+def _coverage_cost(
+    keyframes: Keyframes, camera: Camera, poses: torch.Tensor, is_held: torch.Tensor, rule: WarpRule
+) -> torch.Tensor:
+    """Return what each slot costs in each cell of a coarse view, float32 (B, T, M, COVER ** 2); large: not shown."""
+    batch, slots, num_points, _ = keyframes.points.shape
+    length = poses.shape[1]
+    turn, shift = view_change(torch.zeros_like(poses), poses)  # from the world
+    points = keyframes.points.flatten(1, 2).transpose(1, 2)  # (B, 4, M * P)
+    seen = turn @ points[:, None, :3] + shift[..., None]  # (B, T, 3, M * P)
+    ahead, left, up = seen.unbind(2)
+    distance = points[:, None, 3]
+    away = (ahead.square() + left.square() + up.square()).sqrt().clamp_min(1e-3)
+    inverse = ahead.clamp_min(1e-3).reciprocal()
+    column = ((1 - left * inverse / camera.tangent) * (COVER / 2)).floor().clamp(-1, COVER) + 1
+    row = ((1 - up * inverse / camera.tangent) * (COVER / 2)).floor().clamp(-1, COVER) + 1
+    place = (row * (COVER + 2) + column).long().unflatten(-1, (slots, num_points))
+    usable = (ahead > rule.near) & (away > rule.clearance) & (distance > 0)
+    usable = usable.unflatten(-1, (slots, num_points)) & is_held[..., None]
+    zoom = (distance / away).clamp(1e-3, 1e3).log2()
+    cost = rule.magnified * (zoom - 0.2).clamp_min(0) + rule.squeezed * (-zoom).clamp_min(0)
+    cost = cost.unflatten(-1, (slots, num_points)) + rule.later * order_ranks(keyframes)[:, None, :, None]
+    # Hidden behind what another slot shows in the same cell: not shown.
+    inverse = inverse.unflatten(-1, (slots, num_points)) * usable
+    cells = (COVER + 2) ** 2
+    front = inverse.new_zeros(batch, length, cells).scatter_reduce(2, place.flatten(2), inverse.flatten(2), "amax")
+    is_hidden = inverse < 0.8 * front.gather(2, place.flatten(2)).view_as(inverse) - 0.004
+    cost = cost + 1e3 * (is_hidden | ~usable)
+    grid = cost.new_full((batch, length, slots, cells), 1e3).scatter_reduce(3, place, cost, "amin")
+    return grid.unflatten(-1, (COVER + 2, COVER + 2))[..., 1:-1, 1:-1].flatten(-2)
+
+
+def warp(
+    keyframes: Keyframes,
+    camera: Camera,
+    poses: torch.Tensor,
+    chosen: torch.Tensor,
+    rule: WarpRule | None = None,
+    now: torch.Tensor | None = None,
+) -> Warped:
+    """Return what chosen keyframes show from coming poses.
+
+    Args:
+        keyframes: B dreams.
+        camera: what is seen with.
+        poses: float32 (B, T, 5).
+        chosen: int64 (B, T, K), slots, the last frame first; -1: none. K at most 8.
+        rule: how sources are weighed and sampled.
+        now: int64 (B, T), numbers of the coming frames, for `Warped.age`; None: all come after the newest one.
+
+    Returns:
+        the warp.
+    """
+    rule = rule or WarpRule()
+    batch, length, _ = chosen.shape
+    sources = _gather_sources(keyframes, poses, chosen)
+    found = _find_surfaces(sources, camera, rule, keyframes.pixels.shape[-1])
+    if now is None:
+        now = (keyframes.order.amax(1) + 1)[:, None].expand(batch, length)
+    return _compose(keyframes, sources, found, camera, rule, now)
+
+
+@dataclass
+class _Sources:
+    """Chosen keyframes, N = B * T views with K sources each.
+
+    Attributes:
+        rows: int64 (N, K), b * M + slot.
+        is_used: bool (N, K).
+        inverse: float32 (N, K, g, g).
+        turn: (N, K, 3, 3) and `shift` (N, K, 3): from source to target.
+        origin: (N, K, 3): where the target is seen from the source.
+        rank: (N, K), cost rank.
+    """
+
+    rows: torch.Tensor
+    is_used: torch.Tensor
+    inverse: torch.Tensor
+    turn: torch.Tensor
+    shift: torch.Tensor
+    origin: torch.Tensor
+    rank: torch.Tensor
+
+
+@dataclass
+class _Surfaces:
+    """For each of P pixels of N views, what each of K sources shows there, all (N, K, P).
+
+    Attributes:
+        inverse: inverse depth from the target; 0 where the source shows nothing.
+        column: in the source's picture as a share of its width.
+        row: of its height.
+        zoom: log2 of the magnification.
+        cost: of using the source.
+    """
+
+    inverse: torch.Tensor
+    column: torch.Tensor
+    row: torch.Tensor
+    zoom: torch.Tensor
+    cost: torch.Tensor
+
+
+def _gather_sources(keyframes: Keyframes, poses: torch.Tensor, chosen: torch.Tensor) -> _Sources:
+    batch, slots = keyframes.order.shape
+    start = torch.arange(batch, device=chosen.device)[:, None, None] * slots
+    rows = (start + chosen.clamp_min(0)).flatten(0, 1)
+    flat = rows.flatten()
+    is_used = (chosen >= 0).flatten(0, 1)
+    inverse = keyframes.inverse_depth.flatten(0, 1).index_select(0, flat).float().unflatten(0, rows.shape)
+    source = keyframes.poses.flatten(0, 1).index_select(0, flat).unflatten(0, rows.shape)
+    turn, shift = view_change(source, poses.flatten(0, 1)[:, None])
+    origin = -(turn.transpose(-1, -2) @ shift[..., None])[..., 0]
+    rank = order_ranks(keyframes).flatten().index_select(0, flat).unflatten(0, rows.shape)
+    return _Sources(rows, is_used, inverse * is_used[..., None, None], turn, shift, origin, rank)
+
+
+def _planes(inverse: torch.Tensor, camera: Camera) -> torch.Tensor:
+    """Return the plane of each cell of depth grids, float32 (N, K, g, g, 4).
+
+    The first three are n with n . point = 1 on the plane; the last is 1 on the far side of an edge, else 0.
+    """
+    size = inverse.shape[-1]
+    slopes = camera.tangent * (1 - (2 * torch.arange(size, dtype=torch.float32, device=inverse.device) + 1) / size)
+    across, down = inverse.diff(dim=-1), inverse.diff(dim=-2)
+    before, after = torch.cat([across[..., :1], across], -1), torch.cat([across, across[..., -1:]], -1)
+    above, below = torch.cat([down[..., :1, :], down], -2), torch.cat([down, down[..., -1:, :]], -2)
+    # Of the two neighbors in a direction the one on the same surface is the one that differs less.
+    per_slope = -size / (2 * camera.tangent)
+    to_left = per_slope * (after + (before.abs() <= after.abs()) * (before - after))
+    to_up = per_slope * (below + (above.abs() <= below.abs()) * (above - below))
+    ahead = inverse - to_left * slopes - to_up * slopes[:, None]
+    rise = torch.maximum(torch.maximum(after, -before), torch.maximum(below, -above))
+    return torch.stack([ahead, to_left, to_up, (rise > 0.1).float()], -1)
+
+
+def _find_surfaces(sources: _Sources, camera: Camera, rule: WarpRule, size: int) -> _Surfaces:
+    grid = sources.inverse.shape[-1]
+    planes = _planes(sources.inverse, camera)
+    inverse = sources.inverse.flatten(2)  # (N, K, g * g)
+    seen = sources.turn @ pixel_rays(camera, grid, inverse.device) + sources.shift[..., None] * inverse[:, :, None]
+    if rule.judges:
+        is_gone = _is_seen_through(sources, seen, inverse, camera, min(rule.judges, inverse.shape[1]))
+        inverse = inverse * ~is_gone
+        planes = planes * ~is_gone.unflatten(-1, (grid, grid))[..., None]
+    buffer = _splat(sources, planes, seen, inverse, camera, rule)  # (N, 1, g * g)
+    table = planes.flatten(0, 3)
+    # First for the cells of the buffer, then for the pixels.
+    rays = sources.turn.transpose(-1, -2) @ pixel_rays(camera, grid, inverse.device)
+    guess = _meet(table, rays, sources.origin, buffer, camera, grid)[0].clamp(1e-3, 1 / rule.near)
+    factor = size // grid
+    guess = guess.unflatten(-1, (grid, 1, grid, 1)).expand(-1, -1, -1, factor, -1, factor).flatten(2)
+    rays = sources.turn.transpose(-1, -2) @ pixel_rays(camera, size, inverse.device)
+    inverse, facing, edge, (column, row), scale, off = _meet(table, rays, sources.origin, guess, camera, grid)
+    ray_length = pixel_rays(camera, size, inverse.device).square().sum(0).sqrt()
+    is_shown = (
+        (off < rule.reach)
+        & (facing > 1e-3)
+        & (scale > 1e-3)
+        & (inverse > 1e-3)
+        & (inverse < ray_length / max(rule.clearance, rule.near))
+        & ((column - 0.5).abs() <= 0.5)
+        & ((row - 0.5).abs() <= 0.5)
+        & sources.is_used[..., None]
+    )
+    wide, area = scale.clamp_min(1e-3).log2(), facing.clamp_min(1e-3).log2()
+    zoom = torch.minimum(torch.maximum(wide, area + 2 * wide), 0.5 * area + 1.5 * wide + math.log2(2.5))
+    cost = rule.magnified * (zoom - 0.2).clamp_min(0) + rule.squeezed * (-zoom).clamp_min(0) + rule.edge * edge
+    cost = cost + rule.later * sources.rank[..., None]
+    return _Surfaces(inverse * is_shown, column, row, zoom, cost)
+
+
+def _splat(
+    sources: _Sources,
+    planes: torch.Tensor,
+    seen: torch.Tensor,
+    inverse: torch.Tensor,
+    camera: Camera,
+    rule: WarpRule,
+) -> torch.Tensor:
+    """Return the largest inverse depth of each cell of the coming view, float32 (N, 1, g * g); 0: nothing known."""
+    size = planes.shape[-2]
+    ahead = seen[:, :, 0].clamp_min(1e-6)
+    found = inverse / ahead
+    facing = 1 - (planes[..., :3] * sources.origin[:, :, None, None]).sum(-1).flatten(2)
+    is_shown = (found < 1 / max(rule.near, 0.7 * rule.clearance)) & (facing > 1e-3) & (seen[:, :, 0] > 1e-6)
+    places = ((1 - seen[:, :, 1:] / (ahead[:, :, None] * camera.tangent)) * (size / 2) - 0.5).floor()
+    places = places.clamp(-2, size) + 2
+    width = size + 4  # two cells on each side take what falls beside the view
+    place = (places[:, :, 1] * width + places[:, :, 0]).long().flatten(1)
+    place = torch.cat([place, place + 1, place + width, place + width + 1], 1)
+    value = (found * is_shown).flatten(1).repeat(1, 4)
+    buffer = value.new_zeros(len(value), width * width).scatter_reduce(1, place, value, "amax")
+    buffer = buffer.view(-1, 1, width, width)[..., 2:-2, 2:-2]
+    for _ in range(2):  # pin holes of magnified surfaces
+        buffer = buffer + (buffer == 0) * F.max_pool2d(buffer, 3, 1, 1)
+    # Between the splats of a magnified surface what is behind it shows through: close such gaps.
+    wide = F.max_pool2d(F.pad(buffer, (2, 2, 2, 2), mode="replicate"), 5, 1)
+    closed = -F.max_pool2d(F.pad(-wide, (2, 2, 2, 2), mode="replicate"), 5, 1)
+    buffer = torch.maximum(buffer, closed)
+    return buffer.flatten(2)
+
+
+def _is_seen_through(
+    sources: _Sources, seen: torch.Tensor, inverse: torch.Tensor, camera: Camera, judges: int
+) -> torch.Tensor:
+    """Return which cells are not there any more, or never were: more sources see through them than see them.
+
+    The last frame, the first source, has a veto: what it sees through is gone.
+
+    Args:
+        sources: the chosen keyframes.
+        seen: (N, K, 3, g * g), points of cells in the target's view, times inverse depth.
+        inverse: (N, K, g * g).
+        camera: of all.
+        judges: how many of the first sources vote.
+
+    Returns:
+        bool (N, K, g * g).
+    """
+    views, count, cells = inverse.shape
+    size = sources.inverse.shape[-1]
+    back = sources.turn[:, :judges].transpose(-1, -2)[:, :, None]  # (N, J, 1, 3, 3)
+    points = back @ seen[:, None] + sources.origin[:, :judges, None, :, None] * inverse[:, None, :, None]
+    ahead = points[:, :, :, 0].clamp_min(1e-4)  # (N, J, K, g * g)
+    per = -0.5 * size / camera.tangent / ahead
+    column, row = points[:, :, :, 1] * per + size / 2, points[:, :, :, 2] * per + size / 2
+    expected = inverse[:, None] / ahead
+    is_in_view = (column > 1) & (column < size - 1) & (row > 1) & (row < size - 1) & (expected < 20)
+    judged = sources.inverse[:, :judges]
+    nearest = F.max_pool2d(judged, 3, 1, 1).flatten(1)
+    farthest = -F.max_pool2d(-judged, 3, 1, 1).flatten(1)
+    start = torch.arange(judges, device=inverse.device).view(-1, 1, 1) * cells
+    cell = (row.floor().clamp(0, size - 1) * size + column.floor().clamp(0, size - 1)).long() + start
+    near = nearest.gather(1, cell.flatten(1)).view_as(expected)
+    far = farthest.gather(1, cell.flatten(1)).view_as(expected)
+    is_through = is_in_view & (near > 0) & (near * (1.2 + 0.05 * expected) < expected)
+    is_agreed = is_in_view & (near * (1.1 + 0.03 * expected) > expected) & (far * (0.9 - 0.03 * expected) < expected)
+    others = 1 - torch.eye(judges, count, device=inverse.device)[:, :, None]
+    votes = ((is_agreed.float() - is_through.float()) * others).sum(1)
+    return votes - 99 * is_through[:, 0] < 0
+
+
+def _meet(
+    table: torch.Tensor, rays: torch.Tensor, origin: torch.Tensor, guess: torch.Tensor, camera: Camera, grid: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, tuple[torch.Tensor, torch.Tensor], torch.Tensor, torch.Tensor]:
+    """Meet rays with the planes that sources show where the rays are guessed to end.
+
+    Args:
+        table: (N * K * grid * grid, 4), planes.
+        rays: (N, K, 3, P), rays of the target in the views of sources.
+        origin: (N, K, 3), the target's place there.
+        guess: (N, K or 1, P), inverse depths.
+        camera: of both.
+        grid: cells on a side of a depth grid.
+
+    Returns:
+        (N, K, P) each: inverse depth; how much the plane faces the target against the source; the edge flag; where it
+        is in the source's picture, column and row as shares of its size; depth in the source over depth in the target;
+        and how far that is from the middle of the cell looked up, in cells.
+    """
+
+    def place(inverse: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        ahead = rays[:, :, 0] + origin[:, :, 0, None] * inverse
+        per = -0.5 / camera.tangent / ahead.clamp_min(1e-4)
+        left = rays[:, :, 1] + origin[:, :, 1, None] * inverse
+        up = rays[:, :, 2] + origin[:, :, 2, None] * inverse
+        return left * per + 0.5, up * per + 0.5, ahead
+
+    column, row, _ = place(guess)
+    cell_column, cell_row = ((part * grid).floor().clamp(0, grid - 1) for part in (column, row))
+    views = torch.arange(origin.shape[0] * origin.shape[1], device=origin.device).view(*origin.shape[:2], 1)
+    cell = (cell_row * grid + cell_column).long() + views * grid**2
+    ahead, left, up, edge = F.embedding(cell, table).unbind(-1)
+    slope = ahead * rays[:, :, 0] + left * rays[:, :, 1] + up * rays[:, :, 2]
+    facing = 1 - (ahead * origin[:, :, 0, None] + left * origin[:, :, 1, None] + up * origin[:, :, 2, None])
+    inverse = slope / facing.clamp_min(1e-4)
+    column, row, scale = place(inverse)
+    off = torch.maximum((column * grid - 0.5 - cell_column).abs(), (row * grid - 0.5 - cell_row).abs())
+    return inverse, facing, edge, (column, row), scale, off
+
+
+def _compose(
+    keyframes: Keyframes, sources: _Sources, found: _Surfaces, camera: Camera, rule: WarpRule, now: torch.Tensor
+) -> Warped:
+    views, count, pixels = found.inverse.shape
+    size, grid = keyframes.pixels.shape[-1], sources.inverse.shape[-1]
+    front = found.inverse.amax(1, keepdim=True)
+    is_front = (found.inverse > 0) & (found.inverse >= front * (1 - rule.tolerance) - 0.004)
+    # Cost and source in one number, as a minimum is much cheaper than where it is.
+    numbers = torch.arange(count, device=front.device, dtype=torch.float32)[:, None]
+    key = (found.cost.clamp(0, 1e3) * 256).floor() * 8 + numbers + (~is_front) * 1e7
+    source = torch.remainder(key.amin(1).clamp_max(9e6), 8).long().clamp_max(count - 1)  # (N, P)
+    at = (torch.arange(views, device=front.device)[:, None] * count + source) * pixels
+    at = (at + torch.arange(pixels, device=front.device)).flatten()
+
+    def pick(part: torch.Tensor) -> torch.Tensor:
+        return part.flatten().index_select(0, at).view(views, pixels)
+
+    mask = (front[:, 0] > 0).float()
+    inverse, column, row, zoom = (pick(part) for part in (found.inverse, found.column, found.row, found.zoom))
+    held = sources.rows.flatten().index_select(0, at // pixels).view(views, pixels)
+    colors = _sample(keyframes.pixels, held, column, row, rule.sampling)  # (N, 3, P)
+    cell = (row * grid).long().clamp(0, grid - 1) * grid + (column * grid).long().clamp(0, grid - 1)
+    invented = keyframes.invented.flatten().index_select(0, (held * grid**2 + cell).flatten()).view_as(mask) / 255
+    order = keyframes.order.flatten().index_select(0, held.flatten()).view_as(mask)
+    age = (now.flatten()[:, None] - order).clamp_min(0).float().add(1).log2() / 8
+    known = torch.cat([colors / 127.5 - 1, -inverse.clamp_min(1e-3).log()[:, None]], 1)
+    filled = fill_holes(known.unflatten(-1, (size, size)), mask.view(views, 1, size, size))
+
+    def shape(part: torch.Tensor) -> torch.Tensor:
+        return part.reshape(*now.shape, -1, size, size)
+
+    return Warped(
+        pixels=shape(filled[:, :3]),
+        mask=shape(mask),
+        magnification=shape(zoom * mask),
+        log_depth=shape(filled[:, 3:]),
+        age=shape(age * mask),
+        invented=shape(invented * mask),
+    )
+
+
+def _sample(
+    pixels: torch.Tensor, held: torch.Tensor, column: torch.Tensor, row: torch.Tensor, sampling: str
+) -> torch.Tensor:
+    """Return colors 0..255, float32 (N, 3, P).
+
+    Args:
+        pixels: uint8 (B, M, 3, H, W).
+        held: int64 (N, P), b * M + slot.
+        column: float32 (N, P), share of the width.
+        row: share of the height.
+        sampling: one of `SAMPLINGS`.
+    """
+    size = pixels.shape[-1]
+    flat = pixels.flatten()
+    channels = torch.arange(3, device=pixels.device)[:, None] * size**2
+    base = held[:, None] * (3 * size**2) + channels
+
+    def tap(r: torch.Tensor, c: torch.Tensor) -> torch.Tensor:
+        index = base + (r.clamp(0, size - 1) * size + c.clamp(0, size - 1))[:, None]
+        return flat.index_select(0, index.flatten()).view(index.shape).float()
+
+    if sampling == "nearest":
+        return tap((row * size).long(), (column * size).long())
+    x, y = (column * size - 0.5).clamp(0, size - 1), (row * size - 0.5).clamp(0, size - 1)
+    c, r = x.long(), y.long()
+    x, y = (x - c)[:, None], (y - r)[:, None]
+    if sampling == "linear":
+        above = torch.lerp(tap(r, c), tap(r, c + 1), x)
+        below = torch.lerp(tap(r + 1, c), tap(r + 1, c + 1), x)
+        return torch.lerp(above, below, y)
+    across, along = _cubic_weights(x), _cubic_weights(y)
+    taps = [[tap(r + i, c + j) for j in (-1, 0, 1, 2)] for i in (-1, 0, 1, 2)]
+    total = torch.zeros_like(taps[0][0])
+    for weight, line in zip(along, taps, strict=True):
+        total = total + weight * (across[0] * line[0] + across[1] * line[1] + across[2] * line[2] + across[3] * line[3])
+    near = torch.stack([taps[1][1], taps[1][2], taps[2][1], taps[2][2]])
+    return torch.maximum(torch.minimum(total, near.amax(0)), near.amin(0))
+
+
+def _cubic_weights(x: torch.Tensor) -> list[torch.Tensor]:
+    """Return the weights of the four pixels about a place `x` behind the second, each like `x` (Catmull-Rom)."""
+    return [
+        ((-0.5 * x + 1) * x - 0.5) * x,
+        (1.5 * x - 2.5) * x * x + 1,
+        ((-1.5 * x + 2) * x + 0.5) * x,
+        (0.5 * x - 0.5) * x * x,
+    ]
+
+
+def fill_holes(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Return maps with holes filled: near ones from close by, wide ones with what is known further away.
+
+    Averages of what is known are formed on ever coarser grids, and holes take those of the finest grid that knows one.
+
+    Args:
+        values: float32 (N, C, S, S), S a power of two.
+        mask: float32 (N, 1, S, S), 1 where known, 0 in holes.
+
+    Returns:
+        float32 (N, C, S, S); 0 where nothing at all is known.
+    """
+    levels = [torch.cat([values * mask, mask], 1)]
+    while levels[-1].shape[-1] > 1:
+        levels.append(F.avg_pool2d(levels[-1], 2))
+    filled = levels[-1][:, :-1] / levels[-1][:, -1:].clamp_min(1e-6)
+    for level in reversed(levels[:-1]):
+        share = level[:, -1:]
+        known = level[:, :-1] / share.clamp_min(1e-6)
+        coarse = F.interpolate(filled, scale_factor=2.0, mode="bilinear" if filled.shape[-1] > 1 else "nearest")
+        filled = coarse + (share > 0) * (known - coarse)
+    return filled
