@@ -15,7 +15,7 @@ from tqdm import tqdm
 from envs.actions import find_motions
 from envs.episodes import EpisodeInfo, ShardInfo, read_episode
 from train.data import list_episodes
-from train.photometric import complete_poses
+from train.photometric import complete_poses, window_means
 from worldmodel.errors import DataError
 from worldmodel.frames import to_pixels
 from worldmodel.memory.depth import halve_depth
@@ -188,7 +188,7 @@ def _find_pairs(poses: torch.Tensor, is_stopped: torch.Tensor, min_walk: float) 
 def distort(pixels: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     """Return pixels (B, 3, H, W) as a dream might have them: a little noisy, soft, or of another brightness."""
     size = (len(pixels), 1, 1, 1)
-    soft = F.avg_pool2d(F.pad(pixels, (1, 1, 1, 1), mode="replicate"), 3, 1)
+    soft = F.pad(window_means(pixels), (1, 1, 1, 1), mode="replicate")
     share, level, gain, is_soft = (torch.rand(size, generator=generator) for _ in range(4))
     pixels = torch.lerp(pixels, soft, share * (is_soft < 0.3))
     level = 0.12 * (level - 0.5).clamp_min(0)
