@@ -44,6 +44,7 @@ FIELDS: dict[str, Field] = {
     "terminated": Field("bool", "step", 1, True),
     "truncated": Field("bool", "step", 1, True),
     "pose": Field("float32", "frame", 2, False),
+    "depth": Field("float16", "frame", 3, False),
     "blocked": Field("bool", "step", 1, False),
     "layout": Field("uint8", "episode", 2, False),
     "wall_textures": Field("uint8", "episode", 2, False),
@@ -114,6 +115,11 @@ def check_arrays(arrays: dict[str, Any], image_size: int, num_actions: int) -> i
             )
     if tuple(arrays["frames"].shape[1:]) != (image_size, image_size, 3):
         raise ShapeError(f"frames must be {image_size} x {image_size} x 3; got {tuple(arrays['frames'].shape[1:])}")
+    if "depth" in arrays:  # of every pixel, or of every 2 x 2
+        size = tuple(arrays["depth"].shape[1:])
+        if size not in ((image_size, image_size), (image_size // 2, image_size // 2)):
+            accepted = f"{image_size} x {image_size} or {image_size // 2} x {image_size // 2}"
+            raise ShapeError(f"depth must be {accepted} for frames of {image_size} pixels; got {size}")
     if isinstance(arrays["actions"], np.ndarray) and int(arrays["actions"].max()) >= num_actions:
         raise ShapeError(f"actions must be below {num_actions}; got {int(arrays['actions'].max())}")
     return num_steps
@@ -162,7 +168,7 @@ class ShardWriter:
         group = self._file.create_group(f"episode_{self._num_episodes:05d}")
         group.attrs.update({"seed": seed, "maze_seed": maze_seed, "world": self.world, "policy": policy})
         for name, array in arrays.items():
-            if name == "frames":
+            if name in ("frames", "depth"):
                 chunks = (min(8, len(array)), *array.shape[1:])
                 group.create_dataset(
                     name, data=array, chunks=chunks, compression="gzip", compression_opts=1, fletcher32=True

@@ -52,6 +52,8 @@ class RecordOptions:
     """Most blocks that one wall texture covers in a straight run; default what the world takes."""
     num_targets: int | None = None
     """Targets of a maze; default what the world takes."""
+    depth: bool = False
+    """Record how far away what each frame shows is as well; for worlds that can tell."""
     test_fraction: float = 0.05
     """Share of the episodes recorded in test mazes."""
     episodes_per_shard: int = 8
@@ -142,6 +144,7 @@ def record_episode(
     env: gymnasium.Env[Any, Any],
     seeds: tuple[int, int, int],
     report: Callable[[int], None],
+    with_depth: bool = False,
 ) -> dict[str, np.ndarray]:
     """Play one episode to its end and return its arrays, as `envs.episodes.FIELDS` has them.
 
@@ -149,13 +152,21 @@ def record_episode(
         env: a world that truncates its episodes.
         seeds: of the environment, the maze and the player.
         report: called with the number of frames made since the last call.
+        with_depth: record depth as well, by the world's `render_depth`.
+
+    Raises:
+        ConfigError: depth is asked for and the world has no `render_depth`.
     """
+    render_depth = getattr(env.unwrapped, "render_depth", None) if with_depth else None
+    if with_depth and render_depth is None:
+        raise ConfigError(f"{type(env.unwrapped).__name__} cannot tell depth: record without --depth")
     env_seed, maze_seed, player_seed = seeds
     frame, info = env.reset(seed=env_seed, options={"maze_seed": maze_seed})
     player = Explorer(np.random.default_rng(player_seed))
     episode = {name: np.asarray(info[name]) for name in ("layout", "wall_textures", "floor_textures", "targets")}
     report(1)
     frames, poses = [frame], [info["pose"]]
+    depths = [] if render_depth is None else [render_depth()]
     steps: dict[str, list[Any]] = {name: [] for name in ("actions", "rewards", "terminated", "truncated", "blocked")}
     is_over = False
     while not is_over:
@@ -163,6 +174,8 @@ def record_episode(
         frame, reward, is_terminated, is_truncated, info = env.step(action)
         frames.append(frame)
         poses.append(info["pose"])
+        if render_depth is not None:
+            depths.append(render_depth())
         values = (action, reward, is_terminated, is_truncated, info["is_blocked"])
         for name, value in zip(steps, values, strict=True):
             steps[name].append(value)
@@ -172,6 +185,8 @@ def record_episode(
     episode |= {name: np.array(values, kinds.get(name, np.bool_)) for name, values in steps.items()}
     episode["frames"] = np.stack(frames)
     episode["pose"] = np.stack(poses).astype(np.float32)
+    if depths:
+        episode["depth"] = np.stack(depths).astype(np.float16)
     return episode
 
 
@@ -193,5 +208,5 @@ def record_shard(
     ) as writer:
         for episode in job.episodes:
             seeds = episode_seeds(options.seed, episode, job.split)
-            arrays = record_episode(env, seeds, report)
+            arrays = record_episode(env, seeds, report, options.depth)
             writer.write(arrays, seed=seeds[0], maze_seed=seeds[1], policy=Explorer.name)

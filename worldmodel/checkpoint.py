@@ -21,6 +21,7 @@ from worldmodel.denoiser import Denoiser, DenoiserConfig
 from worldmodel.errors import CheckpointError
 from worldmodel.files import write_files
 from worldmodel.geometry import SpatialConfig, SpatialMemory
+from worldmodel.memory.depth import DepthConfig, DepthNet
 
 ASSETS = Path(__file__).parent / "assets"
 FORMAT = "worldmodel-bundle"
@@ -50,6 +51,7 @@ def save_bundle(
     codec: Codec | None = None,
     denoiser: Denoiser | None = None,
     spatial: SpatialMemory | None = None,
+    depth: DepthNet | None = None,
     openings: dict[str, torch.Tensor] | None = None,
     info: dict[str, Any] | None = None,
     dtype: torch.dtype = torch.bfloat16,
@@ -61,6 +63,7 @@ def save_bundle(
         codec: weights and config of the codec.
         denoiser: weights and config of the denoiser.
         spatial: weights and config of a spatial memory that no denoiser holds yet.
+        depth: weights and config of a depth network.
         openings: `frames` uint8 (K, T, H, W, 3) and `actions` uint8 (K, T - 1), real play to start dreams from.
         info: what players need beside the model: world, action_names, fps.
         dtype: number format of the weights.
@@ -78,6 +81,8 @@ def save_bundle(
         config["denoiser"], parts["denoiser"] = dataclasses.asdict(denoiser.config), denoiser
     if spatial is not None:
         config["spatial"], parts["spatial"] = dataclasses.asdict(spatial.config), spatial
+    if depth is not None:
+        config["depth"], parts["depth"] = dataclasses.asdict(depth.config), depth
     contents = {}
     for name, module in parts.items():
         state = {k: v.detach().to("cpu", dtype).contiguous() for k, v in module.state_dict().items()}
@@ -193,6 +198,20 @@ def load_spatial(name_or_folder: str | Path) -> SpatialMemory:
         CheckpointError: missing, damaged, or not fitting.
     """
     return _load_part(name_or_folder, "spatial", SpatialMemory, SpatialConfig)
+
+
+def save_depth(folder: Path, depth: DepthNet) -> None:
+    """Write a depth network to a bundle, or replace the one it has; the rest as `save_bundle`."""
+    save_bundle(folder, depth=depth)
+
+
+def load_depth(name_or_folder: str | Path) -> DepthNet:
+    """Load the depth network of a bundle, float32 on the CPU, in evaluation mode.
+
+    Raises:
+        CheckpointError: missing, damaged, or not fitting.
+    """
+    return _load_part(name_or_folder, "depth", DepthNet, DepthConfig)
 
 
 def load_openings(name_or_folder: str | Path) -> dict[str, torch.Tensor]:
