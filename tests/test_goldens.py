@@ -1,7 +1,7 @@
 """What the shipped world did before the code was cut anew: frames of a dream, losses, and the keys of a report.
 
-Owns: `goldens.npz` beside it, and how it was made (`python -m tests.test_goldens` writes it again: only where a change of
-what is dreamt is wanted). Digits differ from processor to processor, so frames are compared by their 8 x 8 means.
+Owns: `goldens.npz` beside it, and how it was made (`python -m tests.test_goldens` writes it again: only where a change
+of what is dreamt is wanted). Digits differ from processor to processor, so frames are compared by their 8 x 8 means.
 """
 
 from collections.abc import Iterator
@@ -69,10 +69,9 @@ def losses(world: WorldModel) -> dict[str, float]:
     found = {}
     for name, config in OBJECTIVES.items():
         chance = sample_chance(config, latents.shape, torch.Generator().manual_seed(0))
-        loss_of = DenoiserLoss(world.denoiser, config, chunk=8).train()
+        loss_of = DenoiserLoss(world.denoiser, config, chunk=8)
         with torch.no_grad():
             found[name] = float(loss_of(**given, **chance)[0])
-        loss_of.eval()
     return found
 
 
