@@ -45,6 +45,7 @@ from train.options import parse_options, run_program, save_json
 from train.stopwatch import measure_bandwidth, measure_matrix_speed, peak_memory, time_in_turn, wait_for
 from worldmodel.checkpoint import load_denoiser, load_openings, resolve
 from worldmodel.errors import ConfigError, SeedError
+from worldmodel.inputs import FrameInputs
 from worldmodel.world import WorldModel, WorldState
 
 DEPTHS = (20, 200, 2_000, 10_000)
@@ -104,18 +105,16 @@ def time_stages(model: WorldModel, state: WorldState, rounds: int) -> dict[str, 
     size, frame_size = config.latent_size, model.codec.config.image_size
 
     def call(frames: int, cache_to_write: Any = None) -> Callable[[], None]:
-        latents = torch.randn(1, frames, config.latent_channels, size, size, device=device)
-        levels = torch.full((1, frames), 0.5, device=device)
+        before = config.num_previous
+        latents = torch.randn(1, before + frames, config.latent_channels, size, size, device=device)
+        levels = torch.full((1, before + frames), 0.5, device=device)
         actions = torch.zeros(1, frames, dtype=torch.int64, device=device)
-        previous = latents[:, :, None].expand(-1, -1, config.num_previous, -1, -1, -1).contiguous()
-        previous_levels = levels[:, :, None].expand(-1, -1, config.num_previous).contiguous()
-
-        given = latents, levels, actions, previous, previous_levels, cache
-        # The first call of a step looks back, the others share what it saw.
-        shared = model.denoiser.look_back(previous, previous_levels, actions, cache) if cache_to_write is None else None
+        given = FrameInputs.stack(latents, levels, actions, before)
+        # The first call of a step looks back, the others share what it read.
+        shared = model.denoiser.read(given, cache, "oldest") if cache_to_write is None else None
 
         def run() -> None:
-            _, written = model.denoiser.forward_cached(*given, shared)
+            _, written = model.denoiser(given, cache=cache, context=shared, prefer="oldest")
             if cache_to_write is not None:
                 cache_to_write.commit(*written, num_frames=frames - 1)
 

@@ -20,6 +20,7 @@ from worldmodel.codec import Codec
 from worldmodel.denoiser import Denoiser, DenoiserConfig
 from worldmodel.distortions import LatentDistortions, fit_distortions
 from worldmodel.errors import CheckpointError, ConfigError
+from worldmodel.memory.views import ColumnViews
 from worldmodel.objective import DenoiserLoss, ObjectiveConfig, sample_chance
 from worldmodel.presets import get_preset
 
@@ -122,17 +123,18 @@ def train_denoiser(options: DenoiserOptions, machine: Machine) -> dict[str, Any]
     )
     torch.manual_seed(options.seed)
     denoiser = build_denoiser(config, options.initial, options.graft)
-    if options.spatial is not None and denoiser.spatial is not None:
+    columns = denoiser.find(ColumnViews)
+    if options.spatial is not None and columns is not None:
         spatial = load_spatial(options.spatial)
-        if spatial.config != denoiser.spatial.config:
+        if spatial.config != columns.spatial.config:
             raise CheckpointError(
-                f"{options.spatial} is {spatial.config}; this training takes {denoiser.spatial.config}"
+                f"{options.spatial} is {spatial.config}; this training takes {columns.spatial.config}"
             )
-        denoiser.spatial.load_state_dict(spatial.state_dict())
-    if denoiser.spatial is not None and float(denoiser.spatial.views.age) < 0:
+        columns.spatial.load_state_dict(spatial.state_dict())
+    if columns is not None and float(columns.spatial.views.age) < 0:
         raise CheckpointError(
             f"the spatial memory of {options.spatial or options.initial} prefers old views (age "
-            f"{float(denoiser.spatial.views.age):g}); a denoiser that learns from them trusts its memory too little: "
+            f"{float(columns.spatial.views.age):g}); a denoiser that learns from them trusts its memory too little: "
             "train one with train.geometry and give it with --spatial"
         )
     distortions = None
@@ -142,7 +144,6 @@ def train_denoiser(options: DenoiserOptions, machine: Machine) -> dict[str, Any]
             shares = ", ".join(f"{name} {1 - share:.0%}" for name, share in unexplained.items())
             print(f"distorted context: the fit explains {shares} of what happens to latents")
     loss = DenoiserLoss(denoiser, options.objective, options.chunk, distortions)
-    loss.train()  # the order of views hangs on the mode
 
     def sample(generator: torch.Generator) -> dict[str, torch.Tensor]:
         clips = data.sample_clips(options.batch_size, options.clip_frames, generator)

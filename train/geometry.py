@@ -27,7 +27,7 @@ from worldmodel.checkpoint import codec_hash, load_codec, save_bundle
 from worldmodel.errors import ConfigError, DataError
 from worldmodel.geometry import FARTHEST, NEAREST, WALK_SCALE, SpatialConfig, SpatialMemory, Survey
 from worldmodel.noise import add_noise
-from worldmodel.odometry import walk_poses
+from worldmodel.odometry import YAW, ground_poses, walk_poses
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class PosedData:
     Attributes:
         latents: float16 (N, C, h, w).
         actions: uint8 (N,), the action into each frame.
-        poses: float32 (N, 3), x, y in cells, heading in radians.
+        poses: float32 (N, 5), as `worldmodel.odometry` has them.
         depths: float32 (N, w), log distance of each column, cells along the heading.
         lengths: int64 (E,), frames of each episode.
     """
@@ -91,7 +91,7 @@ class PosedData:
                 distances = look(arrays["layout"], arrays["pose"], size).distances.clip(NEAREST, FARTHEST)
                 pose = torch.from_numpy(arrays["pose"].astype(np.float32))
                 pose[:, 2] = pose[:, 2] * (math.pi / 180)
-                parts.append((pose, torch.from_numpy(np.log(distances).astype(np.float32))))
+                parts.append((ground_poses(pose), torch.from_numpy(np.log(distances).astype(np.float32))))
                 lengths.append(episode.num_frames)
             parts[-1] = (*parts[-1], latents["latents"], latents["actions"])
         poses, depths = (torch.cat([part[i] for part in parts]) for i in range(2))
@@ -188,7 +188,7 @@ def walk_shortfall(poses: torch.Tensor, actions: torch.Tensor, motions: torch.Te
     """Return how recorded steps differ from what the actions do in the open: what `Geometry` says of walks.
 
     Args:
-        poses: float32 (B, T, 3).
+        poses: float32 (B, T, 5).
         actions: int64 (B, T), the action into each frame.
         motions: as `walk_poses`.
 
@@ -196,7 +196,7 @@ def walk_shortfall(poses: torch.Tensor, actions: torch.Tensor, motions: torch.Te
         float32 (B, T - 1, 2), cells along the new heading and to its left.
     """
     step = poses[:, 1:, :2] - poses[:, :-1, :2]
-    cos, sin = poses[:, 1:, 2].cos(), poses[:, 1:, 2].sin()
+    cos, sin = poses[:, 1:, YAW].cos(), poses[:, 1:, YAW].sin()
     ahead, left = step[..., 0] * cos + step[..., 1] * sin, step[..., 1] * cos - step[..., 0] * sin
     return torch.stack([ahead - motions[actions[:, 1:], 1], left], -1)
 
@@ -291,7 +291,6 @@ def train_geometry(options: GeometryOptions, machine: Machine) -> dict[str, Any]
     if machine.is_main:
         best = averaged.cpu().eval()
         num_frames = min(int(test.lengths.max()), 128)
-        best.spatial.views.train()  # on true frames it is measured, so the newest first
         summary |= {f"test_{k}": v for k, v in measure(best, test, 64, num_frames, options.seed).items()}
         save_bundle(options.out, spatial=best.spatial)
         save_json(options.out / "geometry_training.json", {"options": options_to_json(options), "summary": summary})

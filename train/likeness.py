@@ -15,8 +15,8 @@ from envs.episodes import EpisodeInfo
 from train.plots import save_sheet
 from train.rollouts import EvaluationPlan, Piece, dream_on, in_batches, read_pieces, spread_over
 from worldmodel.analysis.metrics import squared_error, ssim, to_psnr
+from worldmodel.inputs import FrameInputs
 from worldmodel.noise import add_noise
-from worldmodel.objective import stack_previous
 from worldmodel.world import WorldModel
 
 HORIZONS = (1, 2, 4, 8, 16, 32, 64)
@@ -198,9 +198,9 @@ def measure_heads(
         noise = torch.randn(latents.shape, generator=generator).to(model.device)
         levels = latents.new_full(latents.shape[:2], level)
         shown = add_noise(latents, noise, levels)
-        previous, previous_levels = stack_previous(shown, levels, config.num_previous)
         actions = torch.nn.functional.pad(given["actions"].long(), (1, 0), value=config.num_actions).to(model.device)
-        found = model.denoiser(shown, levels, actions, previous, previous_levels, 8 if num_frames % 8 == 0 else None)
+        inputs = FrameInputs.stack(shown, levels, actions, config.num_previous)
+        found, _ = model.denoiser(inputs, chunk=8 if num_frames % 8 == 0 else None, prefer="newest")
         parts.setdefault("rewards", []).append(values[found.reward_logits.argmax(-1).cpu()][:, 1:] != 0)
         parts.setdefault("terminated", []).append(found.terminated_logit.cpu()[:, 1:] > 0)
         parts.setdefault("true_rewards", []).append(given["rewards"] != 0)

@@ -11,6 +11,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from worldmodel.denoiser import Denoiser, DenoiserConfig
+from worldmodel.inputs import FrameInputs
 
 LENGTHS = (16, 48, 112, 304)
 VIEW_HEADS = 2
@@ -45,14 +46,9 @@ def count_flops(denoiser: Denoiser, frames: int = 1, memory_frames: int | None =
     cache.count += 2 * config.most_memory_frames + config.recent_frames
     latent = (config.latent_channels, config.latent_size, config.latent_size)
     with FlopCounterMode(display=False) as counter:
-        denoiser.forward_cached(
-            torch.zeros(1, frames, *latent, device=device),
-            torch.ones(1, frames, device=device),
-            torch.zeros(1, frames, dtype=torch.int64, device=device),
-            torch.zeros(1, frames, config.num_previous, *latent, device=device),
-            torch.zeros(1, frames, config.num_previous, device=device),
-            cache,
-        )
+        latents, levels = torch.zeros(1, frames, *latent, device=device), torch.ones(1, frames, device=device)
+        actions = torch.zeros(1, frames, dtype=torch.int64, device=device)
+        denoiser(FrameInputs.stack(latents, levels, actions, config.num_previous), cache=cache, prefer="oldest")
     return int(counter.get_total_flops())
 
 

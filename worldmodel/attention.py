@@ -1,7 +1,7 @@
 """Frame-causal attention over a clip, and over a clip plus cached memory.
 
-Owns rotary positions, the two visibility rules and three ways to compute the same attention: dense (the reference),
-chunked (training) and cached (play). Reads a cache, never writes one. Knows no noise, no actions.
+Owns rotary positions, the two visibility rules and the ways to compute the same attention: dense (the reference), with
+or without the keys of earlier frames from a cache (play), and chunked (training). Knows no noise, no actions, no cache.
 
 Each frame has P patch tokens and S summary tokens, in this order. Within a frame every token sees every token.
 Across frames a `recent` layer sees the patch tokens of the last `reach` frames, and so does a `prepend` layer, which
@@ -10,19 +10,84 @@ frames survive only in their summaries: learned, bounded compression.
 """
 
 import math
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from einops import rearrange, repeat
 from torch import nn
 from torch.nn import functional as F
 
+from worldmodel.config import DenoiserConfig
 from worldmodel.errors import ConfigError
 from worldmodel.exact import ExactBuffers
-from worldmodel.odometry import look_angles
+from worldmodel.odometry import YAW, look_angles
 
 Kind = Literal["recent", "memory", "prepend"]
 Rotary = tuple[torch.Tensor, torch.Tensor]
+
+
+class Slots(NamedTuple):
+    """What a memory made of the frames before each frame, for layers that attend to it; slot t holds frame t - 1.
+
+    Attributes:
+        tokens: (B, T, P, D).
+        rotary: of the tokens.
+    """
+
+    tokens: torch.Tensor
+    rotary: Rotary
+
+
+class LayerInputs(NamedTuple):
+    """What all attention layers of one call share beside the tokens.
+
+    Attributes:
+        rotary: at the frames' positions, (B, T) or (1, T).
+        slots: for layers that attend to slots.
+        chunk: frames a chunk of a clip (faster, same result), a divisor of T; None: all pairs of frames.
+    """
+
+    rotary: Rotary
+    slots: Slots | None = None
+    chunk: int | None = None
+
+
+class Past(NamedTuple):
+    """What one layer sees of earlier frames, from a cache.
+
+    Attributes:
+        k: (B, H, K, d), rotated keys.
+        v: (B, H, K, d).
+        bias: float (B, 1, Q, K + own keys) of `BlockAttention.bias`, which knows the earlier frames.
+    """
+
+    k: torch.Tensor
+    v: torch.Tensor
+    bias: torch.Tensor
+
+
+class BlockAttention(nn.Module):
+    """A layer that a block attends with: in clips, or with keys and values of earlier frames.
+
+    Called with tokens (B, T, N, D), `LayerInputs` and a `Past` (None in clips), it returns tokens (B, T, N, D) and what
+    later frames see of these frames: rotated keys and values, each (B, T, H, S, d).
+
+    Attributes:
+        ring: name of what a cache keeps for such layers.
+    """
+
+    ring: str
+
+    def bias(self, positions: torch.Tensor, held: torch.Tensor | None) -> torch.Tensor:
+        """Return the additive bias of all frames of a call, float32 (B, 1, T N, past + own keys).
+
+        Args:
+            positions: integer (B, T) of the frames.
+            held: integer (B, F), positions of earlier frames in the cache, negative where empty; None for clips. A ring
+                of fewer frames than the layer's reach shortens the reach, so that frames of one call see no further
+                than single ones.
+        """
+        raise NotImplementedError
 
 
 class RotaryPosition(ExactBuffers):
@@ -71,12 +136,18 @@ class RotaryPosition(ExactBuffers):
         self.register_buffer("direction", torch.logspace(0, 1.204, num_direction).round(), persistent=False)
         self.register_buffer("place", 2 * math.pi / torch.logspace(0.18, 1.38, num_place), persistent=False)
 
-    def forward(self, positions: torch.Tensor, poses: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+    @classmethod
+    def build(cls, config: DenoiserConfig) -> "RotaryPosition":
+        """Return that of a denoiser."""
+        view_deg = config.view_deg if config.motions else None
+        return cls(config.width // config.heads, config.latent_size // config.patch, config.num_summary, view_deg)
+
+    def forward(self, positions: torch.Tensor, poses: torch.Tensor | None = None) -> Rotary:
         """Return cosines and sines.
 
         Args:
             positions: integer (B, T) frame positions; B may be 1 to share them.
-            poses: float32 (B, T, 3) of `walk_poses`; needed with odometry only.
+            poses: float32 (B, T, 5) as `worldmodel.odometry` has them; needed with odometry only.
 
         Returns:
             two float32 (B, T, 1, N, head_width / 2).
@@ -93,14 +164,14 @@ class RotaryPosition(ExactBuffers):
         if self.has_odometry and poses is not None:
             batch = poses.shape[0]
             parts = [part.expand(batch, -1, -1, -1) for part in parts]
-            parts.append((poses[..., 2:] + self.look)[..., None] * self.direction)
+            parts.append((poses[..., YAW, None] + self.look)[..., None] * self.direction)
             places = (poses[..., :2, None] * self.place).flatten(2)
             parts.append(repeat(places, "b t f -> b t n f", n=tokens))
         both = torch.cat(parts, -1)[:, :, None]
         return both.cos(), both.sin()
 
 
-def rotate(x: torch.Tensor, rotary: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+def rotate(x: torch.Tensor, rotary: Rotary) -> torch.Tensor:
     """Rotate the two halves of the last axis of x (B, T, H, N, d) by the angles (B, T, 1, N, d / 2)."""
     cos, sin = rotary
     first, second = x.float().chunk(2, -1)
@@ -163,7 +234,7 @@ def to_bias(is_visible: torch.Tensor) -> torch.Tensor:
     return torch.zeros(is_visible.shape, device=is_visible.device).masked_fill_(~is_visible, float("-inf"))
 
 
-class FrameAttention(nn.Module):
+class FrameAttention(BlockAttention):
     """Multi-head attention between the tokens of frames, of kind `recent`, `prepend` or `memory`."""
 
     def __init__(
@@ -192,6 +263,7 @@ class FrameAttention(nn.Module):
             raise ConfigError(f"width {width} must be a multiple of heads {heads}")
         self.heads = heads
         self.kind: Kind = kind
+        self.ring = "recent" if kind == "recent" else "memory"
         self.num_patches = num_patches
         self.num_summary = num_summary
         self.reach = reach
@@ -206,9 +278,7 @@ class FrameAttention(nn.Module):
         """The tokens of a frame that other frames see."""
         return slice(self.num_patches, None) if self.kind == "memory" else slice(0, self.num_patches)
 
-    def project(
-        self, x: torch.Tensor, rotary: tuple[torch.Tensor, torch.Tensor]
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def project(self, x: torch.Tensor, rotary: Rotary) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Return rotated queries, rotated keys and values, each (B, T, H, N, d), of tokens x (B, T, N, D)."""
         qk, v = rearrange(self.to_qkv(x), "b t n (s h d) -> s b t h n d", s=3, h=self.heads).split((2, 1))
         scale = torch.stack([self.q_scale, self.k_scale])[:, None, None, None, None]
@@ -225,32 +295,40 @@ class FrameAttention(nn.Module):
         return self.to_out(rearrange(out, "b t h n d -> b t n (h d)"))
 
     def forward(
-        self, x: torch.Tensor, rotary: tuple[torch.Tensor, torch.Tensor], chunk: int | None = None
-    ) -> torch.Tensor:
-        """Attend within a clip.
+        self, x: torch.Tensor, given: LayerInputs, past: Past | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Attend; see `BlockAttention`."""
+        q, k, v = self.project(x, given.rotary)
+        if past is None and given.chunk is not None and given.chunk < x.shape[1]:
+            out = self._chunked(q, k, v, given.chunk)
+        else:
+            out = self._dense(q, k, v, past)
+        return self.merge(out), k[..., self.shared, :], v[..., self.shared, :]
 
-        Args:
-            x: float (B, T, N, D).
-            rotary: from `RotaryPosition` at positions 0..T-1 of shape (1, T).
-            chunk: frames a chunk, a divisor of T; None computes every pair of frames (the reference).
-
-        Returns:
-            float (B, T, N, D).
-        """
-        q, k, v = self.project(x, rotary)
-        frames = x.shape[1]
-        if chunk is None or chunk >= frames:
-            return self.merge(self._dense(q, k, v))
-        return self.merge(self._chunked(q, k, v, chunk))
-
-    def _dense(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    def _dense(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, past: Past | None) -> torch.Tensor:
+        """Queries of all frames against all frames of the call, and earlier ones: every pair."""
         frames, tokens = q.shape[1], q.shape[3]
-        position = torch.arange(frames, device=q.device).repeat_interleave(tokens)
-        is_shared = torch.zeros(tokens, dtype=torch.bool, device=q.device)
-        is_shared[self.shared] = True
-        bias = to_bias(visible(position, position, is_shared.repeat(frames), self.reach))
         q, k, v = (rearrange(y, "b t h n d -> b h (t n) d") for y in (q, k, v))
+        if past is None:
+            bias = self.bias(torch.arange(frames, device=q.device)[None], None)
+        else:
+            k, v, bias = torch.cat([past.k, k], 2), torch.cat([past.v, v], 2), past.bias
         return rearrange(attend(q, k, v, bias), "b h (t n) d -> b t h n d", n=tokens)
+
+    def bias(self, positions: torch.Tensor, held: torch.Tensor | None) -> torch.Tensor:
+        """Return the bias; see `BlockAttention`."""
+        tokens, reach = self.num_patches + self.num_summary, self.reach
+        is_shared = torch.zeros(tokens, dtype=torch.bool, device=positions.device)
+        is_shared[self.shared] = True
+        query = positions.repeat_interleave(tokens, 1)
+        parts = []
+        if held is not None:
+            reach = min(reach, held.shape[1])
+            age = query[:, :, None] - held[:, None, :]
+            is_past = (age > 0) & (age <= reach) & (held >= 0)[:, None, :]
+            parts.append(is_past.repeat_interleave(self.num_summary if self.kind == "memory" else self.num_patches, 2))
+        parts.append(visible(query, query, is_shared.repeat(positions.shape[1]), reach))
+        return to_bias(torch.cat(parts, -1))[:, None]
 
     def _chunked(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, chunk: int) -> torch.Tensor:
         """Queries of a chunk of frames against their own chunk and the shared tokens of earlier frames in reach."""
@@ -290,52 +368,3 @@ class FrameAttention(nn.Module):
         padded = F.pad(y, (0, 0, 0, 0, 0, 0, past_frames, 0))
         parts = [padded[:, c * chunk : c * chunk + past_frames] for c in range(chunks)]
         return rearrange(torch.stack(parts, 1), "b c t h n d -> (b c) h (t n) d")
-
-    def forward_cached(
-        self,
-        x: torch.Tensor,
-        rotary: tuple[torch.Tensor, torch.Tensor],
-        cached_k: torch.Tensor,
-        cached_v: torch.Tensor,
-        bias: torch.Tensor,
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Attend from J new frames to cached shared tokens and to one another.
-
-        Args:
-            x: float (B, J, N, D).
-            rotary: at the frames' positions, (B, J) or (1, J).
-            cached_k: (B, H, K, d) rotated keys.
-            cached_v: (B, H, K, d).
-            bias: float32 (B, 1, J N, K + J N), from `cached_bias`.
-
-        Returns:
-            output (B, J, N, D), and the new frames' shared keys and values (B, J, H, shared, d).
-        """
-        q, k, v = self.project(x, rotary)
-        tokens = q.shape[3]
-        own_q, own_k, own_v = (rearrange(y, "b t h n d -> b h (t n) d") for y in (q, k, v))
-        out = attend(own_q, torch.cat([cached_k, own_k], 2), torch.cat([cached_v, own_v], 2), bias)
-        out = rearrange(out, "b h (t n) d -> b t h n d", n=tokens)
-        return self.merge(out), k[..., self.shared, :], v[..., self.shared, :]
-
-    def cached_bias(self, positions: torch.Tensor, cached_positions: torch.Tensor) -> torch.Tensor:
-        """Return the bias for `forward_cached`.
-
-        Args:
-            positions: integer (B, J) of the new frames.
-            cached_positions: integer (B, R) of the cached frames; negative marks an empty slot. A ring of fewer frames
-                than the layer's reach shortens the reach, so that frames of one call see no further than single ones.
-
-        Returns:
-            float32 (B, 1, J N, R shared + J N).
-        """
-        tokens = self.num_patches + self.num_summary
-        is_shared = torch.zeros(tokens, dtype=torch.bool, device=positions.device)
-        is_shared[self.shared] = True
-        num_shared = self.num_summary if self.kind == "memory" else self.num_patches
-        reach = min(self.reach, cached_positions.shape[1])
-        query = positions.repeat_interleave(tokens, 1)
-        age = query[:, :, None] - cached_positions[:, None, :]
-        is_past = (age > 0) & (age <= reach) & (cached_positions >= 0)[:, None, :]
-        is_own = visible(query, query, is_shared.repeat(positions.shape[1]), reach)
-        return to_bias(torch.cat([is_past.repeat_interleave(num_shared, 2), is_own], -1))[:, None]

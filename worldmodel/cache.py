@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 import torch
 
+from worldmodel.odometry import YAW
+
 Rings = dict[str, list[torch.Tensor]]
 
 
@@ -20,8 +22,8 @@ class MemoryCache:
             tokens of layers that see recent frames; `memory_k`, `memory_v`: what the memory layers share; others as the
             memory structure needs.
         count: int64 (B,), frames committed so far.
-        pose: float32 (B, 3), x, y in cells, heading in radians: of the last frame by dead reckoning; with a spatial
-            memory of the frame before it, as the step to the last one is judged when the next frame comes.
+        pose: float32 (B, 5), x, y, z in cells, yaw and pitch in radians: of the last frame by dead reckoning; with a
+            spatial memory of the frame before it, as the step to the last one is judged when the next frame comes.
         last_action: int64 (B,), the action into the last frame.
     """
 
@@ -41,12 +43,12 @@ class MemoryCache:
         """Return the positions of the frames in a ring, int64 (B, F); negative where empty."""
         return self.slot_positions(self.count, self.rings[ring].shape[3])
 
-    def commit(self, rings: Rings, poses: torch.Tensor, actions: torch.Tensor, num_frames: int) -> None:
+    def commit(self, rings: Rings, poses: torch.Tensor, actions: torch.Tensor, *, num_frames: int) -> None:
         """Write the first `num_frames` of the new frames and advance the count.
 
         Args:
             rings: for each ring the new frames of each layer, (B, J, H, S, d), J at least `num_frames`.
-            poses: float32 (B, J, 3), what is kept of where they are seen from.
+            poses: float32 (B, J, 5), what is kept of where they are seen from.
             actions: int64 (B, J), the actions into them.
             num_frames: frames to keep.
         """
@@ -60,7 +62,7 @@ class MemoryCache:
             self.count += 1
         if num_frames:
             self.pose.copy_(poses[:, num_frames - 1])
-            self.pose[:, 2].remainder_(2 * math.pi)
+            self.pose[:, YAW].remainder_(2 * math.pi)
             self.last_action.copy_(actions[:, num_frames - 1])
 
     def put(self, rows: torch.Tensor, other: "MemoryCache") -> None:

@@ -26,6 +26,16 @@ from worldmodel.memory.depth import DepthConfig, DepthNet
 ASSETS = Path(__file__).parent / "assets"
 FORMAT = "worldmodel-bundle"
 VERSION = 1
+# Beginnings of the names that weights of memories had before memories were modules of their own, and what they begin
+# with now: the first that the denoiser knows.
+OLD_NAMES: dict[str, tuple[str, ...]] = {
+    "spatial.": ("memories.columns.spatial.",),
+    "views.": ("memories.kernels.views.",),
+    "embed_views.": ("memories.columns.embed.", "memories.kernels.embed."),
+    "entries.": ("memories.slots.entries.", "memories.channel.entries."),
+    "compressor.": ("memories.slots.compressor.", "memories.channel.compressor."),
+    "channel.": ("memories.channel.channel.",),
+}
 Model = TypeVar("Model", bound=nn.Module)
 
 
@@ -154,6 +164,17 @@ def load_weights(module: nn.Module, tensors: dict[str, torch.Tensor], where: str
     module.load_state_dict({k: v.to(own[k].dtype) for k, v in tensors.items()})
 
 
+def rename_weights(tensors: dict[str, torch.Tensor], module: nn.Module) -> dict[str, torch.Tensor]:
+    """Return weights by the names that a denoiser has for them now, where they had others before."""
+    own, renamed = module.state_dict().keys(), {}
+    for name, value in tensors.items():
+        old = next((start for start in OLD_NAMES if name.startswith(start)), "")
+        candidates = [start + name.removeprefix(old) for start in OLD_NAMES.get(old, ())]
+        found = (candidate for candidate in candidates if name not in own and candidate in own)
+        renamed[next(found, name)] = value
+    return renamed
+
+
 def _build(model: Callable[[Any], Model], kind: Callable[..., Any], folder: Path, values: Any) -> Model:
     try:
         values = {k: tuple(v) if isinstance(v, list) else v for k, v in dict(values).items()}
@@ -169,7 +190,7 @@ def _load_part(name_or_folder: str | Path, name: str, model: Callable[[Any], Mod
     config = _read_config(folder)
     tensors = _read_tensors(folder, config, name)
     part = _build(model, kind, folder, config.get(name))
-    load_weights(part, tensors, str(folder / f"{name}.safetensors"))
+    load_weights(part, rename_weights(tensors, part), str(folder / f"{name}.safetensors"))
     return part.eval()
 
 

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from worldmodel.state import WorldState
     from worldmodel.world import WorldModel
 
-VERSION = "4"
+VERSION = "5"
 
 
 def cache_folder() -> Path:
@@ -182,7 +182,8 @@ def step_key(model: "WorldModel", batch: int) -> str:
         for name, value in module.state_dict().items():
             digest.update(name.encode())
             digest.update(value.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy().tobytes())
-    for path in sorted(Path(__file__).parent.glob("*.py")):
+    package = Path(__file__).parent
+    for path in sorted([*package.glob("*.py"), *package.glob("memory/*.py")]):
         digest.update(path.read_bytes())
     facts = (VERSION, torch.__version__, platform.machine(), torch.backends.cpu.get_cpu_capability(), str(model.device))
     settings = (model.config, model.window, model.memory_frames, str(model.dtype), batch, torch.get_num_threads())

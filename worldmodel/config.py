@@ -7,7 +7,51 @@ from dataclasses import dataclass
 
 from worldmodel.errors import ConfigError
 from worldmodel.geometry import SpatialConfig
-from worldmodel.memory.slots import MemorySetting
+
+STRUCTURES = ("summary", "prepend", "channel", "cross", "none")
+COMPRESSIONS = {"summary": ("none",), "prepend": ("none", "joint"), "channel": ("none", "modulated")}
+
+
+@dataclass(frozen=True)
+class MemorySetting:
+    """One memory structure.
+
+    Attributes:
+        structure: one of `STRUCTURES`.
+        length: past frames that the memory draws on.
+        compression: "none"; "joint" with prepend; "modulated" with channel.
+        budget: frame slots kept after compression, at most `length`; without compression it is `length`.
+    """
+
+    structure: str = "summary"
+    length: int = 128
+    compression: str = "none"
+    budget: int = 128
+
+    def __post_init__(self) -> None:
+        if self.structure not in STRUCTURES:
+            raise ConfigError(f"unknown memory structure {self.structure!r}; accepted: {', '.join(STRUCTURES)}")
+        accepted = COMPRESSIONS.get(self.structure, ("none",))
+        if self.compression not in accepted:
+            raise ConfigError(
+                f"memory structure {self.structure!r} takes compression {' or '.join(accepted)}; got "
+                f"{self.compression!r}"
+            )
+        if self.length < 1 or not 1 <= self.budget <= self.length:
+            raise ConfigError(
+                f"a memory of {self.length} frames takes a budget from 1 to {self.length} frame slots; got "
+                f"{self.budget}"
+            )
+        if self.compression == "none" and self.budget != self.length:
+            raise ConfigError(
+                f"without compression a memory of {self.length} frames fills {self.length} slots; got a budget of "
+                f"{self.budget}: name a compression, or leave the budget out"
+            )
+
+    @property
+    def is_entry_based(self) -> bool:
+        """Whether the memory is made of entries, not of tokens of the network itself."""
+        return self.structure in ("channel", "cross") or self.compression != "none"
 
 
 @dataclass(frozen=True)
@@ -28,7 +72,7 @@ class DenoiserConfig:
         num_summary: summary tokens a frame; they feed the heads, and are the memory of structure "summary".
         mlp_ratio: hidden width of a feed-forward layer over `width`.
         reward_values: the rewards the reward head tells apart.
-        memory: the memory structure, see `worldmodel.memory.slots`.
+        memory: the memory structure, one of `STRUCTURES`.
         compression: "none", "joint" (with prepend) or "modulated" (with channel).
         budget: frame slots kept after compression; 0 means `memory_frames`.
         motions: for each action its turn in degrees (counter-clockwise) and its walk in cells; given, the memory is
@@ -39,6 +83,8 @@ class DenoiserConfig:
         view_points: pieces of old frames that `worldmodel.geometry` blends into each column of the coming frame; needs
             motions, and takes the place of view_heads. 0: none.
         view_frames: past frames that remembered views draw on; 0: `memory_frames`.
+        warp_channels: channels of what a memory outside the denoiser has warped into each frame, pixel for latent
+            pixel (`FrameInputs.warped`). 0: none.
         prediction: what the last layer says: "clean" frames, or the "velocity" noise - clean, from which clean frames
             are reckoned.
     """
@@ -64,6 +110,7 @@ class DenoiserConfig:
     view_heads: int = 0
     view_points: int = 0
     view_frames: int = 0
+    warp_channels: int = 0
     prediction: str = "clean"
 
     def __post_init__(self) -> None:
@@ -99,6 +146,8 @@ class DenoiserConfig:
                 f"or with num_previous below 2; got {self.view_points}, {self.view_frames}, {len(self.motions)} "
                 f"motions, {self.view_heads} view_heads and num_previous {self.num_previous}"
             )
+        if self.warp_channels < 0:
+            raise ConfigError(f"warp_channels must be at least 0; got {self.warp_channels}")
         self.setting  # noqa: B018  raises what is wrong with it
 
     @property

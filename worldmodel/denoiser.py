@@ -1,24 +1,28 @@
 """The denoiser: a frame-causal diffusion transformer with one noise level per frame.
 
-Owns the network: noisy latents, levels, incoming actions and the previous frames in; clean latents, reward and
-termination out. Reads a `MemoryCache`, never writes one. Knows no schedule, no sampler, no loss.
+Owns the network: frames to denoise with what came before them in; clean latents, reward and termination out. Holds
+memories, and reads a `MemoryCache`, never writes one. Knows no schedule, no sampler, no loss, and no single memory.
 """
 
-from collections.abc import Sequence
-from typing import NamedTuple, cast
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple, TypeVar, cast
 
 import torch
 from einops import rearrange, repeat
 from torch import nn
 from torch.nn import functional as F
 
-from worldmodel.attention import FrameAttention
+from worldmodel.attention import BlockAttention, FrameAttention, LayerInputs, Past, RotaryPosition
 from worldmodel.cache import MemoryCache, Rings
 from worldmodel.config import DenoiserConfig
 from worldmodel.errors import ActionError, ConfigError, ShapeError
-from worldmodel.memory.slots import SlotAttention
+from worldmodel.inputs import FrameInputs, Prefer
+from worldmodel.memory.base import Context, Memory, PoseEstimate, Reading, RingShape, frame_positions
+from worldmodel.memory.registry import build_memories
 from worldmodel.noise import clean_from_velocity, level_features
-from worldmodel.recall import Recall, Remembered, Seen, see_slots
+from worldmodel.odometry import POSE_SIZE
+
+Kind = TypeVar("Kind", bound=Memory)
 
 
 class Prediction(NamedTuple):
@@ -36,7 +40,7 @@ class Prediction(NamedTuple):
 
 
 class Written(NamedTuple):
-    """What new frames leave in a cache, for `MemoryCache.commit`: rings by name, poses (B, J, 3), actions (B, J)."""
+    """What new frames leave in a cache, for `MemoryCache.commit`: rings by name, poses (B, J, 5), actions (B, J)."""
 
     rings: Rings
     poses: torch.Tensor
@@ -46,29 +50,14 @@ class Written(NamedTuple):
 class Block(nn.Module):
     """Attention and feed-forward, each scaled, shifted and gated by the frame's condition (AdaLN)."""
 
-    def __init__(self, config: DenoiserConfig, index: int) -> None:
-        """Build block number `index`."""
+    def __init__(self, config: DenoiserConfig, index: int, memories: Iterable[Memory]) -> None:
+        """Build block number `index`, with the attention that memories give it; without, it sees recent frames."""
         super().__init__()
-        setting, is_odd = config.setting, index % 2 == 1
-        sees_slots = is_odd and setting.compression == "joint"
-        is_recent = not (is_odd and config.is_grid_memory)
-        self.attention: FrameAttention | SlotAttention = (
-            SlotAttention(config.width, config.heads, setting.budget, True, bool(config.motions))
-            if sees_slots
-            else FrameAttention(
-                config.width,
-                config.heads,
-                "recent" if is_recent else "memory" if setting.structure == "summary" else "prepend",
-                config.num_patches,
-                config.num_summary,
-                config.recent_frames if is_recent else config.memory_frames,
-                bool(config.motions) and not is_recent,
-            )
+        memories = list(memories)
+        self.attention: BlockAttention = _first(memory.attention(index) for memory in memories) or FrameAttention(
+            config.width, config.heads, "recent", config.num_patches, config.num_summary, config.recent_frames
         )
-        self.cross: SlotAttention | None = None
-        if is_odd and setting.structure == "cross":
-            self.cross = SlotAttention(config.width, config.heads, setting.budget, False, bool(config.motions))
-            nn.init.zeros_(self.cross.to_out.weight)  # at first as if it were not there
+        self.cross: BlockAttention | None = _first(memory.cross_attention(index) for memory in memories)
         hidden = config.mlp_ratio * config.width
         self.feed_forward = nn.Sequential(
             nn.Linear(config.width, hidden), nn.GELU(approximate="tanh"), nn.Linear(hidden, config.width)
@@ -95,12 +84,56 @@ class Block(nn.Module):
         return (F.layer_norm(x, x.shape[-1:]) * scale + shift).to(x.dtype)
 
 
-class Denoiser(Recall):
+def _first(layers: Iterable[BlockAttention | None]) -> BlockAttention | None:
+    return next((layer for layer in layers if layer is not None), None)
+
+
+class LayerCache:
+    """One call's way through a cache: hands each layer its past, and collects what new frames leave."""
+
+    def __init__(self, cache: MemoryCache | None, positions: torch.Tensor, dtype: torch.dtype) -> None:
+        """Begin before the first layer.
+
+        Args:
+            cache: of earlier frames; None for clips, which leave nothing.
+            positions: int64 (B, T) of the frames.
+            dtype: of tokens.
+        """
+        self.cache, self.positions, self.dtype = cache, positions, dtype
+        self.written: Rings = {}
+        self._biases: dict[str, torch.Tensor] = {}
+
+    def attend(self, layer: BlockAttention, tokens: torch.Tensor, given: LayerInputs) -> torch.Tensor:
+        """Run the next layer of a ring."""
+        if self.cache is None:
+            attended, _, _ = layer(tokens, given)
+            return cast("torch.Tensor", attended)
+        names = f"{layer.ring}_k", f"{layer.ring}_v"
+        if layer.ring not in self._biases:  # all layers of a ring see the same frames
+            bias = layer.bias(self.positions, self.cache.positions(names[0]))
+            self._biases[layer.ring] = bias.to(self.dtype)
+        number = len(self.written.setdefault(names[0], []))
+        past_k, past_v = (self.cache.rings[name][number].flatten(2, 3) for name in names)
+        attended, *new = layer(tokens, given, Past(past_k, past_v, self._biases[layer.ring]))
+        for name, part in zip(names, new, strict=True):
+            self.written.setdefault(name, []).append(part)
+        return cast("torch.Tensor", attended)
+
+
+class Denoiser(nn.Module):
     """Frame-causal diffusion transformer; see the module docstring."""
 
-    def __init__(self, config: DenoiserConfig) -> None:
-        """Build an untrained denoiser of the given shape."""
-        super().__init__(config)
+    def __init__(self, config: DenoiserConfig, memories: Mapping[str, Memory] | None = None) -> None:
+        """Build an untrained denoiser.
+
+        Args:
+            config: its shape.
+            memories: by name, in the order in which they are read; default those that the config asks for.
+        """
+        super().__init__()
+        self.config = config
+        self.rotary = RotaryPosition.build(config)
+        self.memories = nn.ModuleDict(build_memories(config) if memories is None else memories)
         width, patch_area = config.width, config.patch**2
         self.embed = nn.Linear(config.latent_channels * (1 + config.num_previous) * patch_area, width)
         self.patch_position = nn.Parameter(0.02 * torch.randn(config.num_patches, width))
@@ -109,7 +142,7 @@ class Denoiser(Recall):
         self.embed_level = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
         self.embed_previous_level = nn.Linear(width * config.num_previous, width)
         self.to_condition = nn.Linear(width, 6 * width)
-        blocks = nn.ModuleList([Block(config, index) for index in range(config.depth)])
+        blocks = nn.ModuleList([Block(config, index, self.named_memories().values()) for index in range(config.depth)])
         self.blocks = cast("Sequence[Block]", blocks)  # ModuleList does not tell the type of its members
         self.final_modulation = nn.Linear(width, 2 * width)
         self.to_clean = nn.Linear(width, config.latent_channels * patch_area)
@@ -123,6 +156,14 @@ class Denoiser(Recall):
             with torch.no_grad():
                 block.modulation[2].fill_(0.3)
                 block.modulation[5].fill_(0.3)
+
+    def named_memories(self) -> dict[str, Memory]:
+        """Return the memories by name: `ModuleDict` does not tell the type of its members."""
+        return cast("dict[str, Memory]", dict(self.memories.items()))
+
+    def find(self, kind: type[Kind]) -> Kind | None:
+        """Return the memory of a kind; None if the denoiser has none."""
+        return next((memory for memory in self.memories.values() if isinstance(memory, kind)), None)
 
     def check_memory_frames(self, memory_frames: int | None) -> int:
         """Return how many summaries a dream keeps when `memory_frames` are asked for; None: the configured number.
@@ -155,36 +196,22 @@ class Denoiser(Recall):
         weight = self.to_clean.weight
         dtype = weight.dtype if dtype is None else dtype
 
-        setting, head_width = config.setting, config.width // config.heads
-        patches, slots = config.num_patches, min(memory_frames, setting.budget)
-        shapes: dict[str, tuple[int, ...]] = {}  # layers, heads, frames, tokens, channels
-        for pair in ("k", "v"):
-            shapes[f"recent_{pair}"] = (
-                config.num_recent_layers,
-                config.heads,
-                config.recent_frames,
-                patches,
-                head_width,
-            )
-            memory = (config.num_memory_layers, config.heads, slots, config.num_memory_tokens, head_width)
-            shapes[f"memory_{pair}"] = memory
-            if self.compressor is not None:
-                length = min(memory_frames, setting.length)
-                shapes[f"compressed_{pair}"] = (1, config.heads, length, patches, head_width)
-        if self.channel is not None and self.entries is not None:
-            shapes["entries"] = (1, 1, slots, patches, self.entries.width)
-        if config.has_views:
-            seen, size = min(memory_frames, config.view_reach), config.latent_size
-            shapes["views"] = (1, 1, seen, size, size * config.latent_channels)
-            shapes["view_poses"] = (1, 1, seen, 1, 4 + (size if self.spatial is not None else 0))
-        rings = {  # poses keep their digits: in 16 bits a place would be off by steps
-            name: torch.zeros(
-                (layers, batch, *rest), dtype=torch.float32 if name == "view_poses" else dtype, device=weight.device
-            )
-            for name, (layers, *rest) in shapes.items()
+        shape = RingShape(
+            config.num_recent_layers,
+            config.heads,
+            config.recent_frames,
+            config.num_patches,
+            config.width // config.heads,
+        )
+        shapes = {"recent_k": shape, "recent_v": shape}
+        for memory in self.named_memories().values():
+            shapes |= memory.cache_shapes(memory_frames)
+        rings = {
+            name: torch.zeros((layers, batch, *rest), dtype=torch.float32 if is_exact else dtype, device=weight.device)
+            for name, (layers, *rest, is_exact) in shapes.items()
         }
         count = torch.zeros(batch, dtype=torch.int64, device=weight.device)
-        pose = torch.zeros(batch, 3, device=weight.device)
+        pose = torch.zeros(batch, POSE_SIZE, device=weight.device)
         return MemoryCache(rings, count, pose, torch.full_like(count, config.num_actions))
 
     def flops_per_frame(self, clip_frames: int) -> float:
@@ -196,58 +223,42 @@ class Denoiser(Recall):
         memory = tokens + min(config.setting.budget, clip_frames) * config.num_memory_tokens / 2
         pairs = tokens * (config.num_recent_layers * recent + config.num_memory_layers * memory)
         ends = self.embed.weight.numel() + self.to_clean.weight.numel()
-        beside = sum(
-            p.numel()
-            for part in (self.entries, self.compressor, self.channel)
-            if part is not None
-            for p in part.parameters()
-            if p.ndim == 2
-        )
-        return 2.0 * tokens * (matrices + ends) + 2.0 * config.num_patches * beside + 4.0 * pairs * config.width
+        beside = sum(memory.flops_per_frame() for memory in self.named_memories().values())
+        return 2.0 * tokens * (matrices + ends) + beside + 4.0 * pairs * config.width
 
-    def _check(
-        self,
-        latents: torch.Tensor,
-        levels: torch.Tensor,
-        actions: torch.Tensor,
-        previous: torch.Tensor,
-        previous_levels: torch.Tensor,
-    ) -> None:
-        config = self.config
+    def _check(self, frames: FrameInputs) -> None:
+        config, latents = self.config, frames.latents
         want = (config.latent_channels, config.latent_size, config.latent_size)
         if latents.ndim != 5 or tuple(latents.shape[2:]) != want:
             raise ShapeError(f"latents must be (B, T, {', '.join(map(str, want))}); got {tuple(latents.shape)}")
-        frames = tuple(latents.shape[:2])
-        for name, tensor, shape in (
-            ("levels", levels, frames),
-            ("actions", actions, frames),
-            ("previous", previous, (*frames, config.num_previous, *want)),
-            ("previous_levels", previous_levels, (*frames, config.num_previous)),
-        ):
-            if tuple(tensor.shape) != shape:
-                raise ShapeError(f"{name} must be {shape}; got {tuple(tensor.shape)}")
-        if actions.is_floating_point():
-            raise ActionError(f"actions must be integers in 0..{config.num_actions}; got {actions.dtype}")
+        shape = tuple(latents.shape[:2])
+        wanted = {
+            "levels": shape,
+            "actions": shape,
+            "previous": (*shape, config.num_previous, *want),
+            "previous_levels": (*shape, config.num_previous),
+        }
+        if frames.warped is not None:
+            wanted["warped"] = (*shape, config.warp_channels, *want[1:])
+        for name, size in wanted.items():
+            if tuple(getattr(frames, name).shape) != size:
+                raise ShapeError(f"{name} must be {size}; got {tuple(getattr(frames, name).shape)}")
+        if frames.actions.is_floating_point():
+            raise ActionError(f"actions must be integers in 0..{config.num_actions}; got {frames.actions.dtype}")
 
-    def _enter(
-        self,
-        latents: torch.Tensor,
-        levels: torch.Tensor,
-        actions: torch.Tensor,
-        previous: torch.Tensor,
-        previous_levels: torch.Tensor,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def _enter(self, frames: FrameInputs) -> tuple[torch.Tensor, torch.Tensor]:
         """Return tokens (B, T, N, D) and condition (B, T, D)."""
         config = self.config
-        channels = torch.cat([latents, rearrange(previous, "b t k c h w -> b t (k c) h w")], 2)
+        previous = rearrange(frames.previous, "b t k c h w -> b t (k c) h w")
+        channels = torch.cat([frames.latents, previous], 2)
         patches = rearrange(channels, "b t c (h p) (w q) -> b t (h w) (c p q)", p=config.patch, q=config.patch)
         tokens = self.embed(patches.to(self.embed.weight.dtype)) + self.patch_position
-        summary = repeat(self.summary, "s d -> b t s d", b=latents.shape[0], t=latents.shape[1])
+        summary = repeat(self.summary, "s d -> b t s d", b=tokens.shape[0], t=tokens.shape[1])
         tokens = torch.cat([tokens, summary.to(tokens.dtype)], 2)
         dtype = self.embed.weight.dtype
-        past = rearrange(level_features(previous_levels, config.width), "b t k d -> b t (k d)").to(dtype)
-        condition = self.embed_level(level_features(levels, config.width).to(dtype))
-        condition = condition + self.embed_action(actions) + self.embed_previous_level(past)
+        past = rearrange(level_features(frames.previous_levels, config.width), "b t k d -> b t (k d)").to(dtype)
+        condition = self.embed_level(level_features(frames.levels, config.width).to(dtype))
+        condition = condition + self.embed_action(frames.actions) + self.embed_previous_level(past)
         return tokens, F.silu(condition)
 
     def _modulations(self, condition: torch.Tensor) -> list[tuple[torch.Tensor, ...]]:
@@ -257,9 +268,7 @@ class Denoiser(Recall):
         at_rest = own.new_tensor([0.0, 1.0, 0.0, 0.0, 1.0, 0.0])[:, None, None]
         return [block.unbind(2) for block in (shared + (own + at_rest)).unbind(2)]
 
-    def _leave(
-        self, tokens: torch.Tensor, condition: torch.Tensor, latents: torch.Tensor, levels: torch.Tensor
-    ) -> Prediction:
+    def _leave(self, tokens: torch.Tensor, condition: torch.Tensor, frames: FrameInputs) -> Prediction:
         config = self.config
         shift, scale = self.final_modulation(condition)[:, :, None].chunk(2, -1)
         tokens = Block.normalize(tokens, shift, 1 + scale).to(self.to_clean.weight.dtype)
@@ -271,119 +280,80 @@ class Denoiser(Recall):
             q=config.patch,
         )
         if config.prediction == "velocity":
-            clean = clean_from_velocity(latents.float(), clean.float(), levels)
+            clean = clean_from_velocity(frames.latents.float(), clean.float(), frames.levels)
         pooled = tokens[:, :, config.num_patches :].mean(2)
         reward, terminated = self.reward_head(pooled), self.terminated_head(pooled)[..., 0]
         return Prediction(clean.float(), reward.float(), terminated.float())
 
-    def forward(
+    def read(
         self,
-        latents: torch.Tensor,
-        levels: torch.Tensor,
-        actions: torch.Tensor,
-        previous: torch.Tensor,
-        previous_levels: torch.Tensor,
-        chunk: int | None = None,
-        seen: Seen | None = None,
-    ) -> Prediction:
-        """Predict the clean frames of clips; frame t sees frames up to t.
+        frames: FrameInputs,
+        cache: MemoryCache | None = None,
+        prefer: Prefer = "newest",
+        known: Context | None = None,
+        names: set[str] | None = None,
+    ) -> Context:
+        """Return what frames look back at: where they are seen from, and what each memory has for them.
+
+        Every denoising step of a frame may share it, as long as the frames before that frame stay as they are.
 
         Args:
-            latents: float (B, T, C, h, w), frame t at level levels[:, t].
-            levels: float (B, T) in [0, 1].
-            actions: int64 (B, T), the action that led to each frame, 0..num_actions (the last means none).
-            previous: float (B, T, K, C, h, w), the K frames before each frame, nearest first.
-            previous_levels: float (B, T, K), the levels of those; 1 where there is no frame.
-            chunk: frames a chunk of attention (faster, same result), a divisor of T; None for the dense reference.
-            seen: from `look_back`, where poses and views are to follow other frames than `previous`; default those.
+            frames: as `forward`; their own latents and levels do not matter.
+            cache: of the frames before the first; None for clips.
+            prefer: which of the frames looked back at win.
+            known: readings to take over; only memories without one there are read.
+            names: of the memories to read; default all.
+        """
+        readings: dict[str, Reading] = {} if known is None else dict(known.readings)
+        estimate = PoseEstimate.standing(frames, cache) if known is None else known.estimate
+        for name, memory in self.named_memories().items():
+            if name not in readings and (names is None or name in names):
+                readings[name] = memory.read(frames, cache, prefer, estimate)
+            found = readings.get(name)
+            if found is not None and found.estimate is not None:
+                estimate = found.estimate
+        return Context(estimate, readings)
+
+    def forward(
+        self,
+        frames: FrameInputs,
+        *,
+        cache: MemoryCache | None = None,
+        context: Context | None = None,
+        chunk: int | None = None,
+        prefer: Prefer = "newest",
+    ) -> tuple[Prediction, Written]:
+        """Predict clean frames; frame t sees frames up to t, and those in the cache, which is not changed.
+
+        Args:
+            frames: T frames of clips, or T new ones that follow those in the cache.
+            cache: of the frames before; None for clips.
+            context: from `read`, to save that work, or where memories are to follow other frames than those before;
+                memories without a reading in it are read.
+            chunk: frames a chunk of attention in clips (faster, same result), a divisor of T; None for the dense
+                reference.
+            prefer: which of the frames looked back at win; with a whole `context` it has been decided.
+
+        Returns:
+            the prediction, and what to hand to `cache.commit`; of clips it is empty.
 
         Raises:
             ShapeError: shapes do not agree with one another or with the config.
             ActionError: actions are not integers.
+            ConfigError: the chunk does not divide T.
         """
-        self._check(latents, levels, actions, previous, previous_levels)
-        tokens, condition = self._enter(latents, levels, actions, previous, previous_levels)
-        positions = torch.arange(latents.shape[1], device=latents.device)[None]
-        reckoning, views, _ = self.look_back(previous, previous_levels, actions) if seen is None else seen
-        rotary = self.rotary(positions, reckoning.poses)
-        if views is not None:
-            tokens = self._lay_views(tokens, views)
-        memory = None
-        if self.entries is not None:
-            entries = self._make_entries(previous, previous_levels, actions)
-            slot_rotary = self._slot_rotary(positions, reckoning.before)
-            if self.compressor is not None:
-                entries = self.compressor(entries, slot_rotary)
-            if self.channel is not None:
-                tokens = self._join(tokens, self.channel(F.pad(entries, (0, 0, 0, 0, self.channel.length - 1, 0))))
-            else:
-                age = positions[:, :, None] - positions[:, None, :]
-                memory = Remembered(entries, slot_rotary, (age >= 0) & (age < self.config.setting.budget))
+        self._check(frames)
+        tokens, condition = self._enter(frames)
+        context = self.read(frames, cache, prefer, context)
+        for added in context.added:
+            tokens = tokens + F.pad(added, (0, 0, 0, self.config.num_summary))
+        positions = frame_positions(frames, cache)
+        given = LayerInputs(self.rotary(positions, context.estimate.poses), context.slots, chunk)
+        layers = LayerCache(cache, positions, tokens.dtype)
         for block, modulation in zip(self.blocks, self._modulations(condition), strict=True):
-            normal = block.normalize(tokens, *modulation[:2])
-            if isinstance(block.attention, FrameAttention):
-                attended = block.attention(normal, rotary, chunk)
-            else:
-                attended = self._see_slots(block.attention, normal, rotary, memory)
+            attended = layers.attend(block.attention, block.normalize(tokens, *modulation[:2]), given)
             if block.cross is not None:
-                tokens = tokens + self._see_slots(block.cross, block.rest(tokens), rotary, memory)
+                tokens = tokens + layers.attend(block.cross, block.rest(tokens), given)
             tokens = block.forward_rest(tokens, attended, modulation)
-        return self._leave(tokens, condition, latents, levels)
-
-    def forward_cached(
-        self,
-        latents: torch.Tensor,
-        levels: torch.Tensor,
-        actions: torch.Tensor,
-        previous: torch.Tensor,
-        previous_levels: torch.Tensor,
-        cache: MemoryCache,
-        seen: Seen | None = None,
-    ) -> tuple[Prediction, Written]:
-        """Predict J new frames that follow those in the cache, without changing the cache.
-
-        Args: as `forward` with T = J, and the cache of the frames before. `seen` saves the work of `look_back`.
-
-        Returns:
-            the prediction, and the keys and values to hand to `cache.commit`.
-        """
-        self._check(latents, levels, actions, previous, previous_levels)
-        tokens, condition = self._enter(latents, levels, actions, previous, previous_levels)
-        positions = cache.count[:, None] + torch.arange(latents.shape[1], device=latents.device)
-        seen = self.look_back(previous, previous_levels, actions, cache) if seen is None else seen
-        reckoning, views, new_views = seen
-        rotary = self.rotary(positions, reckoning.poses)
-        written: Rings = {name: [] for name in cache.rings} | new_views
-        if views is not None:
-            tokens = self._lay_views(tokens, views)
-        memory = None
-        if self.entries is not None:
-            slots, slot_rotary = self._remember(
-                previous, previous_levels, actions, positions, reckoning.before, cache, written
-            )
-            if self.channel is not None:
-                tokens = self._enter_channel(tokens, slots, positions, cache, written)
-            else:
-                memory = Remembered(
-                    slots, slot_rotary, see_slots(positions, cache, "memory_k", self.config.setting.budget)
-                )
-        biases: dict[str, torch.Tensor] = {}
-        for block, modulation in zip(self.blocks, self._modulations(condition), strict=True):
-            normal = block.normalize(tokens, *modulation[:2])
-            attention = block.attention
-            if isinstance(attention, FrameAttention):
-                ring = "recent" if attention.kind == "recent" else "memory"
-                if ring not in biases:
-                    held = cache.positions(f"{ring}_k")
-                    biases[ring] = attention.cached_bias(positions, held).to(tokens.dtype)
-                layer = len(written[f"{ring}_k"])
-                cached_k, cached_v = (cache.rings[f"{ring}_{pair}"][layer].flatten(2, 3) for pair in ("k", "v"))
-                attended, k, v = attention.forward_cached(normal, rotary, cached_k, cached_v, biases[ring])
-                written[f"{ring}_k"].append(k)
-                written[f"{ring}_v"].append(v)
-            else:
-                attended = self._look_back(attention, normal, rotary, memory, cache, written)
-            if block.cross is not None:
-                tokens = tokens + self._look_back(block.cross, block.rest(tokens), rotary, memory, cache, written)
-            tokens = block.forward_rest(tokens, attended, modulation)
-        return self._leave(tokens, condition, latents, levels), Written(written, reckoning.kept, actions)
+        prediction = self._leave(tokens, condition, frames)
+        return prediction, Written(layers.written | context.written, context.estimate.kept, frames.actions)

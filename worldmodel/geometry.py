@@ -12,6 +12,8 @@ import torch
 from torch import nn
 
 from worldmodel.errors import ConfigError
+from worldmodel.inputs import Prefer
+from worldmodel.odometry import YAW
 
 NEAREST, FARTHEST = 0.1, 12.0  # cells; what lies beyond is taken to lie there
 # In dreams what was seen first counts most. Among true frames the newest are the best guide; that is what training
@@ -104,7 +106,7 @@ class ReprojectedViews(nn.Module):
     and a null piece stands for "never seen". Rows are stretched as the change of distance asks. A few numbers are
     learned, with the geometry; where no wall is vertical, this is not the memory to use.
 
-    In training mode newer frames count more, as was learned from true frames; in evaluation mode older ones.
+    Of equal pieces the newer ones count more, as was learned from true frames, or in dreams the older ones (`prefer`).
 
     Source: splatting with a soft depth test (Niklaus & Liu 2020), in latents and by columns; our own.
     """
@@ -143,17 +145,19 @@ class ReprojectedViews(nn.Module):
         levels: torch.Tensor,
         ages: torch.Tensor,
         is_seen: torch.Tensor,
+        prefer: Prefer = "newest",
     ) -> torch.Tensor:
         """Look back.
 
         Args:
-            poses: float32 (B, T, 3) of the coming frames: x, y, heading in radians.
+            poses: float32 (B, T, 5) of the coming frames, as `worldmodel.odometry` has them.
             columns: float (B, K, w, h, C), latents of old frames, column by column.
-            view_poses: float32 (B, K, 3), where they were seen from.
+            view_poses: float32 (B, K, 5), where they were seen from.
             depths: float32 (B, K, w), log distances of their columns.
             levels: float (B, K), how noisy the views are.
             ages: integer (B or 1, T, K), frames between.
             is_seen: bool (B or 1, T, K), which old frames each coming frame may use.
+            prefer: which frames count more where several show the same.
 
         Returns:
             float32 (B, T, heads * (C + NUM_FACTS), h, w): for each head the remembered latents, then facts, zero where
@@ -162,10 +166,10 @@ class ReprojectedViews(nn.Module):
         batch, frames, size = poses.shape[0], poses.shape[1], self.size
         slope = self.slopes(poses.device)
         depth = depths.float().exp()
-        cos, sin = view_poses[..., 2].cos()[..., None], view_poses[..., 2].sin()[..., None]
+        cos, sin = view_poses[..., YAW].cos()[..., None], view_poses[..., YAW].sin()[..., None]
         x = view_poses[..., 0, None] + depth * (cos - slope * sin)  # (B, K, w)
         y = view_poses[..., 1, None] + depth * (sin + slope * cos)
-        cos, sin = poses[..., 2].cos()[..., None], poses[..., 2].sin()[..., None]
+        cos, sin = poses[..., YAW].cos()[..., None], poses[..., YAW].sin()[..., None]
         to_x = x.flatten(1)[:, None] - poses[..., 0, None]  # (B, T, K w)
         to_y = y.flatten(1)[:, None] - poses[..., 1, None]
         ahead, left = to_x * cos + to_y * sin, to_y * cos - to_x * sin
@@ -174,7 +178,7 @@ class ReprojectedViews(nn.Module):
         zoom = depths.float().flatten(1)[:, None] - far  # log magnification: seen from farther than it will be
         place = (1.0 - left / ahead.clamp_min(NEAREST) / self.tangent) * (0.5 * size) - 0.5  # in columns
         old = (1.0 + ages.float()).log()
-        cost = (self.age if self.training else DREAM_AGE) * old + (self.noise * levels.float())[:, None]
+        cost = (self.age if prefer == "newest" else DREAM_AGE) * old + (self.noise * levels.float())[:, None]
         cost = cost.masked_fill(~is_seen, 1e4).expand(batch, -1, -1).repeat_interleave(size, 2)
         cost = cost + self.nearness * far + self.zoom[0] * zoom.clamp_min(0) + self.zoom[1] * (-zoom).clamp_min(0)
         cost = torch.where(is_ahead & (place > -2.0) & (place < size + 1.0), cost, 1e4)

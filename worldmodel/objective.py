@@ -17,8 +17,9 @@ from torch.nn import functional as F
 from worldmodel.denoiser import Denoiser, Prediction
 from worldmodel.distortions import DISTORTIONS, LatentDistortions
 from worldmodel.errors import ConfigError
+from worldmodel.inputs import FrameInputs, stack_previous
+from worldmodel.memory.base import Context
 from worldmodel.noise import add_noise, expand_levels
-from worldmodel.recall import Seen
 
 SHARES = ("context_noise", "forcing_share", "pure_noise_share", "blackout_share", "distort_share", "own_share")
 
@@ -117,25 +118,6 @@ def draw_spans(uniform: Callable[..., torch.Tensor], batch: int, frames: int) ->
     return is_hidden.to(uniform(1).device)
 
 
-def stack_previous(frames: torch.Tensor, levels: torch.Tensor, num_previous: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return for each frame the frames before it, nearest first; zeros at level 1 before the first.
-
-    Args:
-        frames: (B, T, C, h, w).
-        levels: (B, T).
-        num_previous: K.
-
-    Returns:
-        (B, T, K, C, h, w) and (B, T, K).
-    """
-    padded = F.pad(frames, (0, 0, 0, 0, 0, 0, num_previous, 0))
-    padded_levels = F.pad(levels, (num_previous, 0), value=1.0)
-    length, ages = frames.shape[1], range(1, num_previous + 1)
-    past = torch.stack([padded[:, num_previous - k : num_previous - k + length] for k in ages], 2)
-    past_levels = torch.stack([padded_levels[:, num_previous - k : num_previous - k + length] for k in ages], 2)
-    return past, past_levels
-
-
 class DenoiserLoss(nn.Module):
     """The loss of a denoiser over clips, as a module so that it compiles and parallelizes whole."""
 
@@ -184,6 +166,7 @@ class DenoiserLoss(nn.Module):
         is_forced: torch.Tensor,
         is_own: torch.Tensor,
         distortions: torch.Tensor,
+        warped: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """Return the loss and scalars to log.
 
@@ -193,35 +176,36 @@ class DenoiserLoss(nn.Module):
             rewards: float (B, T), of the step into each frame.
             terminated: bool (B, T), of the step into each frame.
             levels, noise, context_noise, context_levels, is_forced, is_own, distortions: from `sample_chance`.
+            warped: as in `FrameInputs`.
         """
         config = self.config
         noisy = add_noise(latents, noise, levels)
         context = add_noise(latents, context_noise, context_levels)
-        past = self._show(noisy, levels, context, context_levels, is_forced)
+        frames = self._stack(noisy, levels, actions, context, context_levels, is_forced, warped)
         is_context = levels <= config.context_noise
         given = latents  # as a frame is known once it is context
-        seen = None
+        true: Context | None = None
         if config.own_share > 0 or config.distort_share > 0:
             # What is laid over frames (poses, views) stays true, so that it is worth more than the frames before.
-            seen = self.denoiser.look_back(*past, actions)
+            true = self._read_true(frames)
         if self.distort is not None and config.distort_share > 0:
             given = self.distort(latents, distortions)
             noisy = torch.where(expand_levels(is_context, noisy), add_noise(given, noise, levels), noisy)
             context = add_noise(given, context_noise, context_levels)
-            past = self._show(noisy, levels, context, context_levels, is_forced)
+            frames = self._stack(noisy, levels, actions, context, context_levels, is_forced, warped)
         if config.own_share > 0:
             with torch.no_grad():
                 # The model's own frame is one it had to make from noise, so that it carries real errors.
                 own_levels = torch.where(is_own, torch.ones_like(levels), levels)
                 own_noisy = torch.where(expand_levels(is_own, noisy), add_noise(latents, noise, own_levels), noisy)
-                own_past = self._show(own_noisy, own_levels, context, context_levels, is_forced)
-                first = self._predict(own_noisy, own_levels, actions, own_past, seen)
+                own = self._stack(own_noisy, own_levels, actions, context, context_levels, is_forced, warped)
+                first = self._predict(own, true)
                 source = torch.where(expand_levels(is_own, latents), first.clean.to(latents.dtype), given)
                 is_redone = is_own & is_context
                 noisy = torch.where(expand_levels(is_redone, noisy), add_noise(source, noise, levels), noisy)
                 context = add_noise(source, context_noise, context_levels)
-                past = self._show(noisy, levels, context, context_levels, is_forced)
-        prediction = self._predict(noisy, levels, actions, past, seen)
+                frames = self._stack(noisy, levels, actions, context, context_levels, is_forced, warped)
+        prediction = self._predict(frames, true)
         error = (prediction.clean - latents).square().mean((2, 3, 4))
         loss = (error / (levels + self.config.level_offset)).mean()
         reward_index = (rewards[..., None] - self.reward_values).abs().argmin(-1)
@@ -236,26 +220,27 @@ class DenoiserLoss(nn.Module):
         }
         return loss + self.config.head_weight * (reward_loss + end_loss), scalars
 
-    def _show(
-        self,
-        noisy: torch.Tensor,
-        levels: torch.Tensor,
-        context: torch.Tensor,
-        context_levels: torch.Tensor,
-        is_forced: torch.Tensor,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the previous frames of each frame and their levels: from `context`, in forced clips from `noisy`."""
-        shown = torch.where(expand_levels(is_forced, noisy), noisy, context)
-        shown_levels = torch.where(is_forced[:, None], levels, context_levels)
-        return stack_previous(shown, shown_levels, self.denoiser.config.num_previous)
-
-    def _predict(
+    def _stack(
         self,
         noisy: torch.Tensor,
         levels: torch.Tensor,
         actions: torch.Tensor,
-        past: tuple[torch.Tensor, torch.Tensor],
-        seen: Seen | None,
-    ) -> Prediction:
-        prediction: Prediction = self.denoiser(noisy, levels, actions, *past, self.chunk, seen)
+        context: torch.Tensor,
+        context_levels: torch.Tensor,
+        is_forced: torch.Tensor,
+        warped: torch.Tensor | None,
+    ) -> FrameInputs:
+        """Return noisy frames with those before each: from `context`, in forced clips from `noisy`."""
+        shown = torch.where(expand_levels(is_forced, noisy), noisy, context)
+        shown_levels = torch.where(is_forced[:, None], levels, context_levels)
+        past = stack_previous(shown, shown_levels, self.denoiser.config.num_previous)
+        return FrameInputs(noisy, levels, actions, *past, warped)
+
+    def _read_true(self, frames: FrameInputs) -> Context:
+        """Return what memories read of true frames, as far as it stays true whatever becomes of them."""
+        memories = self.denoiser.named_memories().items()
+        return self.denoiser.read(frames, names={name for name, memory in memories if memory.is_true_in_training})
+
+    def _predict(self, frames: FrameInputs, context: Context | None) -> Prediction:
+        prediction: Prediction = self.denoiser(frames, context=context, chunk=self.chunk)[0]
         return prediction

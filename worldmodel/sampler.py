@@ -14,9 +14,11 @@ from torch.nn import functional as F
 
 from worldmodel.denoiser import Denoiser, Prediction
 from worldmodel.errors import ConfigError, ShapeError
+from worldmodel.inputs import FrameInputs, Prefer
+from worldmodel.memory.base import Context
+from worldmodel.memory.views import ColumnViews
 from worldmodel.noise import add_noise, move_level
-from worldmodel.objective import stack_previous
-from worldmodel.recall import Seen
+from worldmodel.odometry import YAW
 from worldmodel.state import DreamState
 from worldmodel.windows import Window, outpainting_window
 
@@ -55,15 +57,21 @@ class Sampler:
     """Draws the next frames of dreams from a denoiser."""
 
     def __init__(
-        self, denoiser: Denoiser, window: Window, config: SamplerConfig, memory_frames: int | None = None
+        self,
+        denoiser: Denoiser,
+        window: Window,
+        config: SamplerConfig,
+        memory_frames: int | None = None,
+        prefer: Prefer = "oldest",
     ) -> None:
         """Walk `window` with `denoiser`.
 
         Args:
-            denoiser: trained, in evaluation mode.
+            denoiser: trained.
             window: the schedule.
             config: settings.
             memory_frames: summaries a dream keeps; default what the denoiser was built for.
+            prefer: which of the frames looked back at win: in dreams the oldest, on real frames the newest.
 
         Raises:
             ConfigError: `memory_frames` is below 1 or more than the denoiser can see.
@@ -71,6 +79,7 @@ class Sampler:
         self.denoiser = denoiser
         self.window = window
         self.config = config
+        self.prefer: Prefer = prefer
         self.memory_frames = denoiser.check_memory_frames(memory_frames)
         device = denoiser.to_clean.weight.device
         self.grid = window.grid(config.num_steps, config.level_shift).to(device)
@@ -122,14 +131,12 @@ class Sampler:
         past = frames - window.num_clean
         shown = self._show(latents[:, :past], noise[:, :past])
         levels = shown.new_full((batch, past), self.config.context_level)
-        previous, previous_levels = stack_previous(shown, levels, config.num_previous)
+        given = FrameInputs.stack(shown, levels, actions[:, :past], config.num_previous)
         cache = self.denoiser.new_cache(batch, self.memory_frames)
         known = max(0, past - window.stride)
         for start in range(0, known, CONTEXT_PART):
             part = slice(start, min(start + CONTEXT_PART, known))
-            _, written = self.denoiser.forward_cached(
-                shown[:, part], levels[:, part], actions[:, part], previous[:, part], previous_levels[:, part], cache
-            )
+            _, written = self.denoiser(given[part], cache=cache, prefer=self.prefer)
             cache.commit(*written, num_frames=part.stop - part.start)
         keep = config.num_previous
         recent = F.pad(shown[:, :known], (0, 0, 0, 0, 0, 0, keep, 0))[:, -keep:]
@@ -169,29 +176,21 @@ class Sampler:
         self, state: DreamState, flight: torch.Tensor, flight_actions: torch.Tensor, grid: torch.Tensor
     ) -> tuple[torch.Tensor, Prediction]:
         """Take the frames in flight along `grid` (M + 1, W); the first call also commits the pending frames."""
-        config, batch, num_pending = self.denoiser.config, flight.shape[0], state.pending.shape[1]
+        batch, num_pending = flight.shape[0], state.pending.shape[1]
         num_clean = self.window.num_clean
         is_alone = flight.shape[1] == 1  # then no frame before it changes on the way
-        seen: Seen | None = None
-        context = state.recent.new_full((batch, num_pending), self.config.context_level)
+        context: Context | None = None
+        shown = state.recent.new_full((batch, num_pending), self.config.context_level)
         for step in range(len(grid) - 1):
             before, after = (g.expand(batch, -1) for g in grid[step : step + 2])
             known = torch.cat([state.recent, state.pending, flight], 1)
-            known_levels = torch.cat([state.recent_levels, context, before], 1)
-            previous, previous_levels = stack_previous(known, known_levels, config.num_previous)
-            first = config.num_previous + (0 if step == 0 else num_pending)
-            every_action = torch.cat([state.pending_actions, flight_actions], 1)[:, first - config.num_previous :]
-            past = previous[:, first:], previous_levels[:, first:]
-            if seen is None or not is_alone:
-                seen = self.denoiser.look_back(*past, every_action, state.cache)
-            prediction, written = self.denoiser.forward_cached(
-                known[:, first:],
-                known_levels[:, first:],
-                every_action,
-                *past,
-                state.cache,
-                seen.last(known.shape[1] - first),
-            )
+            known_levels = torch.cat([state.recent_levels, shown, before], 1)
+            actions = flight_actions if step else torch.cat([state.pending_actions, flight_actions], 1)
+            frames = FrameInputs.stack(known, known_levels, actions, self.denoiser.config.num_previous)
+            if context is None or not is_alone:
+                context = self.denoiser.read(frames, state.cache, self.prefer)
+            context = context.last(frames.num_frames)
+            prediction, written = self.denoiser(frames, cache=state.cache, context=context)
             if step == 0:
                 state.cache.commit(*written, num_frames=num_pending)
                 prediction = Prediction(*(part[:, num_pending:] for part in prediction))
@@ -249,8 +248,8 @@ class Sampler:
         Raises:
             ConfigError: the denoiser has no spatial memory, or the schedule keeps frames in flight.
         """
-        denoiser, config = self.denoiser, self.denoiser.config
-        if denoiser.spatial is None or self.window.size != 1 or state.pending.shape[1] != 1:
+        columns = self.denoiser.find(ColumnViews)
+        if columns is None or self.window.size != 1 or state.pending.shape[1] != 1:
             raise ConfigError(
                 "only a world with a spatial memory (train.geometry), played with the next-frame schedule, can tell "
                 "how far a step gets"
@@ -258,12 +257,11 @@ class Sampler:
         context = state.recent.new_full(state.pending.shape[:2], self.config.context_level)
         known = torch.cat([state.recent, state.pending, torch.zeros_like(state.pending)], 1)
         levels = torch.cat([state.recent_levels, context, torch.ones_like(context)], 1)
-        previous, previous_levels = stack_previous(known, levels, config.num_previous)
-        past, past_levels = previous[:, config.num_previous :], previous_levels[:, config.num_previous :]
         every_action = torch.cat([state.pending_actions, actions], 1)
-        reckoning = denoiser.reckon(past, past_levels, every_action, state.cache)
-        places = torch.stack([reckoning.before[:, 0], reckoning.before[:, 1], reckoning.poses[:, 1]], 1)
+        frames = FrameInputs.stack(known, levels, every_action, self.denoiser.config.num_previous)
+        estimate, _ = columns.locate(frames, state.cache, self.prefer)
+        places = torch.stack([estimate.before[:, 0], estimate.before[:, 1], estimate.poses[:, 1]], 1)
         gone = places[:, 1:, :2] - places[:, :-1, :2]
-        heading = places[:, 1:, 2]
+        heading = places[:, 1:, YAW]
         last, coming = (gone[..., 0] * heading.cos() + gone[..., 1] * heading.sin()).unbind(1)
         return last, coming

@@ -12,6 +12,7 @@ from safetensors.torch import load, save
 
 from worldmodel.cache import MemoryCache
 from worldmodel.errors import CheckpointError, ShapeError
+from worldmodel.odometry import POSE_SIZE
 
 Layout = tuple[tuple[str, tuple[int, ...], torch.dtype], ...]
 """Name, shape and format of every tensor of a state."""
@@ -132,7 +133,7 @@ class WorldState:
         """Return the state of which `pack` made these bytes, on a device.
 
         Raises:
-            CheckpointError: they are damaged, or something else.
+            CheckpointError: they are damaged, of an older version, or something else.
         """
         try:
             named = load(content)
@@ -140,9 +141,15 @@ class WorldState:
             generators = [torch.Generator() for _ in range(len(named) - len(parts))]
             for i, generator in enumerate(generators):
                 generator.set_state(named[f"generator.{i}"])
-            return WorldState(DreamState.from_tensors(parts), generators)
+            dream = DreamState.from_tensors(parts)
         except (SafetensorError, KeyError, TypeError, RuntimeError) as error:
             raise CheckpointError(f"these bytes are not a dream ({error}); keep what WorldState.pack made") from error
+        if dream.cache.pose.shape[-1] != POSE_SIZE:
+            raise CheckpointError(
+                f"these bytes are a dream of an older version, with poses of {dream.cache.pose.shape[-1]} numbers "
+                f"instead of {POSE_SIZE}: begin the dream again"
+            )
+        return WorldState(dream, generators)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Cross to another process as plain bytes: tensors by themselves would each hold an open file there."""

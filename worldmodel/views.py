@@ -16,7 +16,7 @@ from einops import rearrange
 from torch import nn
 
 from worldmodel.exact import ExactBuffers
-from worldmodel.odometry import look_angles
+from worldmodel.odometry import YAW, look_angles
 
 NUM_FACTS = 4  # beside the latents: sureness, offset along the ray, offset across it, offset in direction
 
@@ -60,9 +60,9 @@ class RememberedViews(ExactBuffers):
         """Look back.
 
         Args:
-            poses: float32 (B, T, 3) of the coming frames: x, y, heading in radians.
+            poses: float32 (B, T, 5) of the coming frames, as `worldmodel.odometry` has them.
             views: float (B, K, C, h, w), latents of old frames.
-            view_poses: float32 (B, K, 3), where they were seen from.
+            view_poses: float32 (B, K, 5), where they were seen from.
             levels: float (B, K), how noisy the views are.
             ages: float or integer (B or 1, T, K), frames between.
             is_seen: bool (B or 1, T, K), which old frames each coming frame may use.
@@ -71,8 +71,8 @@ class RememberedViews(ExactBuffers):
             float32 (B, T, heads * (C + 4), h, w): for each head the remembered latents, then how sure (0 to 1), and the
             mean offsets along the ray and across it (cells) and in direction (radians), zero where nothing was seen.
         """
-        rays = poses[..., 2:] + self.look  # (B, T, w)
-        old_rays = view_poses[..., 2:] + self.look  # (B, K, w)
+        rays = poses[..., YAW, None] + self.look  # (B, T, w)
+        old_rays = view_poses[..., YAW, None] + self.look  # (B, K, w)
         turn = rays[:, :, :, None, None] - old_rays[:, None, None]  # (B, T, w, K, w')
         offset = view_poses[:, None, :, :2] - poses[:, :, None, :2]  # (B, T, K, 2)
         x, y = (part[:, :, None] for part in offset.unbind(-1))

@@ -7,7 +7,7 @@ import copy
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -18,6 +18,7 @@ from worldmodel.denoiser import Denoiser
 from worldmodel.devices import has_fast_bfloat16, pick_device
 from worldmodel.errors import ActionError, CompileError, ShapeError, WindowError
 from worldmodel.frames import to_frames, to_pixels
+from worldmodel.memory.views import ColumnViews
 from worldmodel.sampler import Sampler, SamplerConfig
 from worldmodel.state import Step, WorldState
 from worldmodel.windows import Window, next_frame_window
@@ -257,7 +258,7 @@ class WorldModel:
     @property
     def can_reckon(self) -> bool:
         """Whether `reckon` works: a spatial memory, played with the next-frame schedule."""
-        return self.denoiser.spatial is not None and self.window == next_frame_window()
+        return self.denoiser.find(ColumnViews) is not None and self.window == next_frame_window()
 
     def reckon(self, state: WorldState, actions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return which share of its way the last step of each dream got, and which the next one will get.
@@ -276,9 +277,10 @@ class WorldModel:
         """
         actions = self._check_step(state, actions)
         parts = self.sampler.reckon(state.dream, actions[:, None])
+        columns = cast("ColumnViews", self.denoiser.find(ColumnViews))
         shares = []
         for gone, taken in zip(parts, (state.dream.pending_actions[:, -1], actions), strict=True):
-            walk = self.denoiser.motions[taken, 1]
+            walk = columns.motions[taken, 1]
             shares.append(torch.where(walk == 0, 1.0, gone / torch.where(walk == 0, 1.0, walk)).cpu())
         return shares[0], shares[1]
 

@@ -25,8 +25,8 @@ import torch
 
 from worldmodel.denoiser import Denoiser
 from worldmodel.errors import ConfigError, ShapeError
+from worldmodel.inputs import FrameInputs
 from worldmodel.noise import add_noise
-from worldmodel.objective import stack_previous
 from worldmodel.windows import Window
 
 
@@ -217,28 +217,18 @@ def memory_errors(
         past, past_levels, into = shown[:, cut], context_levels[:, cut], actions[:, known - length :].clone()
         if first_action is not None:
             into[:, 0] = first_action
-        previous, previous_levels = stack_previous(past, past_levels, keep)
+        before = FrameInputs.stack(past, past_levels, into[:, :length], keep)
         cache = denoiser.new_cache(batch, memory_frames)
         for start in range(0, length, chunk):
             part = slice(start, min(start + chunk, length))
-            _, written = denoiser.forward_cached(
-                past[:, part],
-                past_levels[:, part],
-                into[:, part],
-                previous[:, part],
-                previous_levels[:, part],
-                cache,
-            )
+            _, written = denoiser(before[part], cache=cache, prefer="newest")
             cache.commit(*written, num_frames=part.stop - part.start)
         for s, row in enumerate(levels.float().to(device)):
             now = row.expand(batch, -1)
             flight = add_noise(latents[:, known:], noise[s], now)
-            previous, previous_levels = stack_previous(
-                torch.cat([past, flight], 1), torch.cat([past_levels, now], 1), keep
-            )
-            prediction, _ = denoiser.forward_cached(
-                flight, now, into[:, length:], previous[:, length:], previous_levels[:, length:], cache
-            )
+            shown_and_flight = torch.cat([past, flight], 1), torch.cat([past_levels, now], 1)
+            frames = FrameInputs.stack(*shown_and_flight, into[:, length:], keep)
+            prediction, _ = denoiser(frames, cache=cache, prefer="newest")
             error = (prediction.clean.double() - latents[:, known:]).square().flatten(2).sum(2)
             errors[m, :, s] = error.cpu()
     return errors

@@ -7,8 +7,8 @@ so nothing accumulates. Knows no schedule beyond its grid of levels.
 import torch
 
 from worldmodel.denoiser import Denoiser, Prediction, Written
+from worldmodel.inputs import FrameInputs
 from worldmodel.noise import add_noise, move_level
-from worldmodel.objective import stack_previous
 from worldmodel.sampler import Sampler, SamplerConfig
 from worldmodel.windows import next_frame_window
 
@@ -28,7 +28,8 @@ class RealPast:
         """Write real frames into a memory; arguments and errors as `Sampler.begin` and `Sampler`."""
         self.denoiser = denoiser
         self.level = config.context_level
-        state = Sampler(denoiser, next_frame_window(), config, memory_frames).begin(latents, actions, noise)
+        sampler = Sampler(denoiser, next_frame_window(), config, memory_frames, prefer="newest")
+        state = sampler.begin(latents, actions, noise)
         self.cache = state.cache
         self.recent, self.recent_levels = state.recent, state.recent_levels
         self._write(state.pending, state.pending_actions)
@@ -46,13 +47,11 @@ class RealPast:
         self._write(add_noise(latents, noise, latents.new_full(latents.shape[:2], self.level)), actions)
 
     def _call(self, flight: torch.Tensor, levels: torch.Tensor, actions: torch.Tensor) -> tuple[Prediction, Written]:
-        keep = self.recent.shape[1]
         known = torch.cat([self.recent, flight], 1)
         known_levels = torch.cat([self.recent_levels, levels], 1)
-        previous, previous_levels = stack_previous(known, known_levels, keep)
-        return self.denoiser.forward_cached(
-            flight, levels, actions, previous[:, keep:], previous_levels[:, keep:], self.cache
-        )
+        frames = FrameInputs.stack(known, known_levels, actions, self.recent.shape[1])
+        found: tuple[Prediction, Written] = self.denoiser(frames, cache=self.cache, prefer="newest")
+        return found
 
     def predict(self, flight: torch.Tensor, levels: torch.Tensor, actions: torch.Tensor) -> torch.Tensor:
         """Return the predicted clean latents of frames in flight (B, W, C, h, w) at levels (W,)."""

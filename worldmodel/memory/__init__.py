@@ -1,4 +1,5 @@
 """Memories: what a denoiser looks back with.
 
-Owns nothing; each module below is one structure or one part that several share.
+Owns nothing: `base` says what a memory is, `registry` names those there are, and each other module is one of them or a
+part of one.
 """

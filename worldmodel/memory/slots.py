@@ -1,11 +1,12 @@
-"""Memory structures: how past frames reach the frame being denoised, beside the few that are seen in full.
+"""Slots: entries of past frames, compressed or not, which layers attend to.
 
-Owns: the setting of a structure, entries (what is kept of a past frame), compressors, and two ways into the network:
-attention to slots and channel concatenation. Knows no blocks and no cache.
+Owns: entries (what is kept of a past frame), compressors, attention to slots, and the memories that hold those. The
+setting is `worldmodel.config.MemorySetting`:
 
-    summary   a few learned tokens a frame, made by the network as it reads the frame: ours
-    prepend   the patch tokens of past frames before the frame's own, or, compressed, a budget of frame slots
-    channel   past entries side by side on the channels, through one linear layer
+    summary   a few learned tokens a frame, made by the network as it reads the frame: ours (`worldmodel.memory.tokens`)
+    prepend   the patch tokens of past frames before the frame's own (`worldmodel.memory.tokens`), or, compressed, a
+              budget of frame slots
+    channel   past entries side by side on the channels, through one linear layer (`worldmodel.memory.channel`)
     cross     attention to past entries after each memory block's self-attention
     none      nothing beyond the recent frames
 
@@ -16,62 +17,29 @@ Source: arXiv:2503.10704, Sec. 5 (prepending, channel concatenation, cross atten
 on a frame-causal transformer instead of a 3D UNet.
 """
 
-from dataclasses import dataclass
-from typing import cast
-
 import torch
-from einops import rearrange, repeat
+from einops import rearrange
 from torch import nn
 from torch.nn import functional as F
 
-from worldmodel.attention import PoseBias, Rotary, attend, rotate, to_bias
+from worldmodel.attention import (
+    BlockAttention,
+    LayerInputs,
+    Past,
+    PoseBias,
+    Rotary,
+    RotaryPosition,
+    Slots,
+    attend,
+    rotate,
+    to_bias,
+)
+from worldmodel.cache import MemoryCache, Rings
+from worldmodel.config import DenoiserConfig
 from worldmodel.errors import ConfigError
+from worldmodel.inputs import FrameInputs, Prefer
+from worldmodel.memory.base import Memory, PoseEstimate, Reading, RingShape, frame_positions
 from worldmodel.noise import level_features
-
-STRUCTURES = ("summary", "prepend", "channel", "cross", "none")
-COMPRESSIONS = {"summary": ("none",), "prepend": ("none", "joint"), "channel": ("none", "modulated")}
-
-
-@dataclass(frozen=True)
-class MemorySetting:
-    """One memory structure.
-
-    Attributes:
-        structure: one of `STRUCTURES`.
-        length: past frames that the memory draws on.
-        compression: "none"; "joint" with prepend; "modulated" with channel.
-        budget: frame slots kept after compression, at most `length`; without compression it is `length`.
-    """
-
-    structure: str = "summary"
-    length: int = 128
-    compression: str = "none"
-    budget: int = 128
-
-    def __post_init__(self) -> None:
-        if self.structure not in STRUCTURES:
-            raise ConfigError(f"unknown memory structure {self.structure!r}; accepted: {', '.join(STRUCTURES)}")
-        accepted = COMPRESSIONS.get(self.structure, ("none",))
-        if self.compression not in accepted:
-            raise ConfigError(
-                f"memory structure {self.structure!r} takes compression {' or '.join(accepted)}; got "
-                f"{self.compression!r}"
-            )
-        if self.length < 1 or not 1 <= self.budget <= self.length:
-            raise ConfigError(
-                f"a memory of {self.length} frames takes a budget from 1 to {self.length} frame slots; got "
-                f"{self.budget}"
-            )
-        if self.compression == "none" and self.budget != self.length:
-            raise ConfigError(
-                f"without compression a memory of {self.length} frames fills {self.length} slots; got a budget of "
-                f"{self.budget}: name a compression, or leave the budget out"
-            )
-
-    @property
-    def is_entry_based(self) -> bool:
-        """Whether the memory is made of entries, not of tokens of the network itself."""
-        return self.structure in ("channel", "cross") or self.compression != "none"
 
 
 class Entries(nn.Module):
@@ -152,47 +120,58 @@ class Compressor(nn.Module):
         q, k, v = (rearrange(y, "b t h p d -> b h p t d") for y in (q, k, v))
         return x + self.temporal_out(rearrange(attend(q, k, v, bias), "b h p t d -> b t p (h d)"))
 
-    def forward(self, entries: torch.Tensor, rotary: Rotary) -> torch.Tensor:
-        """Return the slots (B, T, P, D) of a clip's entries (B, T, P, D)."""
-        x, q, k, v = self.prepare(entries, rotary)
-        time = torch.arange(x.shape[1], device=x.device)
-        age = time[:, None] - time
-        return self.finish(x, q, k, v, to_bias((age >= 0) & (age < self.length)))
-
-
-class ChannelMemory(nn.Module):
-    """Concatenates the last `length` entries on the channels, and projects."""
-
-    def __init__(self, entry_width: int, length: int, width: int) -> None:
-        """Take `length` entries of `entry_width` channels to `width` channels."""
-        super().__init__()
-        self.length = length
-        self.project = nn.Linear(entry_width * length, width)
-        nn.init.zeros_(self.project.weight)
-        nn.init.zeros_(self.project.bias)
-
-    def forward(self, entries: torch.Tensor) -> torch.Tensor:
-        """Return what is added to the patch tokens, (B, T, P, D).
+    def forward(
+        self, entries: torch.Tensor, rotary: Rotary, positions: torch.Tensor, past: MemoryCache | None = None
+    ) -> tuple[torch.Tensor, Rings]:
+        """Compress.
 
         Args:
-            entries: (B, length - 1 + T, P, E); zeros where there is no frame.
+            entries: (B, T, P, D).
+            rotary: of the entries.
+            positions: integer (B or 1, T) of the frames.
+            past: cache of the frames before; None for clips.
+
+        Returns:
+            the slots (B, T, P, D), and what they leave in a cache.
         """
-        stacked = entries.unfold(1, self.length, 1)  # (B, T, P, E, length), oldest first
-        return cast("torch.Tensor", self.project(rearrange(stacked, "b t p e k -> b t p (k e)")))
+        x, q, k, v = self.prepare(entries, rotary)
+        if past is None:
+            return self.finish(x, q, k, v, to_bias(slots_seen(positions, None, self.length))[:, None, None]), {}
+        old_k, old_v = (rearrange(past.rings[f"compressed_{pair}"][0], "b h f p d -> b f h p d") for pair in ("k", "v"))
+        bias = to_bias(slots_seen(positions, past.positions("compressed_k"), self.length))[:, None, None]
+        every_k, every_v = torch.cat([old_k.to(k.dtype), k], 1), torch.cat([old_v.to(v.dtype), v], 1)
+        return self.finish(x, q, every_k, every_v, bias), {"compressed_k": [k], "compressed_v": [v]}
 
 
-class SlotAttention(nn.Module):
+class SlotAttention(BlockAttention):
     """Attention from the tokens of a frame to the slots of past frames, and to its own tokens or not."""
 
-    def __init__(self, width: int, heads: int, reach: int, has_own: bool, has_odometry: bool = False) -> None:
-        """See the last `reach` slots; with `has_own` also the frame's own tokens, in one softmax (prepending).
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        reach: int,
+        num_patches: int,
+        num_summary: int,
+        has_own: bool,
+        has_odometry: bool = False,
+    ) -> None:
+        """Build a layer.
 
-        With `has_odometry` heads look for slots of the same direction and place, see `PoseBias`.
+        Args:
+            width: channels of a token, a multiple of heads.
+            heads: attention heads.
+            reach: how many of the last slots are seen.
+            num_patches: patch tokens a frame, and tokens a slot.
+            num_summary: summary tokens a frame.
+            has_own: whether the frame's own tokens are seen too, in one softmax (prepending).
+            has_odometry: whether heads look for slots of the same direction and place, see `PoseBias`.
         """
         super().__init__()
         if width % heads:
             raise ConfigError(f"width {width} must be a multiple of heads {heads}")
-        self.heads, self.reach, self.has_own = heads, reach, has_own
+        self.heads, self.reach, self.has_own, self.ring = heads, reach, has_own, "memory"
+        self.num_patches, self.num_tokens = num_patches, num_patches + num_summary
         self.to_qkv = nn.Linear(width, (3 if has_own else 1) * width, bias=False)
         self.to_slot_kv = nn.Linear(width, 2 * width, bias=False)
         self.to_out = nn.Linear(width, width, bias=False)
@@ -207,39 +186,150 @@ class SlotAttention(nn.Module):
             scaled = scaled + self.pose_bias(which).float()
         return rotate(scaled, rotary).to(dtype)
 
-    def project_slots(self, slots: torch.Tensor, rotary: Rotary) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return rotated keys and values (B, T, H, P, d) of slots (B, T, P, D); slot t holds frame t - 1."""
-        normal = F.layer_norm(slots, slots.shape[-1:]).to(slots.dtype)
+    def project_slots(self, slots: Slots) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return rotated keys and values (B, T, H, P, d) of slots."""
+        normal = F.layer_norm(slots.tokens, slots.tokens.shape[-1:]).to(slots.tokens.dtype)
         k, v = rearrange(self.to_slot_kv(normal), "b t n (s h d) -> s b t h n d", s=2, h=self.heads)
-        return self._scale(k, 1, rotary, v.dtype), v
+        return self._scale(k, 1, slots.rotary, v.dtype), v
 
     def forward(
-        self, x: torch.Tensor, rotary: Rotary, slot_k: torch.Tensor, slot_v: torch.Tensor, is_seen: torch.Tensor
-    ) -> torch.Tensor:
-        """Attend.
+        self, x: torch.Tensor, given: LayerInputs, past: Past | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Attend to earlier slots, those of the frames and, with `has_own`, own tokens; see `BlockAttention`.
 
-        Args:
-            x: (B, T, N, D), the frames' tokens.
-            rotary: at the frames' positions.
-            slot_k: (B, K, H, P, d) of `project_slots`.
-            slot_v: as slot_k.
-            is_seen: bool (B or 1, T, K), which slots each frame sees.
-
-        Returns:
-            (B, T, N, D).
+        Raises:
+            ConfigError: no memory gave slots.
         """
-        frames, tokens = x.shape[1:3]
+        if given.slots is None:
+            raise ConfigError("attention to slots needs a memory that makes them; this denoiser has none")
+        frames = x.shape[1]
         parts = rearrange(self.to_qkv(x), "b t n (s h d) -> s b t h n d", h=self.heads, d=self.q_scale.shape[0])
-        q = self._scale(parts[0], 0, rotary, parts.dtype)
-        seen = is_seen.repeat_interleave(tokens, 1).repeat_interleave(slot_k.shape[3], 2)
-        k, v = (rearrange(y, "b t h n d -> b h (t n) d").to(q.dtype) for y in (slot_k, slot_v))
+        q = self._scale(parts[0], 0, given.rotary, parts.dtype)
+        slot_k, slot_v = self.project_slots(given.slots)
+        keys, values = [slot_k], [slot_v]
         if self.has_own:
-            own = self._scale(parts[1], 1, rotary, parts.dtype), parts[2]
-            k, v = (
-                torch.cat([past, rearrange(new, "b t h n d -> b h (t n) d")], 2)
-                for past, new in zip((k, v), own, strict=True)
-            )
-            frame = torch.arange(frames, device=x.device).repeat_interleave(tokens)
-            seen = torch.cat([seen, repeat(frame[:, None] == frame, "q k -> b q k", b=seen.shape[0])], 2)
-        out = attend(rearrange(q, "b t h n d -> b h (t n) d"), k, v, to_bias(seen)[:, None])
-        return cast("torch.Tensor", self.to_out(rearrange(out, "b h (t n) d -> b t n (h d)", t=frames)))
+            keys.append(self._scale(parts[1], 1, given.rotary, parts.dtype))
+            values.append(parts[2])
+        q, *pairs = (rearrange(y, "b t h n d -> b h (t n) d").to(q.dtype) for y in (q, *keys, *values))
+        keys, values = pairs[: len(keys)], pairs[len(keys) :]
+        if past is None:
+            bias = self.bias(torch.arange(frames, device=x.device)[None], None)
+        else:
+            keys, values, bias = [past.k.to(q.dtype), *keys], [past.v.to(q.dtype), *values], past.bias
+        out = attend(q, torch.cat(keys, 2), torch.cat(values, 2), bias)
+        merged = self.to_out(rearrange(out, "b h (t n) d -> b t n (h d)", t=frames))
+        return merged, slot_k, slot_v
+
+    def bias(self, positions: torch.Tensor, held: torch.Tensor | None) -> torch.Tensor:
+        """Return the bias; see `BlockAttention`."""
+        is_seen = slots_seen(positions, held, self.reach)
+        is_seen = is_seen.repeat_interleave(self.num_tokens, 1).repeat_interleave(self.num_patches, 2)
+        if self.has_own:
+            frame = positions.repeat_interleave(self.num_tokens, 1)
+            is_seen = torch.cat([is_seen, frame[:, :, None] == frame[:, None]], 2)
+        return to_bias(is_seen)[:, None]
+
+
+def slots_seen(positions: torch.Tensor, held: torch.Tensor | None, reach: int) -> torch.Tensor:
+    """Return which slots each frame sees, bool (B, T, F + T): those of a cache, then those of the frames.
+
+    Args:
+        positions: integer (B, T) of the frames.
+        held: integer (B, F) of the slots in a cache, negative where empty; None for clips. A ring shorter than the
+            reach shortens the reach, so that frames of one call see no further than single ones.
+        reach: how many of the last slots are seen.
+    """
+    every = positions
+    if held is not None:
+        reach, every = min(reach, held.shape[1]), torch.cat([held, positions], 1)
+    age = positions[:, :, None] - every[:, None]
+    return (age >= 0) & (age < reach) & (every >= 0)[:, None]
+
+
+class EntryMemory(Memory):
+    """A memory of entries; members bring them into the network."""
+
+    def __init__(self, config: DenoiserConfig, entry_width: int) -> None:
+        """Build what makes entries of `entry_width` channels, and compresses them if the setting says so."""
+        super().__init__()
+        setting = config.setting
+        self.config = config
+        self.rotary = RotaryPosition.build(config)
+        self.entries = Entries(
+            config.latent_channels * config.patch**2,
+            config.num_patches,
+            config.num_actions,
+            entry_width,
+            setting.compression == "modulated",
+        )
+        self.compressor: Compressor | None = None
+        if setting.compression != "none":
+            self.compressor = Compressor(config.width, config.heads, setting.length)
+
+    def cache_shapes(self, memory_frames: int) -> dict[str, RingShape]:
+        """Return the shapes of what the compressor keeps."""
+        config = self.config
+        if self.compressor is None:
+            return {}
+        frames = min(memory_frames, config.setting.length)
+        shape = RingShape(1, config.heads, frames, config.num_patches, config.width // config.heads)
+        return {"compressed_k": shape, "compressed_v": shape}
+
+    def make_slots(self, frames: FrameInputs, past: MemoryCache | None, estimate: PoseEstimate) -> tuple[Slots, Rings]:
+        """Return the slots of the frames, and what they leave in a cache."""
+        p, positions = self.config.patch, frame_positions(frames, past)
+        patches = rearrange(frames.previous[:, :, 0], "b t c (h p) (w q) -> b t (h w) (c p q)", p=p, q=p)
+        shown = patches.to(self.entries.embed.weight.dtype)
+        slots = self.entries(shown, frames.previous_levels[:, :, 0], frames.actions)
+        cos, sin = self.rotary(positions - 1, estimate.before)
+        rotary = cos[..., : self.config.num_patches, :], sin[..., : self.config.num_patches, :]
+        written: Rings = {}
+        if self.compressor is not None:
+            slots, written = self.compressor(slots, rotary, positions, past)
+        return Slots(slots, rotary), written
+
+    def flops_per_frame(self) -> float:
+        """Return the operations of the layers on the patches of a frame."""
+        return 2.0 * self.config.num_patches * sum(p.numel() for p in self.parameters() if p.ndim == 2)
+
+
+class SlotMemory(EntryMemory):
+    """Odd blocks attend to slots: beside their own tokens (joint), or after them (cross)."""
+
+    def __init__(self, config: DenoiserConfig) -> None:
+        """Build the memory of a config."""
+        super().__init__(config, config.width)
+
+    @classmethod
+    def build(cls, config: DenoiserConfig) -> "SlotMemory | None":
+        """Return one for the structures "prepend", compressed, and "cross"."""
+        return cls(config) if config.compression == "joint" or config.memory == "cross" else None
+
+    def cache_shapes(self, memory_frames: int) -> dict[str, RingShape]:
+        """Return the shapes of keys and values of slots, and of what the compressor keeps."""
+        config = self.config
+        frames, head_width = min(memory_frames, config.setting.budget), config.width // config.heads
+        shape = RingShape(config.num_memory_layers, config.heads, frames, config.num_patches, head_width)
+        return super().cache_shapes(memory_frames) | {"memory_k": shape, "memory_v": shape}
+
+    def attention(self, index: int) -> SlotAttention | None:
+        """Return the attention of odd blocks to slots and own tokens."""
+        return self._attention(has_own=True) if index % 2 and self.config.memory != "cross" else None
+
+    def cross_attention(self, index: int) -> SlotAttention | None:
+        """Return the attention of odd blocks to slots alone; at first as if it were not there."""
+        if index % 2 == 0 or self.config.memory != "cross":
+            return None
+        layer = self._attention(has_own=False)
+        nn.init.zeros_(layer.to_out.weight)
+        return layer
+
+    def _attention(self, has_own: bool) -> SlotAttention:
+        config = self.config
+        shape = config.width, config.heads, config.setting.budget, config.num_patches, config.num_summary
+        return SlotAttention(*shape, has_own, bool(config.motions))
+
+    def read(self, frames: FrameInputs, past: MemoryCache | None, prefer: Prefer, estimate: PoseEstimate) -> Reading:
+        """Make the slots of the frames before the frames."""
+        slots, written = self.make_slots(frames, past, estimate)
+        return Reading(slots=slots, written=written)

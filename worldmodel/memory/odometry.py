@@ -1,0 +1,43 @@
+"""Odometry: where frames are seen from, by their actions alone.
+
+Owns: the motions of actions as a buffer. What it tells goes into rotary positions, so that attention finds by direction
+and place; it keeps nothing itself. Knows no wall.
+"""
+
+import math
+
+import torch
+
+from worldmodel.cache import MemoryCache
+from worldmodel.config import DenoiserConfig
+from worldmodel.inputs import FrameInputs, Prefer
+from worldmodel.memory.base import Memory, PoseEstimate, Reading, start_pose
+from worldmodel.odometry import walk_poses
+
+
+class Odometry(Memory):
+    """Adds up the motions of actions."""
+
+    motions: torch.Tensor
+    is_true_in_training = True
+
+    def __init__(self, config: DenoiserConfig) -> None:
+        """Take the motions of a config."""
+        super().__init__()
+        self.register_buffer("motions", motion_table(config), persistent=False)
+
+    @classmethod
+    def build(cls, config: DenoiserConfig) -> "Odometry | None":
+        """Return one if actions have motions and no other memory tells where frames are."""
+        return cls(config) if config.motions and not config.view_points else None
+
+    def read(self, frames: FrameInputs, past: MemoryCache | None, prefer: Prefer, estimate: PoseEstimate) -> Reading:
+        """Tell where the frames are seen from."""
+        start = start_pose(frames, past)
+        poses = walk_poses(self.motions, frames.actions, start)
+        return Reading(PoseEstimate(poses, torch.cat([start[:, None], poses[:, :-1]], 1), poses))
+
+
+def motion_table(config: DenoiserConfig) -> torch.Tensor:
+    """Return turn in radians and walk in cells of each action and of "none", float32 (A + 1, 2)."""
+    return torch.tensor([*config.motions, (0.0, 0.0)]) * torch.tensor([math.pi / 180, 1.0])
