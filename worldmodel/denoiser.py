@@ -240,6 +240,8 @@ class Denoiser(nn.Module):
         }
         if frames.warped is not None:
             wanted["warped"] = (*shape, config.warp_channels, *want[1:])
+        if frames.poses is not None:
+            wanted["poses"] = (*shape, POSE_SIZE)
         for name, size in wanted.items():
             if tuple(getattr(frames, name).shape) != size:
                 raise ShapeError(f"{name} must be {size}; got {tuple(getattr(frames, name).shape)}")

@@ -25,7 +25,9 @@ class FrameInputs:
         previous: float (B, T, K, C, h, w), the K frames before each frame, nearest first.
         previous_levels: float (B, T, K), the levels of those; 1 where there is no frame.
         warped: float (B, T, R, h, w), what was warped into each frame from frames before it and facts about that
-            (`worldmodel.memory.warped`); None: nothing was, as if all were zero.
+            (`worldmodel.memory.folded`); None: nothing was, as if all were zero.
+        poses: float32 (B, T, 5), where the frames are seen from, as whoever warped knows it; None: a memory of the
+            denoiser finds that out.
     """
 
     latents: torch.Tensor
@@ -34,6 +36,7 @@ class FrameInputs:
     previous: torch.Tensor
     previous_levels: torch.Tensor
     warped: torch.Tensor | None = None
+    poses: torch.Tensor | None = None
 
     @staticmethod
     def stack(
@@ -42,6 +45,7 @@ class FrameInputs:
         actions: torch.Tensor,
         num_previous: int,
         warped: torch.Tensor | None = None,
+        poses: torch.Tensor | None = None,
     ) -> "FrameInputs":
         """Return the inputs of consecutive frames, each with those before it among them.
 
@@ -52,10 +56,12 @@ class FrameInputs:
                 frames before them are there to come before.
             num_previous: K.
             warped: float (B, A, R, h, w) or None.
+            poses: float32 (B, A, 5) or None.
         """
         past, past_levels = stack_previous(frames, levels, num_previous)
         part = slice(frames.shape[1] - actions.shape[1], None)
-        return FrameInputs(frames[:, part], levels[:, part], actions, past[:, part], past_levels[:, part], warped)
+        parts = (whole[:, part] for whole in (frames, levels))
+        return FrameInputs(*parts, actions, past[:, part], past_levels[:, part], warped, poses)
 
     @property
     def num_frames(self) -> int:

@@ -167,6 +167,7 @@ class DenoiserLoss(nn.Module):
         is_own: torch.Tensor,
         distortions: torch.Tensor,
         warped: torch.Tensor | None = None,
+        poses: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """Return the loss and scalars to log.
 
@@ -176,12 +177,13 @@ class DenoiserLoss(nn.Module):
             rewards: float (B, T), of the step into each frame.
             terminated: bool (B, T), of the step into each frame.
             levels, noise, context_noise, context_levels, is_forced, is_own, distortions: from `sample_chance`.
-            warped: as in `FrameInputs`.
+            warped, poses: as in `FrameInputs`.
         """
         config = self.config
+        beside = warped, poses
         noisy = add_noise(latents, noise, levels)
         context = add_noise(latents, context_noise, context_levels)
-        frames = self._stack(noisy, levels, actions, context, context_levels, is_forced, warped)
+        frames = self._stack(noisy, levels, actions, context, context_levels, is_forced, beside)
         is_context = levels <= config.context_noise
         given = latents  # as a frame is known once it is context
         true: Context | None = None
@@ -192,19 +194,19 @@ class DenoiserLoss(nn.Module):
             given = self.distort(latents, distortions)
             noisy = torch.where(expand_levels(is_context, noisy), add_noise(given, noise, levels), noisy)
             context = add_noise(given, context_noise, context_levels)
-            frames = self._stack(noisy, levels, actions, context, context_levels, is_forced, warped)
+            frames = self._stack(noisy, levels, actions, context, context_levels, is_forced, beside)
         if config.own_share > 0:
             with torch.no_grad():
                 # The model's own frame is one it had to make from noise, so that it carries real errors.
                 own_levels = torch.where(is_own, torch.ones_like(levels), levels)
                 own_noisy = torch.where(expand_levels(is_own, noisy), add_noise(latents, noise, own_levels), noisy)
-                own = self._stack(own_noisy, own_levels, actions, context, context_levels, is_forced, warped)
+                own = self._stack(own_noisy, own_levels, actions, context, context_levels, is_forced, beside)
                 first = self._predict(own, true)
                 source = torch.where(expand_levels(is_own, latents), first.clean.to(latents.dtype), given)
                 is_redone = is_own & is_context
                 noisy = torch.where(expand_levels(is_redone, noisy), add_noise(source, noise, levels), noisy)
                 context = add_noise(source, context_noise, context_levels)
-                frames = self._stack(noisy, levels, actions, context, context_levels, is_forced, warped)
+                frames = self._stack(noisy, levels, actions, context, context_levels, is_forced, beside)
         prediction = self._predict(frames, true)
         error = (prediction.clean - latents).square().mean((2, 3, 4))
         loss = (error / (levels + self.config.level_offset)).mean()
@@ -228,13 +230,16 @@ class DenoiserLoss(nn.Module):
         context: torch.Tensor,
         context_levels: torch.Tensor,
         is_forced: torch.Tensor,
-        warped: torch.Tensor | None,
+        beside: tuple[torch.Tensor | None, torch.Tensor | None],
     ) -> FrameInputs:
-        """Return noisy frames with those before each: from `context`, in forced clips from `noisy`."""
+        """Return noisy frames with those before each: from `context`, in forced clips from `noisy`.
+
+        What is warped into them and where they are seen from, `beside`, stays as it is.
+        """
         shown = torch.where(expand_levels(is_forced, noisy), noisy, context)
         shown_levels = torch.where(is_forced[:, None], levels, context_levels)
         past = stack_previous(shown, shown_levels, self.denoiser.config.num_previous)
-        return FrameInputs(noisy, levels, actions, *past, warped)
+        return FrameInputs(noisy, levels, actions, *past, *beside)
 
     def _read_true(self, frames: FrameInputs) -> Context:
         """Return what memories read of true frames, as far as it stays true whatever becomes of them."""

@@ -1,4 +1,4 @@
-"""Odometry: where frames are seen from, by their actions alone.
+"""Odometry: where frames are seen from, by their actions alone, or as whoever fills in the poses knows better.
 
 Owns: the motions of actions as a buffer. What it tells goes into rotary positions, so that attention finds by direction
 and place; it keeps nothing itself. Knows no wall.
@@ -32,9 +32,9 @@ class Odometry(Memory):
         return cls(config) if config.motions and not config.view_points else None
 
     def read(self, frames: FrameInputs, past: MemoryCache | None, prefer: Prefer, estimate: PoseEstimate) -> Reading:
-        """Tell where the frames are seen from."""
+        """Tell where the frames are seen from: `FrameInputs.poses`, where they are given."""
         start = start_pose(frames, past)
-        poses = walk_poses(self.motions, frames.actions, start)
+        poses = walk_poses(self.motions, frames.actions, start) if frames.poses is None else frames.poses
         return Reading(PoseEstimate(poses, torch.cat([start[:, None], poses[:, :-1]], 1), poses))
 
 

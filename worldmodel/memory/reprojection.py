@@ -238,7 +238,7 @@ def write(
         "inverse_depth": inverse_depth,
         "invented": invented,
         "poses": poses,
-        "points": _sample_points(inverse_depth, poses, camera),
+        "points": sample_points(inverse_depth, poses, camera),
         "is_true": is_true,
         "order": newest + 1,
     }
@@ -265,7 +265,7 @@ def _least_useful(keyframes: Keyframes, newest: torch.Tensor, rule: KeepRule) ->
     return worth.argmin(1)
 
 
-def _sample_points(inverse_depth: torch.Tensor, poses: torch.Tensor, camera: Camera) -> torch.Tensor:
+def sample_points(inverse_depth: torch.Tensor, poses: torch.Tensor, camera: Camera) -> torch.Tensor:
     """Return `Keyframes.points`, float32 (B, COVER ** 2, 4), of frames."""
     step = inverse_depth.shape[-1] // COVER
     # A pixel of each block, not its mean, which may be a surface that is nowhere.

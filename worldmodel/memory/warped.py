@@ -1,25 +1,37 @@
 """Warped views: what a memory outside the denoiser has warped into each frame joins its patch tokens.
 
-Owns: one layer. What was warped, and how, is the business of whoever fills `FrameInputs.warped`.
+Owns: the layers that read it. What was warped, and how, is the business of whoever fills `FrameInputs.warped`.
 """
+
+import torch
 
 from worldmodel.cache import MemoryCache
 from worldmodel.config import DenoiserConfig
+from worldmodel.errors import ConfigError
 from worldmodel.inputs import FrameInputs, Prefer
 from worldmodel.memory.base import Memory, PoseEstimate, Reading
+from worldmodel.memory.folded import NUM_FOLDED, WarpEncoder
 from worldmodel.memory.views import ViewEmbedding
 
 
 class WarpedView(Memory):
-    """Embeds patches of `FrameInputs.warped`."""
+    """Makes features of `FrameInputs.warped` and embeds patches of them."""
 
     is_true_in_training = True
 
     def __init__(self, config: DenoiserConfig) -> None:
-        """Take `config.warp_channels` channels."""
+        """Take folded pictures.
+
+        Raises:
+            ConfigError: `warp_channels` are not those of a folded picture.
+        """
         super().__init__()
+        if config.warp_channels != NUM_FOLDED:
+            raise ConfigError(f"warp_channels must be 0 or {NUM_FOLDED}; got {config.warp_channels}")
         self.channels, self.num_patches = config.warp_channels, config.num_patches
-        self.embed = ViewEmbedding(config.warp_channels, config.patch, config.width)
+        self.encoder = WarpEncoder(config.latent_channels)
+        self.num_places = config.latent_size**2
+        self.embed = ViewEmbedding(self.encoder.num_features + WarpEncoder.NUM_TOLD, config.patch, config.width)
 
     @classmethod
     def build(cls, config: DenoiserConfig) -> "WarpedView | None":
@@ -28,12 +40,12 @@ class WarpedView(Memory):
 
     def read(self, frames: FrameInputs, past: MemoryCache | None, prefer: Prefer, estimate: PoseEstimate) -> Reading:
         """Embed what was warped; nothing warped is all zeros."""
-        warped = frames.warped
-        if warped is None:
-            shape = (*frames.actions.shape, self.channels, *frames.previous.shape[-2:])
-            warped = self.embed.weight.new_zeros(shape)
-        return Reading(added=self.embed(warped))
+        if frames.warped is None:
+            return Reading()
+        features: torch.Tensor = self.encoder(frames.warped.flatten(0, 1))
+        return Reading(added=self.embed(features.unflatten(0, frames.warped.shape[:2])))
 
     def flops_per_frame(self) -> float:
-        """Return the operations of the layer."""
-        return 2.0 * self.num_patches * self.embed.weight.numel()
+        """Return the operations of the layers."""
+        convolutions = sum(p.numel() for p in self.encoder.parameters() if p.ndim == 4)
+        return 2.0 * (self.num_patches * self.embed.weight.numel() + self.num_places * convolutions)

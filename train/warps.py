@@ -1,0 +1,351 @@
+"""Program: prepare a recording for training with a memory of pixels. `python -m train.warps --data DIR --out DIR ...`.
+
+Owns: what each frame of a recording is given to remember, the files that hold it, and clips cut from them. Knows the
+codec, the depth network and the warp; knows no loss.
+
+For every frame its latent is kept, where it was seen from, and what earlier frames of its episode show of it. A dream
+remembers now more and now less, so spans of an episode differ in which earlier frames count: all of them, only old
+ones, only the last few, or a handful. Some episodes are remembered as the codec shows them, or from places that are a
+little off, as dreams are.
+"""
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from tqdm import tqdm
+
+from envs.episodes import open_shards, read_episode
+from train.data import draw_clips, encode_frames
+from train.options import parse_options, run_program
+from worldmodel.checkpoint import load_codec, load_depth
+from worldmodel.codec import Codec
+from worldmodel.devices import pick_device
+from worldmodel.errors import ConfigError, DataError
+from worldmodel.files import write_file
+from worldmodel.frames import to_frames, to_pixels
+from worldmodel.memory.camera import Camera, level_pose
+from worldmodel.memory.depth import DepthNet
+from worldmodel.memory.folded import FOLD, NUM_FACTS
+from worldmodel.memory.reprojection import Keyframes, choose, sample_points, smooth_inverse_depth, warp
+
+FIELDS = ("latents", "actions", "rewards", "terminated", "poses", "pixels", "mask", "facts")
+READ_FIELDS = ("frames", "actions", "rewards", "terminated", "pose")
+NUM_SOURCES = 6
+NUM_CANDIDATES = (
+    96  # frames of an episode that may be sources beside the last: choosing among all costs more than it adds
+)
+CHUNK = 16  # frames warped at once: what stays in a CPU's cache
+SHOWN_BY_CODEC, SHOWN_OFF = 0.25, 0.3  # shares of episodes
+PLACE_OFF, YAW_OFF = 0.01, 0.005  # deviations, cells and radians
+
+
+@dataclass(frozen=True)
+class WarpOptions:
+    """Prepare the shards of a recording; what is prepared already stays, so that the same command goes on."""
+
+    data: Path
+    """Folder of a recording with poses (train.record)."""
+    out: Path
+    """Folder of the prepared files, one a shard; made if missing."""
+    checkpoint: str = "labmaze"
+    """Bundle whose codec makes the latents."""
+    depth: str | None = None
+    """Bundle of the depth network (train.depth); default that of the checkpoint."""
+    split: str = "train"
+    """train or test."""
+    shards: int | None = None
+    """Prepare at most this many in all."""
+    seed: int = 0
+    """Seed of what is remembered when."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
+
+    def __post_init__(self) -> None:
+        if self.split not in ("train", "test"):
+            raise ConfigError(f"split must be train or test; got {self.split!r}")
+
+
+def draw_remembered(num_frames: int, rng: np.random.Generator) -> torch.Tensor:
+    """Return which earlier frames each frame of an episode may draw on, bool (T, T)."""
+    time_ = np.arange(num_frames)
+    allowed = time_[None] < time_[:, None]
+    start = 0
+    while start < num_frames:
+        stop = min(num_frames, start + int(rng.integers(24, 96)))
+        span = slice(start, stop)
+        age = time_[span, None] - time_[None]
+        kind = rng.random()
+        if kind < 0.3:  # what came last is not remembered: the frames before are on the channels
+            allowed[span] &= age > np.exp(rng.uniform(0, np.log(96)))
+        elif kind < 0.45:  # only what came last is
+            allowed[span] &= age <= np.exp(rng.uniform(0, np.log(48)))
+        elif kind < 0.55:
+            allowed[span] &= (rng.random(num_frames) < 0.15)[None]
+        start = stop
+    return torch.from_numpy(allowed)
+
+
+@torch.inference_mode()
+def warp_episode(
+    pixels: torch.Tensor,
+    inverse_depth: torch.Tensor,
+    poses: torch.Tensor,
+    allowed: torch.Tensor,
+    camera: Camera,
+    rng: np.random.Generator,
+    remembered_poses: torch.Tensor | None = None,
+) -> dict[str, torch.Tensor]:
+    """Warp earlier frames of an episode into each of its frames.
+
+    Args:
+        pixels: uint8 (T, 3, H, W), as they are remembered.
+        inverse_depth: float (T, g, g).
+        poses: float32 (T, 5).
+        allowed: bool (T, T), which frames each may draw on.
+        camera: what they are seen with.
+        rng: draws the candidates.
+        remembered_poses: float32 (T, 5), where they are remembered to be seen from; default `poses`.
+
+    Returns:
+        pixels uint8 (T, 3, H, W), mask uint8 (T, H * W / 8), bits, facts float16 (T, `NUM_FACTS`, H / 8, W / 8).
+    """
+    num_frames = len(pixels)
+    known = poses if remembered_poses is None else remembered_poses
+    keyframes = Keyframes(
+        pixels=pixels[None],
+        inverse_depth=inverse_depth[None].half(),
+        invented=torch.zeros_like(inverse_depth[None], dtype=torch.uint8),
+        poses=known[None],
+        points=sample_points(inverse_depth, known, camera)[None],
+        is_true=torch.ones(1, num_frames, dtype=torch.bool, device=pixels.device),
+        order=torch.arange(num_frames, device=pixels.device)[None],
+    )
+    picked = torch.from_numpy(np.sort(rng.permutation(num_frames)[:NUM_CANDIDATES])).to(pixels.device)
+    candidates = Keyframes(**{name: part[:, picked] for name, part in keyframes.tensors.items()})
+    number = torch.arange(num_frames, device=pixels.device)
+    parts = []
+    for frames in number.split(CHUNK):
+        may = allowed[frames]
+        chosen = choose(candidates, camera, poses[None, frames], NUM_SOURCES - 1, allowed=may[None][:, :, picked])[0]
+        slots = picked[chosen.clamp_min(0)]
+        last = torch.where(may.any(1), (may * (number + 1)).amax(1) - 1, -1)[:, None]
+        is_used = (chosen >= 0) & may.gather(1, slots) & (slots != last)
+        sources = torch.cat([last, torch.where(is_used, slots, -1)], 1)
+        seen = warp(keyframes, camera, poses[None, frames], sources[None], now=frames[None])
+        mask = seen.mask[0]
+        told = torch.cat([seen.magnification, seen.log_depth, seen.age, seen.invented], 2)[0] * mask
+        share = torch.nn.functional.avg_pool2d(mask, FOLD).clamp_min(1e-3)
+        bits = np.packbits(mask.bool().flatten(1).cpu().numpy(), 1)
+        parts.append(
+            {
+                "pixels": to_frames(seen.pixels[0]).permute(0, 3, 1, 2).cpu(),
+                "mask": torch.from_numpy(bits),
+                "facts": (torch.nn.functional.avg_pool2d(told, FOLD) / share).half().cpu(),
+            }
+        )
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+
+@torch.inference_mode()
+def prepare_episode(
+    codec: Codec, depth: DepthNet, arrays: dict[str, np.ndarray], rng: np.random.Generator, device: torch.device
+) -> dict[str, torch.Tensor]:
+    """Return the `FIELDS` of one episode, float16 or integers, on the CPU."""
+    frames = torch.from_numpy(arrays["frames"])
+    latents = encode_frames(codec, frames, device)
+    shown = frames
+    if rng.random() < SHOWN_BY_CODEC:
+        shown = torch.cat(
+            [to_frames(codec.decode(part.float().to(device)).float()).cpu() for part in latents.split(32)]
+        )
+    places = torch.from_numpy(arrays["pose"]).float()
+    poses = level_pose(torch.cat([places[:, :2], places[:, 2:].deg2rad()], 1))
+    inverse = torch.cat([depth(to_pixels(part.to(device))).reciprocal() for part in shown.split(32)])
+    remembered = poses
+    if rng.random() < SHOWN_OFF:
+        off = torch.zeros_like(poses)
+        off[:, :2] = torch.from_numpy(rng.normal(0, PLACE_OFF, (len(poses), 2)))
+        off[:, 3] = torch.from_numpy(rng.normal(0, YAW_OFF, len(poses)))
+        remembered = poses + off
+    warped = warp_episode(
+        shown.permute(0, 3, 1, 2).contiguous().to(device),
+        smooth_inverse_depth(inverse),
+        poses.to(device),
+        draw_remembered(len(frames), rng).to(device),
+        Camera(depth.config.view_deg),
+        rng,
+        remembered.to(device),
+    )
+    steps = {name: torch.from_numpy(arrays[name]) for name in ("actions", "rewards", "terminated")}
+    into = {name: torch.cat([part.new_zeros(1), part]) for name, part in steps.items()}  # t: the step INTO frame t
+    return {"latents": latents, "poses": poses} | into | warped
+
+
+def prepare(options: WarpOptions) -> dict[str, Any]:
+    """Prepare what is not prepared yet; return how many shards and frames this call made.
+
+    Raises:
+        DataError: no readable shard, or episodes without poses. CheckpointError: a bundle is missing.
+    """
+    device = pick_device(options.device)
+    codec = load_codec(options.checkpoint).to(device, memory_format=torch.channels_last)
+    depth = load_depth(options.checkpoint if options.depth is None else options.depth).to(device)
+    shards = [s for s in open_shards(options.data, image_size=codec.config.image_size) if s.split == options.split]
+    options.out.mkdir(parents=True, exist_ok=True)
+    num_shards = num_frames = 0
+    started = time.monotonic()
+    for number, shard in enumerate(tqdm(shards[: options.shards], desc="warping", unit="shard", mininterval=5.0)):
+        path = options.out / f"{shard.path.stem}.safetensors"
+        if path.is_file():
+            continue
+        rng = np.random.default_rng([options.seed, number])
+        parts, lengths = [], []
+        for episode in shard.episodes:
+            if "pose" not in episode.fields:
+                raise DataError(
+                    f"{shard.path} holds episodes without poses, and a memory of pixels needs them: record again, or "
+                    "train on summaries alone (train.denoiser without --warps)"
+                )
+            parts.append(prepare_episode(codec, depth, read_episode(episode, fields=READ_FIELDS), rng, device))
+            lengths.append(episode.num_frames)
+        content = {name: torch.cat([part[name] for part in parts]).contiguous() for name in FIELDS}
+        write_file(path, save(content | {"lengths": torch.tensor(lengths)}))
+        num_shards, num_frames = num_shards + 1, num_frames + sum(lengths)
+    seconds = time.monotonic() - started
+    return {"shards": num_shards, "frames": num_frames, "frames_per_s": num_frames / max(seconds, 1e-9)}
+
+
+_BITS = torch.from_numpy(np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1)).float()
+
+
+def unpack_folded(pixels: torch.Tensor, mask: torch.Tensor, facts: torch.Tensor) -> torch.Tensor:
+    """Return folded pictures, float32 (N, `NUM_FOLDED`, h, w), of what `warp_episode` gives for N frames."""
+    size = pixels.shape[-1]
+    known = _BITS.to(mask.device)[mask.long()].reshape(-1, 1, size, size)
+    colors = (pixels.float() / 127.5 - 1) * known
+    folded = torch.nn.functional.pixel_unshuffle(torch.cat([colors, known], 1), FOLD)
+    return torch.cat([folded, facts.float()], 1)
+
+
+class PreparedData:
+    """Clips of prepared shards; files that appear while a training runs are taken up."""
+
+    REFRESH_S = 240.0
+
+    def __init__(self, folder: Path, split: str = "train") -> None:
+        """Read what is there.
+
+        Raises:
+            DataError: nothing is there, or a file is damaged (named).
+        """
+        self._folder, self._split = folder, split
+        self._read: set[Path] = set()
+        self.shards: list[dict[str, torch.Tensor]] = []
+        self._looked = 0.0
+        self.refresh()
+        if not self.shards:
+            raise DataError(f"{folder} has no prepared shards of split {split!r}; run python -m train.warps first")
+
+    @property
+    def num_frames(self) -> int:
+        """Frames there are now."""
+        return sum(len(shard["latents"]) for shard in self.shards)
+
+    def refresh(self) -> None:
+        """Take up new files."""
+        self._looked = time.monotonic()
+        for path in sorted(self._folder.glob(f"{self._split}-*.safetensors")):
+            if path not in self._read:
+                self.shards.append(_read_prepared(path))
+                self._read.add(path)
+
+    def sample_clips(self, num_clips: int, num_frames: int, generator: torch.Generator) -> dict[str, torch.Tensor]:
+        """Cut random clips.
+
+        Args:
+            num_clips: B.
+            num_frames: T.
+            generator: on the CPU.
+
+        Returns:
+            latents float32 (B, T, C, h, w), actions int64 (B, T), rewards float32 (B, T), terminated bool (B, T), poses
+            float32 (B, T, 5) relative to the first, warped float32 (B, T, `NUM_FOLDED`, h, w).
+
+        Raises:
+            DataError: no episode is as long as a clip.
+        """
+        if time.monotonic() - self._looked > self.REFRESH_S:
+            self.refresh()
+        sizes = torch.tensor([len(shard["latents"]) for shard in self.shards], dtype=torch.float64)
+        picked = torch.multinomial(sizes, num_clips, replacement=True, generator=generator)
+        clips = [self._cut(self.shards[i], num_frames, generator) for i in picked.tolist()]
+        return {name: torch.stack([clip[name] for clip in clips]) for name in clips[0]}
+
+    @staticmethod
+    def _cut(shard: dict[str, torch.Tensor], num_frames: int, generator: torch.Generator) -> dict[str, torch.Tensor]:
+        index = draw_clips(shard["lengths"], 1, num_frames, generator)[0]
+        return {
+            "latents": shard["latents"][index].float(),
+            "actions": shard["actions"][index].long(),
+            "rewards": shard["rewards"][index],
+            "terminated": shard["terminated"][index],
+            "poses": relative_poses(shard["poses"][index]),
+            "warped": unpack_folded(*(shard[name][index] for name in ("pixels", "mask", "facts"))),
+        }
+
+
+def relative_poses(poses: torch.Tensor) -> torch.Tensor:
+    """Return level poses (T, 5) as seen from the first, as a dream counts them: it begins at 0, looking along x."""
+    moved = poses - poses[:1]
+    cos, sin = poses[0, 3].cos(), -poses[0, 3].sin()
+    x, y = moved[:, 0] * cos - moved[:, 1] * sin, moved[:, 0] * sin + moved[:, 1] * cos
+    yaw = torch.remainder(moved[:, 3], 2 * torch.pi)
+    return torch.stack([x, y, moved[:, 2], yaw, poses[:, 4]], 1)
+
+
+def _read_prepared(path: Path) -> dict[str, torch.Tensor]:
+    try:
+        shard = load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise DataError(f"{path} is damaged ({error}): delete it and run train.warps again") from error
+    sizes = {name: len(part) for name, part in shard.items() if name != "lengths"}
+    if shard.keys() != {*FIELDS, "lengths"} or {*sizes.values()} != {int(shard["lengths"].sum())}:
+        raise DataError(f"{path} is damaged (it holds {sizes}): delete it and run train.warps again")
+    if shard["facts"].shape[1] != NUM_FACTS:
+        raise DataError(f"{path} is of another version: delete it and run train.warps again")
+    return shard
+
+
+def drop_memory(warped: torch.Tensor, share: float, generator: torch.Generator) -> torch.Tensor:
+    """Return folded pictures of which some clips, and spans of others, remember nothing: so that it also invents.
+
+    Args:
+        warped: float (B, T, `NUM_FOLDED`, h, w).
+        share: of clips that remember nothing at all; twice that share has a span of 4 to 44 frames that does not.
+        generator: on the CPU.
+    """
+    batch, length = warped.shape[:2]
+
+    def uniform() -> torch.Tensor:
+        return torch.rand(batch, 1, generator=generator)
+
+    number = torch.arange(length)
+    start, size = length * uniform(), 4 + 40 * uniform()
+    is_span = (uniform() < 2 * share) & (number >= start) & (number < start + size)
+    is_dropped = (uniform() < share) | is_span
+    return warped * ~is_dropped[:, :, None, None, None]
+
+
+def main() -> None:
+    """Parse options, prepare, print what was made."""
+    print(prepare(parse_options(WarpOptions, "python -m train.warps")))
+
+
+if __name__ == "__main__":
+    run_program(main)
