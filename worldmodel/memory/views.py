@@ -100,7 +100,7 @@ class ViewMemory(Memory):
         is_seen = self.may_look_back(age, held, reach)
         columns = columns.unflatten(-1, (self.config.latent_size, self.config.latent_channels))
         added = self.embed(self._lay(estimate.poses, columns, known, age, is_seen, prefer))
-        written = {} if past is None else {"views": [new], "view_poses": [facts[:, :, None, None]]}
+        written = {} if past is None else {"views": [new[:, :, None]], "view_poses": [facts[:, :, None, None]]}
         return Reading(estimate, added, written=written)
 
     def _lay(
