@@ -12,12 +12,15 @@ import torch
 from torch import nn
 
 from worldmodel.errors import ConfigError
+from worldmodel.memory.collision import BODY_RADIUS, is_stood_on, locate_columns
 
 NEAREST, FARTHEST = 0.1, 12.0  # cells; what lies beyond is taken to lie there
 # In dreams what was seen first counts most. Among true frames the newest are the best guide; that is what training
 # learns, and what the denoiser must learn from, or it trusts itself more than the memory. But a dream that looks at its
 # own last frames first repeats whatever they got wrong.
 DREAM_AGE = -0.5
+# Of this many times the pieces that a column blends, those that stand where one has stood are left out in dreams.
+CANDIDATES = 3
 WALK_SCALE = 0.1  # cells; brings what the network says of walks to about one
 
 
@@ -104,7 +107,9 @@ class ReprojectedViews(nn.Module):
     and a null piece stands for "never seen". Rows are stretched as the change of distance asks. A few numbers are
     learned, with the geometry; where no wall is vertical, this is not the memory to use.
 
-    In training mode newer frames count more, as was learned from true frames; in evaluation mode older ones.
+    In training mode newer frames count more, as was learned from true frames; in evaluation mode older ones, and no
+    piece counts within a body's radius of the coming place or of one that one has stood at
+    (`worldmodel.memory.collision`).
 
     Source: splatting with a soft depth test (Niklaus & Liu 2020), in latents and by columns; our own.
     """
@@ -161,15 +166,14 @@ class ReprojectedViews(nn.Module):
         """
         batch, frames, size = poses.shape[0], poses.shape[1], self.size
         slope = self.slopes(poses.device)
-        depth = depths.float().exp()
-        cos, sin = view_poses[..., 2].cos()[..., None], view_poses[..., 2].sin()[..., None]
-        x = view_poses[..., 0, None] + depth * (cos - slope * sin)  # (B, K, w)
-        y = view_poses[..., 1, None] + depth * (sin + slope * cos)
+        x, y = locate_columns(view_poses, depths.float().exp(), slope).unbind(-1)  # (B, K, w)
         cos, sin = poses[..., 2].cos()[..., None], poses[..., 2].sin()[..., None]
         to_x = x.flatten(1)[:, None] - poses[..., 0, None]  # (B, T, K w)
         to_y = y.flatten(1)[:, None] - poses[..., 1, None]
         ahead, left = to_x * cos + to_y * sin, to_y * cos - to_x * sin
         is_ahead = ahead > 0.99 * NEAREST  # what is nearest counts when one comes back to the same place
+        if not self.training:
+            is_ahead = is_ahead & (to_x.square() + to_y.square() > BODY_RADIUS**2)
         far = ahead.clamp_min(NEAREST).log()
         zoom = depths.float().flatten(1)[:, None] - far  # log magnification: seen from farther than it will be
         place = (1.0 - left / ahead.clamp_min(NEAREST) / self.tangent) * (0.5 * size) - 0.5  # in columns
@@ -181,7 +185,15 @@ class ReprojectedViews(nn.Module):
         narrow = torch.exp(-2.0 * (self.log_width + zoom.clamp_min(0)))
         target = torch.arange(size, device=poses.device, dtype=torch.float32)[:, None]
         scores = -cost[:, :, None] - 0.5 * narrow[:, :, None] * (place[:, :, None] - target).square()
-        best, index = scores.topk(min(self.points, scores.shape[-1]), -1)  # (B, T, w, P)
+        candidates = self.points * (1 if self.training else CANDIDATES)
+        best, index = scores.topk(min(candidates, scores.shape[-1]), -1)  # (B, T, w, P)
+        if not self.training:
+            flat = index.flatten(2)
+            points = torch.stack([part.gather(2, flat) for part in (to_x, to_y)], -1)
+            places = view_poses[:, None, :, :2] - poses[:, :, None, :2]
+            is_free = is_stood_on(points, places, is_seen).unflatten(2, index.shape[2:])
+            best, order = best.masked_fill(is_free, -1e4).topk(min(self.points, best.shape[-1]), -1)
+            index = index.gather(-1, order)
         flat = index.flatten(2)
 
         def pick(values: torch.Tensor) -> torch.Tensor:

@@ -18,6 +18,7 @@ from worldmodel.cache import MemoryCache, Rings
 from worldmodel.config import DenoiserConfig
 from worldmodel.exact import ExactBuffers
 from worldmodel.geometry import SpatialMemory, Survey
+from worldmodel.memory.collision import REACH, locate_columns, push_out
 from worldmodel.memory.slots import ChannelMemory, Compressor, Entries, SlotAttention
 from worldmodel.odometry import step_known_ways, step_poses, walk_poses
 from worldmodel.views import NUM_FACTS, RememberedViews
@@ -159,7 +160,8 @@ class Recall(ExactBuffers):
         """Return where the frames are, and where those before them were.
 
         In evaluation mode, with a spatial memory, no wall stops a step to where one has been: what is between was free
-        then, whatever the last frames look like. Without it a way back ends short of where it began.
+        then, whatever the last frames look like. Without it a way back ends short of where it began. Any other step
+        ends at least a walker's radius away from remembered walls (`worldmodel.memory.collision`).
 
         Args:
             previous, previous_levels, actions: as `Denoiser.forward`.
@@ -194,23 +196,37 @@ class Recall(ExactBuffers):
         start: torch.Tensor,
         cache: MemoryCache | None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the poses before and of each frame; corrections count only for steps that leave what is remembered."""
+        """Return the poses before and of each frame; walls stop only steps that leave what is remembered."""
+        spatial = cast("SpatialMemory", self.spatial)
+        slopes, depths = spatial.views.slopes(actions.device), survey.depths.exp()
         first = torch.zeros_like(actions[:, :1]) if cache is None else cache.count[:, None]
         positions = first + torch.arange(actions.shape[1], device=actions.device)
         if cache is None:
             been, held, reach = start[:, None, :2], torch.zeros_like(first), self.config.view_reach
+            facts = torch.zeros(*first.shape, 4 + depths.shape[-1], device=start.device)
         else:
             ring = cache.rings["view_poses"]
-            been, held, reach = ring[0, :, 0, :, 0, :2], cache.positions("views"), ring.shape[3]
+            facts = ring[0, :, 0, :, 0].float()
+            been, held, reach = facts[..., :2], cache.positions("views"), ring.shape[3]
+        distances = facts[..., 4:].exp()
+        walls, is_near = locate_columns(facts[..., :3], distances, slopes), distances < REACH
         pose, before, poses = start, [], []
+
+        def step(action: torch.Tensor, correction: torch.Tensor) -> torch.Tensor:
+            free, share = step_known_ways(self.motions, pose, action, correction, been, is_known)
+            is_wall = (is_near & is_known[..., None]).flatten(1)
+            return push_out(pose, free, walls.flatten(1, 2), is_wall, self.motions[action, 1].abs(), share)
+
         for j in range(actions.shape[1]):
             now, age = positions[:, j : j + 1], positions[:, j : j + 1] - held
             is_known = self._may_look_back(age[:, None], held, min(self.config.view_reach, reach))[:, 0]
-            pose = step_known_ways(self.motions, pose, past_actions[:, j], survey.past_walks[:, j], been, is_known)
+            pose = step(past_actions[:, j], survey.past_walks[:, j])
             been, held = torch.cat([been, pose[:, None, :2]], 1), torch.cat([held, now], 1)
             is_known = torch.cat([is_known, now >= 1], 1)
+            seen = locate_columns(pose, depths[:, j], slopes)[:, None]
+            walls, is_near = torch.cat([walls, seen], 1), torch.cat([is_near, depths[:, j, None] < REACH], 1)
             before.append(pose)
-            poses.append(step_known_ways(self.motions, pose, actions[:, j], survey.walks[:, j], been, is_known))
+            poses.append(step(actions[:, j], survey.walks[:, j]))
         return torch.stack(before, 1), torch.stack(poses, 1)
 
     def _may_look_back(self, age: torch.Tensor, held: torch.Tensor, reach: int) -> torch.Tensor:
