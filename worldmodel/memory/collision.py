@@ -57,7 +57,7 @@ def push_out(
         after: float32 (B, 3), the poses after it if there were no walls.
         points: float32 (B, N, 2), cells, of walls.
         is_wall: bool (B, N), which of them count.
-        longest: float32 (B,), cells, how far the step can get at most; 0 for one that does not walk: it is not pushed.
+        longest: float32 (B,), cells, how far a push can bring one from where the step began; 0 for one that does not walk: it is not pushed.
         share: float32 (B,), from 0 to 1, how much of the push counts.
 
     Returns:
@@ -79,8 +79,8 @@ def push_out(
         place = place + away * (push / away.square().sum(-1).sqrt().clamp_min(1e-3))[:, None]
 
     gone = place - start
-    length = gone.square().sum(-1).sqrt()
-    place = start + gone * (longest / torch.maximum(length, longest).clamp_min(1e-6))[:, None]
+    length, most = gone.norm(dim=-1), torch.maximum(longest, (goal - start).norm(dim=-1))
+    place = start + gone * (most / torch.maximum(length, most).clamp_min(1e-6))[:, None]
     place = goal + (share * (longest > 0))[:, None] * (place - goal)
     return torch.cat([place, after[:, 2:]], 1)
 
