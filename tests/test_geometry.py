@@ -221,9 +221,13 @@ def test_a_world_tells_shares_of_steps(
 
 
 def set_walks(denoiser: Denoiser, coming: float, past: float) -> None:
-    """Let the geometry of a denoiser say, whatever it sees, that steps get these cells on top, ahead."""
+    """Let the geometry of a denoiser say, whatever it sees, that steps get these cells on top, ahead; walls are far."""
     columns = denoiser.find(ColumnViews)
     assert columns is not None
+    far = list(columns.spatial.geometry.to_depths)[-1]
+    for weight in far.parameters():
+        torch.nn.init.zeros_(weight)
+    torch.nn.init.constant_(far.bias, math.log(5.0))
     head = list(columns.spatial.geometry.to_walks)[-1]
     for weight in head.parameters():
         torch.nn.init.zeros_(weight)
