@@ -39,6 +39,16 @@ class DreamSnapshot:
     of: dict[str, str]
 
 
+def draw_opening(rng: np.random.Generator, num_openings: int) -> tuple[int, int]:
+    """Draw the opening of a dream and the seed of its chance, as `DreamEnv.reset` does.
+
+    Args:
+        rng: of `gymnasium.utils.seeding.np_random`.
+        num_openings: openings to draw from.
+    """
+    return int(rng.integers(num_openings)), int(rng.integers(2**62))
+
+
 class DreamEnv(gymnasium.Env[np.ndarray, np.int64]):
     """A world dreamt by a video-diffusion model.
 
@@ -226,7 +236,7 @@ class DreamEnv(gymnasium.Env[np.ndarray, np.int64]):
             raise SeedError(f"seed must be a whole number of at least 0; got {seed!r}")
         super().reset(seed=None if seed is None else int(seed))
         options = dict(options or {})
-        drawn = int(self.np_random.integers(self.num_openings))
+        drawn, dream_seed = draw_opening(self.np_random, self.num_openings)
         opening = options.pop("opening", drawn)
         is_whole = isinstance(opening, int | np.integer) and not isinstance(opening, bool)
         if options or not is_whole or not 0 <= opening < self.num_openings:
@@ -236,7 +246,6 @@ class DreamEnv(gymnasium.Env[np.ndarray, np.int64]):
             )
         frames = self._openings["frames"][opening : opening + 1]
         actions = self._openings["actions"][opening : opening + 1].long()
-        dream_seed = int(self.np_random.integers(2**62))
         self._state = self._model.reset(frames, actions, [dream_seed])
         self._frame = frames[0, -1].numpy().copy()
         self._steps = 0

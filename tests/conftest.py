@@ -4,6 +4,7 @@ Owns: one thread, no network, repeatable random examples; tiny seeded models and
 starts inherit the environment.
 """
 
+import dataclasses
 import os
 import sys
 
@@ -29,6 +30,7 @@ from envs.episodes import ShardWriter
 from worldmodel.checkpoint import save_bundle
 from worldmodel.codec import Codec, CodecConfig
 from worldmodel.denoiser import Denoiser, DenoiserConfig
+from worldmodel.inputs import FrameInputs
 from worldmodel.presets import get_preset
 
 torch.set_num_threads(1)
@@ -72,20 +74,24 @@ def make_denoiser() -> Callable[..., Denoiser]:
 
 
 @pytest.fixture(scope="session")
-def make_inputs() -> Callable[..., dict[str, torch.Tensor]]:
-    """Draw the arguments of `Denoiser.forward` for a config: `make_inputs(config, batch, frames, seed=0)`."""
+def make_inputs() -> Callable[..., FrameInputs]:
+    """Draw frames for a denoiser of a config: `make_inputs(config, batch, frames, seed=0)`."""
 
-    def make(config: DenoiserConfig, batch: int, frames: int, seed: int = 0) -> dict[str, torch.Tensor]:
+    def make(config: DenoiserConfig, batch: int, frames: int, seed: int = 0) -> FrameInputs:
         generator = torch.Generator().manual_seed(seed)
         latent = (config.latent_channels, config.latent_size, config.latent_size)
         past = (batch, frames, config.num_previous)
-        return {
-            "latents": torch.randn(batch, frames, *latent, generator=generator),
-            "levels": torch.rand(batch, frames, generator=generator),
-            "actions": torch.randint(config.num_actions + 1, (batch, frames), generator=generator),
-            "previous": torch.randn(*past, *latent, generator=generator),
-            "previous_levels": torch.rand(past, generator=generator),
-        }
+        given = FrameInputs(
+            latents=torch.randn(batch, frames, *latent, generator=generator),
+            levels=torch.rand(batch, frames, generator=generator),
+            actions=torch.randint(config.num_actions + 1, (batch, frames), generator=generator),
+            previous=torch.randn(*past, *latent, generator=generator),
+            previous_levels=torch.rand(past, generator=generator),
+        )
+        if not config.warp_channels:
+            return given
+        warped = torch.randn(batch, frames, config.warp_channels, *latent[1:], generator=generator)
+        return dataclasses.replace(given, warped=warped)
 
     return make
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from worldmodel.attention import FrameAttention, Kind, RotaryPosition
+from worldmodel.attention import FrameAttention, Kind, LayerInputs, RotaryPosition
 from worldmodel.cache import MemoryCache
 from worldmodel.errors import ConfigError
 
@@ -28,7 +28,8 @@ def clip(seed: int = 1, frames: int = FRAMES) -> torch.Tensor:
 
 
 def dense(layer: FrameAttention, rotary: RotaryPosition, x: torch.Tensor) -> torch.Tensor:
-    return layer(x, rotary(torch.arange(x.shape[1])[None]))
+    attended: torch.Tensor = layer(x, LayerInputs(rotary(torch.arange(x.shape[1])[None])))[0]
+    return attended
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -39,13 +40,14 @@ def test_chunked_equals_dense(kind: Kind, reach: int) -> None:
     x = clip()
     angles = rotary(torch.arange(FRAMES)[None])
     for chunk in (1, 2, 3, 4, 6, 12, 20):
-        torch.testing.assert_close(layer(x, angles, chunk), layer(x, angles), rtol=1e-5, atol=1e-5)
+        chunked = layer(x, LayerInputs(angles, chunk=chunk))[0]
+        torch.testing.assert_close(chunked, dense(layer, rotary, x), rtol=1e-5, atol=1e-5)
 
 
 def test_a_chunk_must_divide_the_clip() -> None:
     layer, rotary = make_layer("recent", 3)
     with pytest.raises(ConfigError, match="chunk 5 must divide the 12 frames"):
-        layer(clip(), rotary(torch.arange(FRAMES)[None]), 5)
+        layer(clip(), LayerInputs(rotary(torch.arange(FRAMES)[None]), chunk=5))
 
 
 @pytest.mark.parametrize("kind", KINDS)

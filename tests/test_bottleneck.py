@@ -19,6 +19,7 @@ from worldmodel.analysis.gaussian import (
 )
 from worldmodel.denoiser import Denoiser, Prediction
 from worldmodel.errors import ConfigError, DataError, ShapeError
+from worldmodel.inputs import FrameInputs, Prefer
 from worldmodel.noise import add_noise
 from worldmodel.windows import Window, fifo_window, next_frame_window, outpainting_window, rolling_window
 from worldmodel.world import WorldModel
@@ -190,15 +191,10 @@ class PerfectDenoiser:
     def new_cache(self, batch: int, memory_frames: int | None = None) -> Cache:
         return Cache()
 
-    def forward_cached(
-        self,
-        latents: torch.Tensor,
-        levels: torch.Tensor,
-        actions: torch.Tensor,
-        previous: torch.Tensor,
-        previous_levels: torch.Tensor,
-        cache: Cache,
-    ) -> tuple[Prediction, Left]:
+    def __call__(self, frames: FrameInputs, *, cache: Cache, prefer: Prefer) -> tuple[Prediction, Left]:
+        assert prefer == "newest"  # these are real frames
+        latents, levels, actions = frames.latents, frames.levels, frames.actions
+        previous, previous_levels = frames.previous, frames.previous_levels
         assert latents.shape[1] <= self.config.recent_frames
         shift = self.shifts[actions][..., None, None, None]
         level = levels[..., None, None, None]
@@ -261,11 +257,11 @@ def test_the_errors_of_a_perfect_denoiser_on_clips_give_the_exact_information(wi
 def test_equal_chance_gives_equal_errors_and_the_cut_is_real(
     changes: dict[str, Any],
     make_denoiser: Callable[..., Denoiser],
-    make_inputs: Callable[..., dict[str, torch.Tensor]],
+    make_inputs: Callable[..., FrameInputs],
 ) -> None:
     denoiser = make_denoiser(**changes)
     inputs = make_inputs(denoiser.config, 2, 9)
-    latents, actions = inputs["latents"], inputs["actions"]
+    latents, actions = inputs.latents, inputs.actions
     levels = level_path(next_frame_window(), 4)
 
     def run(latents: torch.Tensor, seed: int = 0, memory: tuple[int, ...] = (0, 2, 8)) -> torch.Tensor:
@@ -283,16 +279,16 @@ def test_equal_chance_gives_equal_errors_and_the_cut_is_real(
 
 
 def test_the_action_into_the_first_frame_can_be_left_out(
-    make_denoiser: Callable[..., Denoiser], make_inputs: Callable[..., dict[str, torch.Tensor]]
+    make_denoiser: Callable[..., Denoiser], make_inputs: Callable[..., FrameInputs]
 ) -> None:
     denoiser = make_denoiser()
     inputs, levels = make_inputs(denoiser.config, 2, 6), level_path(next_frame_window(), 4)
 
     def run(actions: torch.Tensor, first_action: int | None) -> torch.Tensor:
         settings: dict[str, Any] = {"generator": torch.Generator().manual_seed(0), "first_action": first_action}
-        return memory_errors(denoiser, inputs["latents"], actions, levels, [0, 2], **settings)
+        return memory_errors(denoiser, inputs.latents, actions, levels, [0, 2], **settings)
 
-    known = inputs["actions"].clamp_max(6)
+    known = inputs.actions.clamp_max(6)
     without = known.clone()
     without[:, 3] = 7  # the cut of a memory of 2 frames is before frame 3
     assert torch.equal(run(known, 7)[1], run(without, None)[1])

@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load, save_file
+from safetensors.torch import load, load_file, save_file
 
+from envs.actions import LABMAZE_ACTIONS
 from worldmodel import checkpoint
 from worldmodel.checkpoint import (
     codec_hash,
@@ -71,6 +72,50 @@ def test_a_round_trip_keeps_every_weight(
     assert torch.equal(load_openings(bundle)["frames"], openings["frames"])
     assert torch.equal(load_openings(bundle)["actions"], openings["actions"])
     assert load_info(bundle)["num_steps"] == 2
+
+
+OLD_STARTS = {
+    "memories.columns.spatial.": "spatial.",
+    "memories.columns.embed.": "embed_views.",
+    "memories.kernels.views.": "views.",
+    "memories.kernels.embed.": "embed_views.",
+    "memories.slots.": "",
+    "memories.channel.": "",
+}
+"""What names of weights began with before memories were modules of their own."""
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"motions": LABMAZE_ACTIONS.motions, "view_points": 4, "width": 64, "heads": 4},
+        {"motions": LABMAZE_ACTIONS.motions, "view_heads": 2, "width": 64, "heads": 4},
+        {"memory": "prepend", "compression": "joint", "budget": 2},
+        {"memory": "channel", "compression": "modulated", "budget": 2},
+        {"memory": "cross"},
+    ],
+    ids=str,
+)
+def test_a_bundle_with_the_names_of_before_loads_and_is_saved_with_those_of_now(
+    changes: dict[str, Any], tmp_path: Path, make_denoiser: Callable[..., Denoiser]
+) -> None:
+    denoiser = make_denoiser(**changes)
+    save_bundle(tmp_path, denoiser=denoiser, dtype=torch.float32)
+    path = tmp_path / "denoiser.safetensors"
+    old = {}
+    for name, value in load_file(path).items():
+        start = next((start for start in OLD_STARTS if name.startswith(start)), "")
+        old[OLD_STARTS.get(start, "") + name.removeprefix(start)] = value
+    assert not any(name.startswith("memories.") for name in old)
+    save_file(old, path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["files"]["denoiser"] = hashlib.sha256(path.read_bytes()).hexdigest()
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    loaded = load_denoiser(tmp_path)
+    for name, value in denoiser.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], value), name
+    save_bundle(tmp_path, denoiser=loaded, dtype=torch.float32)
+    assert load_file(path).keys() == denoiser.state_dict().keys()
 
 
 def test_float32_is_kept_when_asked_for(tmp_path: Path, make_denoiser: Callable[..., Denoiser]) -> None:

@@ -1,5 +1,6 @@
 """The denoiser: one function, clip or cache; levels, actions and the past matter; the future does not."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -11,9 +12,10 @@ from hypothesis import strategies as st
 from worldmodel.cache import MemoryCache
 from worldmodel.denoiser import Denoiser, DenoiserConfig, Prediction
 from worldmodel.errors import ActionError, ConfigError, ShapeError
+from worldmodel.inputs import FrameInputs, Prefer
+from worldmodel.memory.views import ColumnViews
 from worldmodel.presets import PRESETS, get_preset
 
-Inputs = dict[str, torch.Tensor]
 SETTINGS: list[dict[str, Any]] = [
     {},
     {"depth": 1, "num_previous": 1},
@@ -41,20 +43,26 @@ SETTINGS += [
     {"motions": MOTIONS, "width": 64, "heads": 4, "view_points": 5, "memory_frames": 4, "view_frames": view_frames}
     for view_frames in (0, 11)
 ]
+SETTINGS += [{"warp_channels": 3}]
 SETTINGS += STRUCTURES + [{**changes, "motions": MOTIONS, "width": 64, "heads": 4} for changes in [{}, *STRUCTURES]]
 
 
-def part(inputs: Inputs, start: int, stop: int) -> Inputs:
-    return {name: value[:, start:stop] for name, value in inputs.items()}
+def changed(inputs: FrameInputs, name: str, frame: int, change: Callable[[torch.Tensor], torch.Tensor]) -> FrameInputs:
+    """Return the inputs with one tensor changed at one frame."""
+    value = getattr(inputs, name).clone()
+    value[:, frame] = change(value[:, frame])
+    return dataclasses.replace(inputs, **{name: value})
 
 
-def walk(denoiser: Denoiser, inputs: Inputs, splits: list[int], cache: MemoryCache) -> Prediction:
+def walk(
+    denoiser: Denoiser, inputs: FrameInputs, splits: list[int], cache: MemoryCache, prefer: Prefer = "newest"
+) -> Prediction:
     """Run frames through the cache in calls of the given sizes, the rest in one; return the joined predictions."""
-    frames, start, found = inputs["latents"].shape[1], 0, []
+    frames, start, found = inputs.num_frames, 0, []
     for size in [*splits, frames]:
         stop = min(start + size, frames)
         if stop > start:
-            prediction, written = denoiser.forward_cached(**part(inputs, start, stop), cache=cache)
+            prediction, written = denoiser(inputs[start:stop], cache=cache, prefer=prefer)
             cache.commit(*written, num_frames=stop - start)
             found.append(prediction)
         start = stop
@@ -69,39 +77,42 @@ def assert_equal(found: Prediction, expected: Prediction, tolerance: float = 2e-
 @pytest.mark.parametrize("changes", SETTINGS, ids=str)
 @torch.inference_mode()
 def test_frame_by_frame_through_the_cache_equals_the_whole_clip(
-    changes: dict[str, Any], make_denoiser: Callable[..., Denoiser], make_inputs: Callable[..., Inputs]
+    changes: dict[str, Any], make_denoiser: Callable[..., Denoiser], make_inputs: Callable[..., FrameInputs]
 ) -> None:
     denoiser = make_denoiser(**changes)
     inputs = make_inputs(denoiser.config, 2, 16)
-    expected = denoiser(**inputs)
-    assert_equal(walk(denoiser, inputs, [1] * 16, denoiser.new_cache(2)), expected)
-    for chunk in (2, 4, 8):
-        assert_equal(denoiser(**inputs, chunk=chunk), expected)
+    preferences: tuple[Prefer, ...] = ("newest", "oldest") if denoiser.find(ColumnViews) else ("newest",)
+    for prefer in preferences:
+        expected, written = denoiser(inputs, prefer=prefer)
+        assert not written.rings
+        assert_equal(walk(denoiser, inputs, [1] * 16, denoiser.new_cache(2), prefer), expected)
+        for chunk in (2, 4, 8):
+            assert_equal(denoiser(inputs, chunk=chunk, prefer=prefer)[0], expected)
 
 
 @given(splits=st.lists(st.integers(1, 9), max_size=8), seed=st.integers(0, 3))
 @torch.inference_mode()
 def test_any_split_into_calls_gives_the_same(
-    make_denoiser: Callable[..., Denoiser], make_inputs: Callable[..., Inputs], splits: list[int], seed: int
+    make_denoiser: Callable[..., Denoiser], make_inputs: Callable[..., FrameInputs], splits: list[int], seed: int
 ) -> None:
     """More frames than the rings hold (3 and 6), in calls shorter and longer than the rings."""
     denoiser = make_denoiser(depth=2)
     inputs = make_inputs(denoiser.config, 1, 20, seed)
-    assert_equal(walk(denoiser, inputs, splits, denoiser.new_cache(1)), denoiser(**inputs))
+    assert_equal(walk(denoiser, inputs, splits, denoiser.new_cache(1)), denoiser(inputs)[0])
 
 
 @pytest.mark.parametrize("memory_frames", [1, 2, 4])
 @torch.inference_mode()
 def test_shorter_memory_forgets_sooner_and_alike_for_every_split(
-    memory_frames: int, make_denoiser: Callable[..., Denoiser], make_inputs: Callable[..., Inputs]
+    memory_frames: int, make_denoiser: Callable[..., Denoiser], make_inputs: Callable[..., FrameInputs]
 ) -> None:
     denoiser, short = make_denoiser(), make_denoiser(memory_frames=memory_frames)
     inputs = make_inputs(denoiser.config, 1, 14)
-    expected = short(**inputs)
+    expected, _ = short(inputs)
     for splits in ([1] * 14, [14], [3, 5]):
         assert_equal(walk(denoiser, inputs, splits, denoiser.new_cache(1, memory_frames)), expected)
     with pytest.raises(AssertionError):
-        assert_equal(denoiser(**inputs), expected)
+        assert_equal(denoiser(inputs)[0], expected)
 
 
 @pytest.mark.parametrize("memory_frames", [0, -3, 7])
@@ -112,20 +123,17 @@ def test_memory_of_another_length_than_trained_is_refused(
         make_denoiser().new_cache(1, memory_frames)
 
 
-@pytest.mark.parametrize("name", ["latents", "levels", "actions", "previous", "previous_levels"])
+@pytest.mark.parametrize("name", ["latents", "levels", "actions", "previous", "previous_levels", "warped"])
 @torch.inference_mode()
 def test_every_input_matters_from_its_frame_on_and_never_before(
-    name: str, make_denoiser: Callable[..., Denoiser], make_inputs: Callable[..., Inputs]
+    name: str, make_denoiser: Callable[..., Denoiser], make_inputs: Callable[..., FrameInputs]
 ) -> None:
-    denoiser = make_denoiser()
+    denoiser = make_denoiser(warp_channels=3)
     inputs = make_inputs(denoiser.config, 2, 10)
-    before = denoiser(**inputs)
-    changed = {key: value.clone() for key, value in inputs.items()}
-    if name == "actions":
-        changed[name][:, 5] = (changed[name][:, 5] + 1) % denoiser.config.num_actions
-    else:
-        changed[name][:, 5] = 0.5 * changed[name][:, 5] + 0.1
-    for field, a, b in zip(Prediction._fields, denoiser(**changed), before, strict=True):
+    before, _ = denoiser(inputs)
+    moved = (lambda x: (x + 1) % denoiser.config.num_actions) if name == "actions" else (lambda x: 0.5 * x + 0.1)
+    after, _ = denoiser(changed(inputs, name, 5, moved))
+    for field, a, b in zip(Prediction._fields, after, before, strict=True):
         difference = (a - b).abs().flatten(2).amax((0, 2)) if a.ndim > 2 else (a - b).abs().amax(0)
         assert difference[:5].max() == 0, f"{name} of frame 5 reached an earlier {field}"
         assert difference[5] > 1e-4, f"{name} did not reach {field} of its own frame"
@@ -133,67 +141,68 @@ def test_every_input_matters_from_its_frame_on_and_never_before(
 
 
 @torch.inference_mode()
-def test_levels_are_per_frame(make_denoiser: Callable[..., Denoiser], make_inputs: Callable[..., Inputs]) -> None:
+def test_levels_are_per_frame(make_denoiser: Callable[..., Denoiser], make_inputs: Callable[..., FrameInputs]) -> None:
     """Two clips in one batch, with levels swapped between frames, are not one clip-wide level."""
     denoiser = make_denoiser()
     inputs = make_inputs(denoiser.config, 1, 4)
     levels = torch.tensor([[0.0, 0.0, 0.0, 1.0]])
-    results = [denoiser(**{**inputs, "levels": levels.roll(k, 1)}).clean for k in range(4)]
+    results = [denoiser(dataclasses.replace(inputs, levels=levels.roll(k, 1)))[0].clean for k in range(4)]
     for k in range(1, 4):
         assert (results[k] - results[0]).abs().amax((0, 2, 3, 4)).max() > 1e-3
 
 
 @torch.inference_mode()
 def test_old_frames_reach_the_present_only_through_summaries(
-    make_denoiser: Callable[..., Denoiser], make_inputs: Callable[..., Inputs]
+    make_denoiser: Callable[..., Denoiser], make_inputs: Callable[..., FrameInputs]
 ) -> None:
     """Without a memory layer a frame is gone after the recent window; with one it is not; beyond both it is."""
     for depth, last in ((1, 2 + 3), (2, 2 + 3 + 6)):
         denoiser = make_denoiser(depth=depth)
         inputs = make_inputs(denoiser.config, 1, 16)
-        other = {**inputs, "latents": inputs["latents"].clone()}
-        other["latents"][:, 2] += 1.0
-        difference = (denoiser(**other).clean - denoiser(**inputs).clean).abs().amax((0, 2, 3, 4))
+        other = changed(inputs, "latents", 2, lambda x: x + 1.0)
+        difference = (denoiser(other)[0].clean - denoiser(inputs)[0].clean).abs().amax((0, 2, 3, 4))
         assert [t for t in range(16) if difference[t] > 0] == list(range(2, last + 1))
 
 
 @torch.inference_mode()
 def test_summaries_alone_carry_the_memory(
-    make_denoiser: Callable[..., Denoiser], make_inputs: Callable[..., Inputs]
+    make_denoiser: Callable[..., Denoiser], make_inputs: Callable[..., FrameInputs]
 ) -> None:
     """In the cache: patches of old frames are not kept at all; what old frames leave behind are memory keys."""
     denoiser = make_denoiser(depth=2)
     inputs = make_inputs(denoiser.config, 1, 8)
     cache = denoiser.new_cache(1)
-    walk(denoiser, part(inputs, 0, 7), [], cache)
+    walk(denoiser, inputs[:7], [], cache)
     assert cache.rings["recent_k"].shape[3] == denoiser.config.recent_frames
-    before, _ = denoiser.forward_cached(**part(inputs, 7, 8), cache=cache)
+    before, _ = denoiser(inputs[7:8], cache=cache)
     wiped = cache.clone()
     old = (cache.positions("memory_k")[0] < 7 - denoiser.config.recent_frames).nonzero().flatten()
     assert len(old) == 3
     wiped.rings["memory_v"][:, :, :, old] = 0
-    after, _ = denoiser.forward_cached(**part(inputs, 7, 8), cache=wiped)
+    after, _ = denoiser(inputs[7:8], cache=wiped)
     assert (after.clean - before.clean).abs().max() > 1e-4
 
 
 @torch.inference_mode()
 def test_dreams_of_a_batch_at_different_ages_do_not_touch_one_another(
-    make_denoiser: Callable[..., Denoiser], make_inputs: Callable[..., Inputs]
+    make_denoiser: Callable[..., Denoiser], make_inputs: Callable[..., FrameInputs]
 ) -> None:
     denoiser = make_denoiser()
     inputs = make_inputs(denoiser.config, 3, 20)
+    tensors: dict[str, torch.Tensor] = {n: part for n, part in vars(inputs).items() if part is not None}
     ages, cache, alone = [2, 11, 7], denoiser.new_cache(3), []
     for row, age in enumerate(ages):
         own = denoiser.new_cache(1)
-        row_inputs = {name: value[row : row + 1] for name, value in inputs.items()}
-        walk(denoiser, part(row_inputs, 0, age), [], own)
+        row_inputs = FrameInputs(**{name: value[row : row + 1] for name, value in tensors.items()})
+        walk(denoiser, row_inputs[:age], [], own)
         cache.put(torch.tensor([row]), own)
-        alone.append(walk(denoiser, part(row_inputs, age, age + 9), [1] * 9, own))
+        alone.append(walk(denoiser, row_inputs[age : age + 9], [1] * 9, own))
     assert cache.count.tolist() == ages
     together = {
-        name: torch.stack([value[row, age : age + 9] for row, age in enumerate(ages)]) for name, value in inputs.items()
+        name: torch.stack([value[row, age : age + 9] for row, age in enumerate(ages)])
+        for name, value in tensors.items()
     }
-    found = walk(denoiser, together, [1] * 9, cache)
+    found = walk(denoiser, FrameInputs(**together), [1] * 9, cache)
     for row, expected in enumerate(alone):
         assert_equal(Prediction(*(field[row : row + 1] for field in found)), expected)
 
@@ -201,7 +210,7 @@ def test_dreams_of_a_batch_at_different_ages_do_not_touch_one_another(
 @pytest.mark.parametrize("position", [10_000, 200_003])
 @torch.inference_mode()
 def test_a_dream_of_many_frames_is_as_exact_as_a_young_one(
-    position: int, make_denoiser: Callable[..., Denoiser], make_inputs: Callable[..., Inputs]
+    position: int, make_denoiser: Callable[..., Denoiser], make_inputs: Callable[..., FrameInputs]
 ) -> None:
     """Only ages count: the same frames late in a dream give the same pictures."""
     denoiser = make_denoiser()
@@ -217,31 +226,31 @@ def test_a_dream_of_many_frames_is_as_exact_as_a_young_one(
 
 @torch.inference_mode()
 def test_bfloat16_weights_stay_close(
-    make_denoiser: Callable[..., Denoiser], make_inputs: Callable[..., Inputs]
+    make_denoiser: Callable[..., Denoiser], make_inputs: Callable[..., FrameInputs]
 ) -> None:
     denoiser = make_denoiser()
     inputs = make_inputs(denoiser.config, 1, 12)
-    expected = denoiser(**inputs).clean
-    found = denoiser.to(torch.bfloat16)(**inputs).clean
+    expected = denoiser(inputs)[0].clean
+    found = denoiser.to(torch.bfloat16)(inputs)[0].clean
     assert found.dtype == torch.float32
     assert (found - expected).square().mean() < 2e-3 * expected.square().mean()
 
 
 @torch.inference_mode()
-def test_reading_never_writes(make_denoiser: Callable[..., Denoiser], make_inputs: Callable[..., Inputs]) -> None:
+def test_reading_never_writes(make_denoiser: Callable[..., Denoiser], make_inputs: Callable[..., FrameInputs]) -> None:
     denoiser = make_denoiser()
     inputs = make_inputs(denoiser.config, 2, 9)
     cache = denoiser.new_cache(2)
-    walk(denoiser, part(inputs, 0, 5), [], cache)
+    walk(denoiser, inputs[:5], [], cache)
     copy = cache.clone()
-    denoiser.forward_cached(**part(inputs, 5, 9), cache=cache)
+    denoiser(inputs[5:9], cache=cache)
     assert torch.equal(cache.count, copy.count) and torch.equal(cache.pose, copy.pose)
     for name, ring in cache.rings.items():
         assert torch.equal(ring, copy.rings[name]), name
 
 
 @torch.inference_mode()
-def test_the_cache_never_grows(make_denoiser: Callable[..., Denoiser], make_inputs: Callable[..., Inputs]) -> None:
+def test_the_cache_never_grows(make_denoiser: Callable[..., Denoiser], make_inputs: Callable[..., FrameInputs]) -> None:
     denoiser = make_denoiser()
     inputs = make_inputs(denoiser.config, 1, 30)
     cache = denoiser.new_cache(1)
@@ -263,35 +272,38 @@ def test_the_cache_never_grows(make_denoiser: Callable[..., Denoiser], make_inpu
         ("actions", (2, 1)),
         ("previous", (2, 5, 1, 4, 4, 4)),
         ("previous_levels", (2, 5, 3)),
+        ("warped", (2, 5, 1, 4, 4)),
     ],
 )
 def test_a_wrong_shape_is_named(
-    name: str, shape: tuple[int, ...], make_denoiser: Callable[..., Denoiser], make_inputs: Callable[..., Inputs]
+    name: str, shape: tuple[int, ...], make_denoiser: Callable[..., Denoiser], make_inputs: Callable[..., FrameInputs]
 ) -> None:
     denoiser = make_denoiser()
-    inputs = {**make_inputs(denoiser.config, 2, 5), name: torch.zeros(shape)}
+    inputs = dataclasses.replace(make_inputs(denoiser.config, 2, 5), **{name: torch.zeros(shape)})
     with pytest.raises(ShapeError, match=rf"{name} must be .*got \({', '.join(map(str, shape))}\)"):
-        denoiser(**inputs)
+        denoiser(inputs)
     with pytest.raises(ShapeError, match=name):
-        denoiser.forward_cached(**inputs, cache=denoiser.new_cache(2))
+        denoiser(inputs, cache=denoiser.new_cache(2))
 
 
-def test_actions_must_be_integers(make_denoiser: Callable[..., Denoiser], make_inputs: Callable[..., Inputs]) -> None:
+def test_actions_must_be_integers(
+    make_denoiser: Callable[..., Denoiser], make_inputs: Callable[..., FrameInputs]
+) -> None:
     denoiser = make_denoiser()
     inputs = make_inputs(denoiser.config, 1, 2)
     with pytest.raises(ActionError, match="integers in 0..7; got torch.float32"):
-        denoiser(**{**inputs, "actions": inputs["actions"].float()})
+        denoiser(dataclasses.replace(inputs, actions=inputs.actions.float()))
 
 
 @torch.inference_mode()
 def test_a_velocity_is_read_as_noise_minus_clean(
-    make_denoiser: Callable[..., Denoiser], make_inputs: Callable[..., Inputs]
+    make_denoiser: Callable[..., Denoiser], make_inputs: Callable[..., FrameInputs]
 ) -> None:
     clean, velocity = make_denoiser(), make_denoiser(prediction="velocity")
     inputs = make_inputs(clean.config, 2, 5)
-    said, found = clean(**inputs).clean, velocity(**inputs).clean
+    said, found = clean(inputs)[0].clean, velocity(inputs)[0].clean
     assert said.abs().max() > 0.1
-    torch.testing.assert_close(found, inputs["latents"] - inputs["levels"][..., None, None, None] * said)
+    torch.testing.assert_close(found, inputs.latents - inputs.levels[..., None, None, None] * said)
 
 
 @pytest.mark.parametrize(

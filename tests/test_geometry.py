@@ -11,8 +11,10 @@ from worldmodel.codec import Codec
 from worldmodel.denoiser import Denoiser, DenoiserConfig
 from worldmodel.errors import ActionError, ConfigError, ShapeError
 from worldmodel.geometry import WALK_SCALE, ReprojectedViews, SpatialConfig, SpatialMemory
-from worldmodel.odometry import walk_poses
-from worldmodel.recall import Seen
+from worldmodel.inputs import Prefer
+from worldmodel.memory.base import Context, Reading
+from worldmodel.memory.views import ColumnViews
+from worldmodel.odometry import ground_poses, walk_poses
 from worldmodel.sampler import Sampler, SamplerConfig
 from worldmodel.windows import next_frame_window
 from worldmodel.world import WorldModel
@@ -42,24 +44,25 @@ def look_back(
     seen: list[tuple[float, float, float, float]],
     now: tuple[float, float, float],
     *,
-    is_training: bool = False,
+    prefer: Prefer = "oldest",
     **changes: float,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Look from `now` after having seen walls from places: x, y, heading, wall. Return latents and facts, (., h, w)."""
     pictures, depths = zip(*(paint(*place) for place in seen), strict=True)
-    memory = ReprojectedViews(SIZE, VIEW_DEG, points=8).train(is_training)
+    memory = ReprojectedViews(SIZE, VIEW_DEG, points=8)
     for name, value in changes.items():
         getattr(memory, name).data.fill_(value)
     ages = torch.arange(len(seen), 0, -1)[None, None]
     with torch.no_grad():
         laid = memory(
-            torch.tensor([[now]]),
+            ground_poses(torch.tensor([[now]])),
             torch.stack(pictures)[None],
-            torch.tensor([[place[:3] for place in seen]]),
+            ground_poses(torch.tensor([[place[:3] for place in seen]])),
             torch.stack(depths)[None],
             torch.zeros(1, len(seen)),
             ages,
             torch.ones_like(ages).bool(),
+            prefer,
         )[0, 0]
     return laid[:CHANNELS], laid[CHANNELS : CHANNELS + ReprojectedViews.NUM_FACTS]
 
@@ -93,12 +96,12 @@ def test_a_near_wall_hides_a_far_one() -> None:
         assert facts[1].exp().max() < 2.2
 
 
-def test_dreams_believe_what_was_seen_first_and_training_the_newest() -> None:
+def test_what_was_seen_first_or_last_wins_as_preferred() -> None:
     """Frames from one place disagree about the distance by little; trained in the order of dreams, recall suffers."""
     seen = [(0.0, 0.0, NORTH, 2.0), *[(0.0, 0.0, NORTH, 2.05)] * 20]
     _, facts = look_back(seen, (0.0, 0.0, NORTH))
     assert facts[4].mean() > 0.2 * math.log(16)  # the age of what is shown
-    _, facts = look_back(seen, (0.0, 0.0, NORTH), is_training=True, age=1.6)
+    _, facts = look_back(seen, (0.0, 0.0, NORTH), prefer="newest", age=1.6)
     assert facts[4].mean() < 0.2 * math.log(6)
 
 
@@ -111,7 +114,7 @@ def test_walks_are_corrected_in_the_walkers_frame() -> None:
     motions = torch.tensor([[0.0, 0.12], [NORTH, 0.0]])
     actions = torch.tensor([[0, 1, 0, 0]])
     corrections = torch.tensor([[[-0.02, 0.0], [0.0, 0.0], [-0.12, 0.0], [0.0, 0.05]]])
-    poses = walk_poses(motions, actions, torch.zeros(1, 3), corrections)[0]
+    poses = walk_poses(motions, actions, torch.zeros(1, 5), corrections)[0]
     expected = torch.tensor([[0.1, 0.0], [0.1, 0.0], [0.1, 0.0], [0.05, 0.12]])
     torch.testing.assert_close(poses[:, :2], expected)
 
@@ -130,9 +133,10 @@ def test_no_action_is_never_corrected_and_says_distances_of_every_column() -> No
 
 def test_a_spatial_memory_stays_as_it_was_trained(make_denoiser: Callable[..., Denoiser]) -> None:
     denoiser = make_denoiser(motions=MOTIONS, width=64, heads=4, view_points=4)
-    assert denoiser.spatial is not None
-    assert not any(weight.requires_grad for weight in denoiser.spatial.parameters())
-    assert denoiser.embed_views.weight.requires_grad
+    columns = denoiser.find(ColumnViews)
+    assert columns is not None
+    assert not any(weight.requires_grad for weight in columns.spatial.parameters())
+    assert columns.embed.weight.requires_grad
 
 
 def test_views_reach_further_than_summaries(make_denoiser: Callable[..., Denoiser]) -> None:
@@ -159,13 +163,13 @@ def test_looking_back_once_a_step_is_enough(
     """The frames are those of a sampler whose every network call looks back by itself."""
     denoiser = make_denoiser(motions=MOTIONS, width=64, heads=4, view_points=4, view_frames=20)
     latents, noise, actions = draw_dream(denoiser, 6)
-    plain, calls, found = Denoiser.look_back, [], []
+    plain, calls, found = ColumnViews.read, [], []
 
-    def counted(*given: Any) -> Seen:
+    def counted(*given: Any) -> Reading:
         calls.append(1)
         return plain(*given)
 
-    monkeypatch.setattr(Denoiser, "look_back", counted)
+    monkeypatch.setattr(ColumnViews, "read", counted)
     for _ in range(2):
         sampler = Sampler(denoiser, next_frame_window(), SamplerConfig(num_steps=num_steps))
         state = sampler.begin(latents, actions, noise)
@@ -174,7 +178,7 @@ def test_looking_back_once_a_step_is_enough(
             now = slice(t, t + 1)
             found.append(sampler.step(state, actions[:, now], noise[:, now], latents[:, now])[0])
         assert len(calls) == (4 if len(found) == 4 else 4 * (1 + num_steps))
-        monkeypatch.setattr(Seen, "last", lambda seen, num_frames: None)
+        monkeypatch.setattr(Context, "last", lambda context, num_frames: None)
     for once, again in zip(found[:4], found[4:], strict=True):
         torch.testing.assert_close(once, again, rtol=1e-4, atol=1e-4)
 
@@ -217,9 +221,14 @@ def test_a_world_tells_shares_of_steps(
 
 
 def set_walks(denoiser: Denoiser, coming: float, past: float) -> None:
-    """Let the geometry of a denoiser say, whatever it sees, that steps get these cells on top, ahead."""
-    assert denoiser.spatial is not None
-    head = list(denoiser.spatial.geometry.to_walks)[-1]
+    """Let the geometry of a denoiser say, whatever it sees, that steps get these cells on top, ahead; walls are far."""
+    columns = denoiser.find(ColumnViews)
+    assert columns is not None
+    far = list(columns.spatial.geometry.to_depths)[-1]
+    for weight in far.parameters():
+        torch.nn.init.zeros_(weight)
+    torch.nn.init.constant_(far.bias, math.log(5.0))
+    head = list(columns.spatial.geometry.to_walks)[-1]
     for weight in head.parameters():
         torch.nn.init.zeros_(weight)
     ahead = torch.tensor([coming, past]) / WALK_SCALE

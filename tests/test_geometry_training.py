@@ -19,6 +19,8 @@ from train.sight import look
 from worldmodel.checkpoint import load_denoiser, load_spatial, save_bundle
 from worldmodel.codec import Codec
 from worldmodel.errors import CheckpointError, DataError
+from worldmodel.memory.views import ColumnViews
+from worldmodel.odometry import ground_poses
 
 MOTIONS = torch.tensor([*LABMAZE_ACTIONS.motions, (0.0, 0.0)]) * torch.tensor([math.pi / 180, 1.0])
 CPU = Machine(torch.device("cpu"))
@@ -47,8 +49,8 @@ def options(painted: Path, codec: Path, out: Path, steps: int = 3) -> GeometryOp
 
 def test_a_free_walk_lacks_nothing_and_a_stopped_one_all() -> None:
     heading = math.radians(90)
-    poses = torch.tensor([[[0.0, 0.0, heading], [0.0, 0.12, heading], [0.0, 0.12, heading], [-0.05, 0.12, heading]]])
-    lacks = walk_shortfall(poses, torch.tensor([[7, 1, 1, 1]]), MOTIONS)[0]
+    places = torch.tensor([[[0.0, 0.0, heading], [0.0, 0.12, heading], [0.0, 0.12, heading], [-0.05, 0.12, heading]]])
+    lacks = walk_shortfall(ground_poses(places), torch.tensor([[7, 1, 1, 1]]), MOTIONS)[0]
     torch.testing.assert_close(lacks, torch.tensor([[0.0, 0.0], [-0.12, 0.0], [-0.12, 0.05]]), atol=1e-6, rtol=0)
 
 
@@ -86,9 +88,10 @@ def test_a_denoiser_keeps_the_spatial_memory_as_it_was(recording: Path, codec_fo
     training = denoiser_options(recording, codec_folder, tmp_path, preset="tiny", spatial=tmp_path / "spatial")
     train_denoiser(training, CPU)
     made = load_denoiser(tmp_path / "denoiser")
-    assert made.config.view_points == 5 and made.config.view_reach == 40 and made.spatial is not None
+    columns = made.find(ColumnViews)
+    assert made.config.view_points == 5 and made.config.view_reach == 40 and columns is not None
     kept = load_spatial(tmp_path / "spatial").state_dict()
-    assert all(torch.equal(value, kept[name]) for name, value in made.spatial.state_dict().items())
+    assert all(torch.equal(value, kept[name]) for name, value in columns.spatial.state_dict().items())
     spatial.views.age.data.fill_(-0.5)
     save_bundle(tmp_path / "spatial", spatial=spatial)
     with pytest.raises(CheckpointError, match="prefers old views"):

@@ -14,13 +14,14 @@ from train.denoiser import DenoiserOptions, build_denoiser, memory_changes
 from train.memory_costs import costs_table, memory_costs
 from worldmodel.attention import RotaryPosition, rotate
 from worldmodel.checkpoint import save_bundle
+from worldmodel.config import MemorySetting
 from worldmodel.denoiser import Denoiser, DenoiserConfig
 from worldmodel.errors import CheckpointError, ConfigError
-from worldmodel.memory.slots import MemorySetting
+from worldmodel.inputs import FrameInputs
+from worldmodel.memory.views import KernelViews
 from worldmodel.objective import DenoiserLoss, ObjectiveConfig, sample_chance
-from worldmodel.odometry import look_angles, walk_poses
+from worldmodel.odometry import YAW, ground_poses, look_angles, walk_poses
 
-Inputs = dict[str, torch.Tensor]
 STRUCTURES: list[dict[str, Any]] = [
     {"memory": "summary", "memory_frames": 6},
     {"memory": "prepend", "memory_frames": 6},
@@ -56,10 +57,18 @@ def test_a_denoiser_of_such_a_memory_is_refused_too() -> None:
         DenoiserConfig(memory="prepend", memory_frames=48, compression="joint", budget=64)
 
 
+def shift(inputs: FrameInputs, frame: int, size: float) -> FrameInputs:
+    """Return the inputs with a frame shifted, also as the next one is shown it."""
+    latents, previous = inputs.latents.clone(), inputs.previous.clone()
+    latents[:, frame] += size
+    previous[:, frame + 1, 0] += size
+    return dataclasses.replace(inputs, latents=latents, previous=previous)
+
+
 @pytest.mark.parametrize("changes", STRUCTURES, ids=str)
 @torch.inference_mode()
 def test_old_frames_matter_through_the_memory_and_no_further(
-    changes: dict[str, Any], make_denoiser: Callable[..., Denoiser], make_inputs: Callable[..., Inputs]
+    changes: dict[str, Any], make_denoiser: Callable[..., Denoiser], make_inputs: Callable[..., FrameInputs]
 ) -> None:
     """One recent frame, two blocks: frame 15 sees frame 11 through a memory of 6 frames only, and frame 0 not at all.
 
@@ -70,10 +79,8 @@ def test_old_frames_matter_through_the_memory_and_no_further(
     inputs = make_inputs(denoiser.config, 1, 16)
 
     def difference(network: Denoiser, frame: int) -> float:
-        changed = {name: value.clone() for name, value in inputs.items()}
-        changed["latents"][:, frame] += 1.0
-        changed["previous"][:, frame + 1, 0] += 1.0  # the same frame, as the next one is shown it
-        return float((network(**changed).clean - network(**inputs).clean)[:, -1].abs().max())
+        changed = shift(inputs, frame, 1.0)
+        return float((network(changed)[0].clean - network(inputs)[0].clean)[:, -1].abs().max())
 
     assert difference(denoiser, 11) > 1e-4
     assert difference(without, 11) == 0.0
@@ -83,19 +90,16 @@ def test_old_frames_matter_through_the_memory_and_no_further(
 @pytest.mark.parametrize("changes", STRUCTURES, ids=str)
 @torch.inference_mode()
 def test_a_shorter_memory_forgets_what_a_longer_one_keeps(
-    changes: dict[str, Any], make_denoiser: Callable[..., Denoiser], make_inputs: Callable[..., Inputs]
+    changes: dict[str, Any], make_denoiser: Callable[..., Denoiser], make_inputs: Callable[..., FrameInputs]
 ) -> None:
     denoiser = make_denoiser(depth=2, recent_frames=1, num_previous=1, **changes)
     inputs = make_inputs(denoiser.config, 1, 10)
     found = []
-    for shift in (0.0, 1.0):
+    for size in (0.0, 1.0):
         cache = denoiser.new_cache(1, memory_frames=1)
-        changed = {name: value.clone() for name, value in inputs.items()}
-        changed["latents"][:, 5] += shift
-        changed["previous"][:, 6, 0] += shift
+        changed = shift(inputs, 5, size)
         for t in range(10):
-            part = {name: value[:, t : t + 1] for name, value in changed.items()}
-            prediction, written = denoiser.forward_cached(**part, cache=cache)
+            prediction, written = denoiser(changed[t : t + 1], cache=cache)
             cache.commit(*written, num_frames=1)
         found.append(prediction.clean)
     assert torch.equal(found[0], found[1])
@@ -130,21 +134,22 @@ def test_walks_add_up_to_poses() -> None:
     turn, walk = math.pi / 2, 2.0
     motions = torch.tensor([[0.0, 0.0], [0.0, walk], [turn, 0.0], [0.0, 0.0]])
     actions = torch.tensor([[1, 2, 1, 2, 1, 2, 1, 2, 0, 3]])
-    poses = walk_poses(motions, actions, torch.tensor([[5.0, -1.0, 0.0]]))[0]
-    assert torch.allclose(poses[0], torch.tensor([7.0, -1.0, 0.0]), atol=1e-5)
+    poses = walk_poses(motions, actions, torch.tensor([[5.0, -1.0, 0.5, 0.0, 0.1]]))[0]
+    assert torch.allclose(poses[0], torch.tensor([7.0, -1.0, 0.5, 0.0, 0.1]), atol=1e-5)
     assert torch.allclose(poses[2, :2], torch.tensor([7.0, 1.0]), atol=1e-5)
     assert torch.allclose(poses[-1, :2], torch.tensor([5.0, -1.0]), atol=1e-5)
-    assert float(torch.remainder(poses[-1, 2] + 0.1, 2 * math.pi)) == pytest.approx(0.1, abs=1e-5)
+    assert float(torch.remainder(poses[-1, YAW] + 0.1, 2 * math.pi)) == pytest.approx(0.1, abs=1e-5)
 
 
 def test_reckoning_is_exact_in_sixteen_bits(make_denoiser: Callable[..., Denoiser]) -> None:
     """300 left turns of 6 degrees are five full turns, in bfloat16 as well."""
     denoiser = make_denoiser(width=64, heads=4, motions=LABMAZE_ACTIONS.motions, view_heads=1).to(torch.bfloat16)
-    seen, levels = torch.zeros(1, 300, 2, 4, 4, 4), torch.zeros(1, 300, 2)
-    poses = denoiser.reckon(seen, levels, torch.full((1, 300), 3)).poses
+    latents, levels, actions = torch.zeros(1, 300, 4, 4, 4), torch.zeros(1, 300), torch.full((1, 300), 3)
+    poses = denoiser.read(FrameInputs.stack(latents, levels, actions, 2)).estimate.poses
     assert poses.dtype == torch.float32
-    assert float(torch.remainder(poses[0, -1, 2] + 0.5, 2 * math.pi)) == pytest.approx(0.5, abs=1e-3)
-    assert denoiser.views is not None and denoiser.views.look.dtype == torch.float32
+    assert float(torch.remainder(poses[0, -1, YAW] + 0.5, 2 * math.pi)) == pytest.approx(0.5, abs=1e-3)
+    kernels = denoiser.find(KernelViews)
+    assert kernels is not None and kernels.views.look.dtype == torch.float32
 
 
 def test_the_left_column_looks_to_the_left() -> None:
@@ -160,7 +165,7 @@ def test_directions_match_across_columns_and_turns() -> None:
     headings = torch.tensor(
         [[0.0, left - right]]
     )  # turned so far that the right column looks where the left one looked
-    poses = torch.cat([torch.zeros(1, 2, 2), headings[..., None]], -1)
+    poses = ground_poses(torch.cat([torch.zeros(1, 2, 2), headings[..., None]], -1))
     cos, sin = rotary(torch.zeros(1, 2, dtype=torch.int64), poses)
     turning = slice(16, 24)  # the pairs that turn with the direction
     same = rotate(torch.ones(1, 2, 1, 5, 16), (cos[..., turning], sin[..., turning]))[0, :, 0]

@@ -10,8 +10,9 @@ import torch
 from worldmodel.denoiser import Denoiser
 from worldmodel.distortions import DISTORTIONS, LatentDistortions, LatentMap
 from worldmodel.errors import ConfigError
+from worldmodel.inputs import FrameInputs, stack_previous
 from worldmodel.noise import add_noise
-from worldmodel.objective import DenoiserLoss, ObjectiveConfig, sample_chance, stack_previous
+from worldmodel.objective import DenoiserLoss, ObjectiveConfig, sample_chance
 from worldmodel.sampler import Sampler, SamplerConfig
 from worldmodel.windows import next_frame_window
 
@@ -93,19 +94,20 @@ def test_context_is_distorted_and_what_is_asked_for_is_not(
     black = LatentDistortions(SHAPE[2])  # the first distortion makes zeros, the second nothing
     cast("LatentMap", black.maps[0]).convolution.weight.zero_()
     seen: list[Any] = []
-    handle = denoiser.register_forward_hook(lambda module, given, output: seen.append((given, output)))
+    handle = denoiser.register_forward_hook(lambda module, given, output: seen.append((given[0], output[0])))
     with torch.no_grad():
         loss, _ = DenoiserLoss(denoiser, config, 4, black)(**batch, **drawn)
     handle.remove()
-    (noisy, levels, _, previous, previous_levels, *_), prediction = seen[-1]
+    inputs, prediction = seen[-1]
+    noisy, levels = inputs.latents, inputs.levels
     given = batch["latents"] * (1 - drawn["distortions"][:, :, 0])[:, :, None, None, None]
     is_context = (levels <= config.context_noise)[:, :, None, None, None]
     expected = torch.where(is_context, given, batch["latents"])
     torch.testing.assert_close(noisy, add_noise(expected, drawn["noise"], levels))
     context = add_noise(given, drawn["context_noise"], drawn["context_levels"])
     expected_past = stack_previous(context, drawn["context_levels"], denoiser.config.num_previous)
-    torch.testing.assert_close(previous, expected_past[0])
-    torch.testing.assert_close(previous_levels, expected_past[1])
+    torch.testing.assert_close(inputs.previous, expected_past[0])
+    torch.testing.assert_close(inputs.previous_levels, expected_past[1])
     errors = (prediction.clean - batch["latents"]).square().mean((2, 3, 4)) / (levels + config.level_offset)
     assert float(loss) == pytest.approx(float(errors.mean()), rel=1e-5)
     with pytest.raises(ConfigError, match="needs the distortions"):
@@ -143,7 +145,7 @@ def test_the_loss_is_what_it_says(forced: bool, make_denoiser: Callable[..., Den
     noisy = add_noise(latents, drawn["noise"], levels)
     shown_levels = levels if forced else drawn["context_levels"]
     shown = noisy if forced else add_noise(latents, drawn["context_noise"], shown_levels)
-    prediction = denoiser(noisy, levels, batch["actions"], *stack_previous(shown, shown_levels, 2))
+    prediction, _ = denoiser(FrameInputs(noisy, levels, batch["actions"], *stack_previous(shown, shown_levels, 2)))
     expected = 0.0
     for b in range(3):
         for t in range(8):
@@ -192,16 +194,19 @@ def test_views_stay_true_where_the_frames_before_are_not(share: str, make_denois
     batch, drawn, seen = clips(), chance(config), []
     black = LatentDistortions(SHAPE[2])
     cast("LatentMap", black.maps[0]).convolution.weight.zero_()
-    handle = denoiser.register_forward_hook(lambda module, given, output: seen.append(given))
+    handle = denoiser.register_forward_hook(
+        lambda module, given, settings, output: seen.append((given[0], settings["context"])), with_kwargs=True
+    )
     with torch.no_grad():
         DenoiserLoss(denoiser, ObjectiveConfig(), 4)(**batch, **drawn)
         DenoiserLoss(denoiser, config, 4, black)(**batch, **drawn)
     handle.remove()
-    true, other = seen[0], seen[-1]
-    assert not torch.equal(true[3], other[3])  # the frames before
-    expected = denoiser.look_back(*true[3:5], true[2])
-    torch.testing.assert_close(other[6].views, expected.views)
-    torch.testing.assert_close(other[6].reckoning.poses, expected.reckoning.poses)
+    (true, _), (other, context) = seen[0], seen[-1]
+    assert not torch.equal(true.previous, other.previous)
+    expected = denoiser.read(true)
+    torch.testing.assert_close(context.readings["columns"].added, expected.readings["columns"].added)
+    torch.testing.assert_close(context.estimate.poses, expected.estimate.poses)
+    assert not torch.equal(denoiser.read(other).readings["columns"].added, expected.readings["columns"].added)
 
 
 def test_every_weight_learns(make_denoiser: Callable[..., Denoiser]) -> None:
@@ -230,7 +235,7 @@ def test_training_and_play_ask_the_network_the_same_question(make_denoiser: Call
     drawn = {"levels": levels, "noise": noise, "context_noise": noise, "context_levels": torch.full((3, frames), level)}
     drawn["distortions"] = torch.zeros(3, frames, len(DISTORTIONS))
     seen: dict[str, Any] = {}
-    handle = denoiser.register_forward_hook(lambda module, inputs, output: seen.update(clean=output.clean))
+    handle = denoiser.register_forward_hook(lambda module, inputs, output: seen.update(clean=output[0].clean))
     no = torch.zeros(3, frames, dtype=torch.bool)
     DenoiserLoss(denoiser, ObjectiveConfig(), chunk=4)(**batch, **drawn, is_forced=no[:, 0], is_own=no)
     handle.remove()

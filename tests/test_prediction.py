@@ -15,8 +15,8 @@ from worldmodel.cache import MemoryCache
 from worldmodel.codec import Codec
 from worldmodel.denoiser import Denoiser, Prediction, Written
 from worldmodel.errors import ConfigError, ShapeError
+from worldmodel.inputs import FrameInputs
 from worldmodel.noise import add_noise
-from worldmodel.objective import stack_previous
 from worldmodel.sampler import SamplerConfig
 from worldmodel.windows import Schedule, fifo_window, next_frame_window, outpainting_window, parse_schedule
 from worldmodel.world import WorldModel
@@ -34,12 +34,11 @@ class Oracle:
     def __getattr__(self, name: str) -> Any:
         return getattr(self.denoiser, name)
 
-    def forward_cached(self, latents: torch.Tensor, levels: torch.Tensor, *rest: Any) -> tuple[Prediction, Written]:
-        cache: MemoryCache = rest[-1]
-        prediction, written = self.denoiser.forward_cached(latents, levels, *rest)
+    def __call__(self, frames: FrameInputs, *, cache: MemoryCache, **rest: Any) -> tuple[Prediction, Written]:
+        prediction, written = self.denoiser(frames, cache=cache, **rest)
         first = int(cache.count[0])
-        miss = (self.offset + self.slope * levels)[..., None, None, None]
-        return prediction._replace(clean=self.truth[:, first : first + latents.shape[1]] + miss), written
+        miss = (self.offset + self.slope * frames.levels)[..., None, None, None]
+        return prediction._replace(clean=self.truth[:, first : first + frames.num_frames] + miss), written
 
 
 @pytest.fixture
@@ -140,8 +139,8 @@ def test_steps_with_a_memory_equal_the_network_on_whole_clips(
         found = step_errors(past, real, mixed, led, grid)["velocity"]
         levels = torch.cat([torch.full((CONTEXT,), CONFIG.context_level), grid[0]]).expand(2, -1)
         noisy = add_noise(latents[:, :stop], chance[:, :stop], levels)
-        previous = stack_previous(noisy, levels, denoiser.config.num_previous)
-        clean = denoiser(noisy, levels, actions[:, :stop], *previous).clean[:, CONTEXT:]
+        inputs = FrameInputs.stack(noisy, levels, actions[:, :stop], denoiser.config.num_previous)
+        clean = denoiser(inputs)[0].clean[:, CONTEXT:]
     error = (clean - latents[:, CONTEXT:stop]).square().mean((2, 3, 4))
     assert torch.allclose(found, error / 3 / grid[0].square(), rtol=1e-3, atol=1e-5)
 

@@ -8,8 +8,9 @@ import torch
 
 from worldmodel.denoiser import Denoiser
 from worldmodel.errors import ConfigError, ShapeError
+from worldmodel.inputs import FrameInputs
+from worldmodel.memory.views import ColumnViews
 from worldmodel.noise import add_noise, move_level
-from worldmodel.objective import stack_previous
 from worldmodel.sampler import DreamState, Sampler, SamplerConfig
 from worldmodel.windows import (
     Window,
@@ -82,9 +83,9 @@ class SlowDream:
             frames = torch.cat([self.shown, flight], 1)
             context = torch.full((len(frames), past), self.config.context_level)
             levels = torch.cat([context, before.expand(len(frames), -1)], 1)
-            previous, previous_levels = stack_previous(frames, levels, self.denoiser.config.num_previous)
             every_action = torch.cat([self.actions, flight_actions], 1)
-            clean = self.denoiser(frames, levels, every_action, previous, previous_levels).clean[:, past:]
+            inputs = FrameInputs.stack(frames, levels, every_action, self.denoiser.config.num_previous)
+            clean = self.denoiser(inputs, prefer="oldest")[0].clean[:, past:]
             flight = move_level(flight, clean, *(g.expand(len(frames), -1) for g in (before, after)))
         return flight
 
@@ -157,9 +158,10 @@ def test_every_schedule_equals_its_definition(
 ) -> None:
     """Both stages; rings (3 and 6 frames) shorter than windows and contexts; summaries alone, and a spatial memory."""
     denoiser, window = make_denoiser(**memory), WINDOWS[name]
-    if denoiser.spatial is not None:
+    columns = denoiser.find(ColumnViews)
+    if columns is not None:
         # Walls a cell or so away, which stop a step and do not throw it cells away: that would multiply rounding.
-        geometry = denoiser.spatial.geometry
+        geometry = columns.spatial.geometry
         with torch.no_grad():
             for weight in (*list(geometry.to_walks)[-1].parameters(), *list(geometry.to_depths)[-1].parameters()):
                 weight.mul_(0.02)
@@ -201,10 +203,8 @@ def test_the_step_of_the_next_frame_bit_for_bit(make_denoiser: Callable[..., Den
             before, after = (level.expand(2, 1) for level in falling[step : step + 2])
             frames = torch.cat([own.recent, own.pending, frame], 1)
             levels = torch.cat([own.recent_levels, level, before], 1)
-            new = slice(2 if step == 0 else 3, None)
-            previous = [part[:, new] for part in stack_previous(frames, levels, 2)]
             into = torch.cat([own.pending_actions, actions], 1)[:, -(2 if step == 0 else 1) :]
-            found, written = denoiser.forward_cached(frames[:, new], levels[:, new], into, *previous, own.cache)
+            found, written = denoiser(FrameInputs.stack(frames, levels, into, 2), cache=own.cache)
             if step == 0:
                 own.cache.commit(*written, num_frames=1)
             frame = move_level(frame, found.clean[:, -1:], before, after)
@@ -233,8 +233,8 @@ def test_the_window_is_filled_from_noise_at_the_levels_before(make_denoiser: Cal
     latents, actions, _, flight_actions, flight_noise = given
     frames = torch.cat([latents, flight_noise[:, :3]], 1)
     levels = torch.tensor([[0.0, 1.0, 1.0, 1.0]])
-    previous = stack_previous(frames, levels, 2)
-    clean = denoiser(frames, levels, torch.cat([actions, flight_actions], 1), *previous).clean[:, 1:]
+    inputs = FrameInputs.stack(frames, levels, torch.cat([actions, flight_actions], 1), 2)
+    clean = denoiser(inputs)[0].clean[:, 1:]
     share = torch.tensor([0.25, 0.5, 0.75])[None, :, None, None, None]
     torch.testing.assert_close(state.flight, (1 - share) * clean + share * flight_noise[:, 3:], rtol=1e-4, atol=1e-4)
     assert torch.equal(state.flight_actions, flight_actions)
@@ -271,8 +271,7 @@ def test_a_folded_commit_equals_one_by_its_own_call(
         def call(frame: torch.Tensor, frame_level: torch.Tensor, action: torch.Tensor) -> Any:
             frames = torch.cat([own.recent, frame], 1)
             levels = torch.cat([own.recent_levels, frame_level], 1)
-            previous, previous_levels = (p[:, -1:] for p in stack_previous(frames, levels, 2))
-            return denoiser.forward_cached(frame, frame_level, action, previous, previous_levels, own.cache)
+            return denoiser(FrameInputs.stack(frames, levels, action, 2), cache=own.cache)
 
         _, written = call(own.pending, level, own.pending_actions)
         own.cache.commit(*written, num_frames=1)

@@ -8,6 +8,8 @@ import torch
 
 from worldmodel.denoiser import Denoiser, DenoiserConfig
 from worldmodel.errors import ConfigError
+from worldmodel.memory.views import KernelViews
+from worldmodel.odometry import ground_poses
 from worldmodel.views import NUM_FACTS, RememberedViews
 
 COLUMNS, CHANNELS = 4, 3
@@ -19,8 +21,8 @@ def look_back(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Look from `place` after looking along `headings_deg` from the origin; return what is laid, and the views."""
     views = torch.randn(1, len(headings_deg), CHANNELS, COLUMNS, COLUMNS, generator=torch.Generator().manual_seed(0))
-    old = torch.tensor([[[0.0, 0.0, math.radians(h)] for h in headings_deg]])
-    now = torch.tensor([[[*place, math.radians(heading_deg)]]])
+    old = ground_poses(torch.tensor([[[0.0, 0.0, math.radians(h)] for h in headings_deg]]))
+    now = ground_poses(torch.tensor([[[*place, math.radians(heading_deg)]]]))
     ages = torch.arange(len(headings_deg), 0, -1)[None, None]
     memory = RememberedViews(COLUMNS, 70.0, heads)
     with torch.no_grad():
@@ -53,7 +55,7 @@ def test_noise_is_not_remembered() -> None:
     with torch.no_grad():
         sure = [
             float(
-                memory(torch.zeros(1, 1, 3), views, torch.zeros(1, 1, 3), torch.full((1, 1), level), ages, seen)[
+                memory(torch.zeros(1, 1, 5), views, torch.zeros(1, 1, 5), torch.full((1, 1), level), ages, seen)[
                     0, 0, CHANNELS
                 ].mean()
             )
@@ -76,9 +78,9 @@ def test_offsets_are_told_in_the_eyes_frame() -> None:
     views = torch.ones(1, 1, CHANNELS, 1, 1)
     with torch.no_grad():
         laid = memory(
-            torch.tensor([[[0.0, 0.0, north]]]),
+            ground_poses(torch.tensor([[[0.0, 0.0, north]]])),
             views,
-            torch.tensor([[[0.0, 0.4, north]]]),
+            ground_poses(torch.tensor([[[0.0, 0.4, north]]])),
             torch.zeros(1, 1),
             torch.ones(1, 1, 1),
             torch.ones(1, 1, 1, dtype=torch.bool),
@@ -89,13 +91,14 @@ def test_offsets_are_told_in_the_eyes_frame() -> None:
 
 
 def test_the_newest_frames_are_left_to_the_channels(
-    make_denoiser: Callable[..., Denoiser], make_inputs: Callable[..., dict[str, torch.Tensor]]
+    make_denoiser: Callable[..., Denoiser],
 ) -> None:
     denoiser = make_denoiser(motions=MOTIONS, width=64, heads=4, view_heads=2, memory_frames=6)
-    assert denoiser.views is not None and denoiser.embed_views.in_features == 2 * (4 + NUM_FACTS) * 4
+    kernels = denoiser.find(KernelViews)
+    assert kernels is not None and kernels.embed.in_features == 2 * (4 + NUM_FACTS) * 4
     positions = torch.arange(10)[None]
     age = positions[:, :, None] - positions[:, None]
-    seen = denoiser._may_look_back(age, positions, 6)[0]
+    seen = kernels.may_look_back(age, positions, 6)[0]
     assert seen[9].nonzero().flatten().tolist() == [4, 5, 6, 7]  # entries of frames 3 to 6; 7 and 8 are on the channels
     assert not seen[:3].any()
 

@@ -182,8 +182,7 @@ def step_key(model: "WorldModel", batch: int) -> str:
         for name, value in module.state_dict().items():
             digest.update(name.encode())
             digest.update(value.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy().tobytes())
-    package = Path(__file__).parent
-    for path in sorted([*package.glob("*.py"), *package.glob("memory/*.py")]):
+    for path in sorted(Path(__file__).parent.rglob("*.py")):
         digest.update(path.read_bytes())
     facts = (VERSION, torch.__version__, platform.machine(), torch.backends.cpu.get_cpu_capability(), str(model.device))
     settings = (model.config, model.window, model.memory_frames, str(model.dtype), batch, torch.get_num_threads())

@@ -13,6 +13,7 @@ from torch import nn
 
 from worldmodel.errors import ConfigError
 from worldmodel.inputs import Prefer
+from worldmodel.memory.collision import BODY_RADIUS, is_stood_on, locate_columns
 from worldmodel.odometry import YAW
 
 NEAREST, FARTHEST = 0.1, 12.0  # cells; what lies beyond is taken to lie there
@@ -20,6 +21,8 @@ NEAREST, FARTHEST = 0.1, 12.0  # cells; what lies beyond is taken to lie there
 # learns, and what the denoiser must learn from, or it trusts itself more than the memory. But a dream that looks at its
 # own last frames first repeats whatever they got wrong.
 DREAM_AGE = -0.5
+# Of this many times the pieces that a column blends, those that stand where one has stood are left out in dreams.
+CANDIDATES = 3
 WALK_SCALE = 0.1  # cells; brings what the network says of walks to about one
 
 
@@ -107,6 +110,8 @@ class ReprojectedViews(nn.Module):
     learned, with the geometry; where no wall is vertical, this is not the memory to use.
 
     Of equal pieces the newer ones count more, as was learned from true frames, or in dreams the older ones (`prefer`).
+    In dreams no piece counts within a body's radius of the coming place or of one that one has stood at
+    (`worldmodel.memory.collision`).
 
     Source: splatting with a soft depth test (Niklaus & Liu 2020), in latents and by columns; our own.
     """
@@ -157,7 +162,8 @@ class ReprojectedViews(nn.Module):
             levels: float (B, K), how noisy the views are.
             ages: integer (B or 1, T, K), frames between.
             is_seen: bool (B or 1, T, K), which old frames each coming frame may use.
-            prefer: which frames count more where several show the same.
+            prefer: which frames count more where several show the same; where the oldest do, as in dreams, walls that a
+                body contradicts do not count.
 
         Returns:
             float32 (B, T, heads * (C + NUM_FACTS), h, w): for each head the remembered latents, then facts, zero where
@@ -165,15 +171,14 @@ class ReprojectedViews(nn.Module):
         """
         batch, frames, size = poses.shape[0], poses.shape[1], self.size
         slope = self.slopes(poses.device)
-        depth = depths.float().exp()
-        cos, sin = view_poses[..., YAW].cos()[..., None], view_poses[..., YAW].sin()[..., None]
-        x = view_poses[..., 0, None] + depth * (cos - slope * sin)  # (B, K, w)
-        y = view_poses[..., 1, None] + depth * (sin + slope * cos)
+        x, y = locate_columns(view_poses, depths.float().exp(), slope).unbind(-1)  # (B, K, w)
         cos, sin = poses[..., YAW].cos()[..., None], poses[..., YAW].sin()[..., None]
         to_x = x.flatten(1)[:, None] - poses[..., 0, None]  # (B, T, K w)
         to_y = y.flatten(1)[:, None] - poses[..., 1, None]
         ahead, left = to_x * cos + to_y * sin, to_y * cos - to_x * sin
         is_ahead = ahead > 0.99 * NEAREST  # what is nearest counts when one comes back to the same place
+        if prefer == "oldest":
+            is_ahead = is_ahead & (to_x.square() + to_y.square() > BODY_RADIUS**2)
         far = ahead.clamp_min(NEAREST).log()
         zoom = depths.float().flatten(1)[:, None] - far  # log magnification: seen from farther than it will be
         place = (1.0 - left / ahead.clamp_min(NEAREST) / self.tangent) * (0.5 * size) - 0.5  # in columns
@@ -185,7 +190,15 @@ class ReprojectedViews(nn.Module):
         narrow = torch.exp(-2.0 * (self.log_width + zoom.clamp_min(0)))
         target = torch.arange(size, device=poses.device, dtype=torch.float32)[:, None]
         scores = -cost[:, :, None] - 0.5 * narrow[:, :, None] * (place[:, :, None] - target).square()
-        best, index = scores.topk(min(self.points, scores.shape[-1]), -1)  # (B, T, w, P)
+        candidates = self.points * (CANDIDATES if prefer == "oldest" else 1)
+        best, index = scores.topk(min(candidates, scores.shape[-1]), -1)  # (B, T, w, P)
+        if prefer == "oldest":
+            flat = index.flatten(2)
+            points = torch.stack([part.gather(2, flat) for part in (to_x, to_y)], -1)
+            places = view_poses[:, None, :, :2] - poses[:, :, None, :2]
+            is_free = is_stood_on(points, places, is_seen).unflatten(2, index.shape[2:])
+            best, order = best.masked_fill(is_free, -1e4).topk(min(self.points, best.shape[-1]), -1)
+            index = index.gather(-1, order)
         flat = index.flatten(2)
 
         def pick(values: torch.Tensor) -> torch.Tensor:

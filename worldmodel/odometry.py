@@ -58,8 +58,11 @@ def step_known_ways(
     correction: torch.Tensor,
     been: torch.Tensor,
     is_known: torch.Tensor,
-) -> torch.Tensor:
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the pose a step after `pose`, which nothing stops where it leads to a place one has been at.
+
+    Returned beside it is how far the step leads away from such places, float32 (B,): 0 on known ways, 1 where all is
+    new.
 
     Args:
         motions: as `walk_poses`.
@@ -73,7 +76,8 @@ def step_known_ways(
     away = (been - wanted).square().sum(-1).masked_fill(~is_known, torch.inf).amin(1).sqrt()
     step = motions[:, 1].abs().max().clamp_min(1e-6)
     share = ((away / step - NEAR_STEPS) / (FAR_STEPS - NEAR_STEPS)).clamp(0, 1)
-    return step_poses(motions, action[:, None], pose[:, None], (share[:, None] * correction)[:, None])[:, 0]
+    pose = step_poses(motions, action[:, None], pose[:, None], (share[:, None] * correction)[:, None])[:, 0]
+    return pose, share
 
 
 def ground_poses(places: torch.Tensor) -> torch.Tensor:

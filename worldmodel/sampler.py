@@ -189,8 +189,8 @@ class Sampler:
             frames = FrameInputs.stack(known, known_levels, actions, self.denoiser.config.num_previous)
             if context is None or not is_alone:
                 context = self.denoiser.read(frames, state.cache, self.prefer)
-            context = context.last(frames.num_frames)
-            prediction, written = self.denoiser(frames, cache=state.cache, context=context)
+            own = context.last(frames.num_frames)
+            prediction, written = self.denoiser(frames, cache=state.cache, context=own, prefer=self.prefer)
             if step == 0:
                 state.cache.commit(*written, num_frames=num_pending)
                 prediction = Prediction(*(part[:, num_pending:] for part in prediction))

@@ -16,6 +16,7 @@ from worldmodel.config import DenoiserConfig
 from worldmodel.geometry import SpatialConfig, SpatialMemory, Survey
 from worldmodel.inputs import FrameInputs, Prefer
 from worldmodel.memory.base import Memory, PoseEstimate, Reading, RingShape, frame_positions, start_pose
+from worldmodel.memory.collision import REACH, locate_columns, push_out
 from worldmodel.memory.odometry import motion_table
 from worldmodel.odometry import POSE_SIZE, step_known_ways, step_poses, walk_poses
 from worldmodel.views import NUM_FACTS, RememberedViews
@@ -100,7 +101,7 @@ class ViewMemory(Memory):
         is_seen = self.may_look_back(age, held, reach)
         columns = columns.unflatten(-1, (self.config.latent_size, self.config.latent_channels))
         added = self.embed(self._lay(estimate.poses, columns, known, age, is_seen, prefer))
-        written = {} if past is None else {"views": [new], "view_poses": [facts[:, :, None, None]]}
+        written = {} if past is None else {"views": [new[:, :, None]], "view_poses": [facts[:, :, None, None]]}
         return Reading(estimate, added, written=written)
 
     def _lay(
@@ -182,7 +183,8 @@ class ColumnViews(ViewMemory):
         """Return where the frames are seen from, and what those before them tell.
 
         Where the oldest frames win, as in dreams, no wall stops a step to where one has been: what is between was free
-        then, whatever the last frames look like. Without it a way back ends short of where it began.
+        then, whatever the last frames look like. Without it a way back ends short of where it began. Any other step
+        ends at least a walker's radius away from remembered walls (`worldmodel.memory.collision`).
 
         Args: as `read`.
         """
@@ -202,23 +204,35 @@ class ColumnViews(ViewMemory):
     def _walk_where_one_has_been(
         self, survey: Survey, frames: FrameInputs, past_actions: torch.Tensor, past: MemoryCache | None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the poses before and of each frame; corrections count only for steps that leave what is remembered."""
+        """Return the poses before and of each frame; walls stop only steps that leave what is remembered."""
         positions, reach = frame_positions(frames, past), self.config.view_reach
+        slopes, depths = self.spatial.views.slopes(positions.device), survey.depths.exp()
         pose, before, poses = start_pose(frames, past), [], []
         if past is None:
-            been, held = pose[:, None, :2], torch.zeros_like(positions[:, :1])
+            held = torch.zeros_like(positions[:, :1])
+            facts = torch.cat([pose, pose.new_zeros(len(pose), 1 + self.num_facts)], -1)[:, None]
         else:
             ring = past.rings["view_poses"]
-            been, held, reach = ring[0, :, 0, :, 0, :2], past.positions("views"), min(reach, ring.shape[3])
+            held, facts, reach = past.positions("views"), ring[0, :, 0, :, 0], min(reach, ring.shape[3])
+        old, _, distances = facts.split((POSE_SIZE, 1, self.num_facts), -1)
+        been, walls = old[..., :2], locate_columns(old, distances.exp(), slopes)
+        is_near = distances.exp() < REACH
+
+        def step(action: torch.Tensor, correction: torch.Tensor) -> torch.Tensor:
+            free, share = step_known_ways(self.motions, pose, action, correction, been, is_known)
+            is_wall = (is_near & is_known[..., None]).flatten(1)
+            return push_out(pose, free, walls.flatten(1, 2), is_wall, self.motions[action, 1].abs(), share)
+
         for j in range(frames.num_frames):
             now, age = positions[:, j : j + 1], positions[:, j : j + 1] - held
             is_known = self.may_look_back(age[:, None], held, reach)[:, 0]
-            pose = step_known_ways(self.motions, pose, past_actions[:, j], survey.past_walks[:, j], been, is_known)
+            pose = step(past_actions[:, j], survey.past_walks[:, j])
             been, held = torch.cat([been, pose[:, None, :2]], 1), torch.cat([held, now], 1)
             is_known = torch.cat([is_known, now >= 1], 1)
+            seen = locate_columns(pose, depths[:, j], slopes)[:, None]
+            walls, is_near = torch.cat([walls, seen], 1), torch.cat([is_near, depths[:, j, None] < REACH], 1)
             before.append(pose)
-            step = frames.actions[:, j], survey.walks[:, j]
-            poses.append(step_known_ways(self.motions, pose, *step, been, is_known))
+            poses.append(step(frames.actions[:, j], survey.walks[:, j]))
         return torch.stack(before, 1), torch.stack(poses, 1)
 
     def _lay(

@@ -1,0 +1,392 @@
+"""Program: bold play. `python -m train.bold_play --checkpoint NAME_OR_DIR --out DIR`.
+
+Owns: a measure of whether a player is caught in front of a wall for good. A bold player walks on; when the picture
+stands still it turns aside and walks on; from time to time it looks all the way round. A turn that shows nothing new is
+blind. Needs no recording: dreams start from the openings of the bundle, and the same player walks in the real world for
+comparison. Does not know how a frame is dreamt or drawn.
+"""
+
+import shlex
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import gymnasium
+import numpy as np
+import torch
+from gymnasium.utils.seeding import np_random
+from tqdm import tqdm
+
+import envs  # noqa: F401  registers the worlds
+from envs.actions import find_motions
+from envs.dream import draw_opening
+from train.options import options_to_json, parse_options, run_program, save_json
+from train.plots import save_sheet
+from train.wander import find_plain
+from worldmodel.analysis.needle import wilson_interval
+from worldmodel.checkpoint import load_openings
+from worldmodel.errors import ConfigError, SeedError
+from worldmodel.state import WorldState
+from worldmodel.world import WorldModel
+
+SPAN = 150  # steps of play before each full turn: ten seconds
+SQUARES = 8  # the picture is compared by the means of 8 x 8 squares, as texture alone is not a view
+STILL, STILL_STEPS = 2.0, 3  # levels of 255: a picture that changes by less in each of 3 steps ahead stands still
+ASIDE = (7, 23)  # steps of a turn aside: 42 to 132 degrees at 6 a step
+WHIM = 0.03  # chance a step to turn aside where nothing is in the way
+OTHER = 20.0  # levels of 255 from which on a picture shows something else
+BLIND, OPEN = 0.1, 0.3  # shares of a full turn that show something else: below the first blind, from the second on open
+LEAST_ERROR = 1e-6  # squared error of a picture that came back as it was: a PSNR of 60 dB
+SHEET_ROWS, SHEET_COLUMNS = 12, 10
+
+
+@dataclass(frozen=True, kw_only=True)
+class BoldPlayOptions:
+    """Walk boldly through a dream: is one caught in front of a wall, and does a full turn show the world around?"""
+
+    checkpoint: str
+    """Name of a shipped world, or folder of a bundle."""
+    out: Path
+    """Folder of the report; made if missing."""
+    world: Literal["dream", "real"] = "dream"
+    """real: measure the real world of the bundle beside its dream."""
+    seeds: int = 24
+    """Players, each in a dream of its own."""
+    frames: int = 450
+    """Steps of each player beside its full turns, at least 150: a full turn follows after each 150."""
+    first_seed: int = 1000
+    """Seed of the first player; the others have those that follow."""
+    batch_size: int = 24
+    """Dreams at once."""
+    steps: int | None = None
+    """Denoising steps a frame; default what the world says."""
+    memory: int | None = None
+    """Frames remembered; default what the world was trained with."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
+
+    def __post_init__(self) -> None:
+        for name, least in (("seeds", 1), ("frames", SPAN), ("batch_size", 1)):
+            if getattr(self, name) < least:
+                raise ConfigError(f"{name} must be at least {least}; got {getattr(self, name)}")
+        if self.first_seed < 0:
+            raise SeedError(f"first_seed must be 0 or more; got {self.first_seed}")
+
+
+class Playground(Protocol):
+    """Worlds that are played side by side."""
+
+    def start(self, seeds: Sequence[int]) -> np.ndarray:
+        """Begin one world a seed; return what they show, uint8 (B, H, W, 3)."""
+        ...
+
+    def step(self, actions: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+        """Take one action in each; return what they show, uint8 (B, H, W, 3), and which ended, bool (B,)."""
+        ...
+
+    def restart(self, row: int, seed: int) -> np.ndarray:
+        """Begin a world anew in place of one that ended; return what it shows, uint8 (H, W, 3)."""
+        ...
+
+
+class DreamPlayground:
+    """Dreams, stepped as one batch. Seeds draw openings and chance as those of `envs.dream.DreamEnv.reset`."""
+
+    def __init__(self, model: WorldModel, openings: dict[str, torch.Tensor]) -> None:
+        """Play a world from the openings of its bundle, as `worldmodel.checkpoint.load_openings` gives them."""
+        self._model, self._openings = model, openings
+        self._state: WorldState | None = None
+
+    def _begin(self, seeds: Sequence[int]) -> tuple[WorldState, np.ndarray]:
+        num_openings = len(self._openings["frames"])
+        openings, chances = zip(*(draw_opening(np_random(seed)[0], num_openings) for seed in seeds), strict=True)
+        frames = self._openings["frames"][list(openings)]
+        actions = self._openings["actions"][list(openings)].long()
+        return self._model.reset(frames, actions, list(chances)), frames[:, -1].numpy()
+
+    def start(self, seeds: Sequence[int]) -> np.ndarray:
+        """Begin dreams; see `Playground`."""
+        self._state, frames = self._begin(seeds)
+        return frames
+
+    def step(self, actions: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+        """Dream one frame of each; see `Playground`."""
+        assert self._state is not None
+        shown = self._model.step(self._state, torch.tensor(actions))
+        return shown.frames.cpu().numpy(), shown.terminated.cpu().numpy()
+
+    def restart(self, row: int, seed: int) -> np.ndarray:
+        """Put another dream in place of one; see `Playground`."""
+        assert self._state is not None
+        other, frames = self._begin([seed])
+        self._model.put(self._state, [row], other)
+        return np.asarray(frames[0])
+
+
+class EnvPlayground:
+    """One Gymnasium environment, played by one player at a time."""
+
+    def __init__(self, env: gymnasium.Env[Any, Any]) -> None:
+        """Play an environment without a limit of time."""
+        self._env = env.unwrapped
+
+    def start(self, seeds: Sequence[int]) -> np.ndarray:
+        """Reset it; see `Playground`.
+
+        Raises:
+            ConfigError: more than one seed.
+        """
+        if len(seeds) != 1:
+            raise ConfigError(f"an environment is played by one player at a time; got {len(seeds)} seeds")
+        return self.restart(0, seeds[0])[None]
+
+    def step(self, actions: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+        """Take a step; see `Playground`."""
+        frame, _, terminated, truncated, _ = self._env.step(actions[0])
+        return np.asarray(frame)[None], np.array([terminated or truncated])
+
+    def restart(self, row: int, seed: int) -> np.ndarray:
+        """Reset it; see `Playground`."""
+        return np.array(self._env.reset(seed=seed)[0])
+
+
+def reduce_frames(frames: np.ndarray) -> np.ndarray:
+    """Return the means of squares of frames, uint8 (..., H, W, 3) -> float32 (..., SQUARES, SQUARES, 3).
+
+    Raises:
+        ConfigError: the squares do not divide the frames.
+    """
+    height, width = frames.shape[-3:-1]
+    if height % SQUARES or width % SQUARES:
+        raise ConfigError(f"frames must divide into {SQUARES} x {SQUARES} squares; got {height} x {width} pixels")
+    parts = (*frames.shape[:-3], SQUARES, height // SQUARES, SQUARES, width // SQUARES, 3)
+    return frames.reshape(parts).astype(np.float32).mean((-4, -2))
+
+
+class BoldPlayer:
+    """Chooses the steps of one player: ahead; aside where the picture stands still, or by a whim."""
+
+    def __init__(self, ahead: int, sides: tuple[int, int], seed: int) -> None:
+        """Play with the action that walks ahead and those that turn left and right."""
+        self._ahead, self._sides, self._rng = ahead, sides, np.random.default_rng(seed)
+        self._side, self._turns, self._still = sides[0], 0, 0
+        self._action = ahead
+        self._last: np.ndarray | None = None
+
+    def look(self, frame: np.ndarray) -> None:
+        """See a frame, uint8 (H, W, 3), that no step of the player led to."""
+        self._last = reduce_frames(frame)
+
+    def next(self) -> int:
+        """Return the next action."""
+        self._action = self._side if self._turns else self._ahead
+        self._turns = max(0, self._turns - 1)
+        return self._action
+
+    def see(self, frame: np.ndarray) -> None:
+        """See the frame, uint8 (H, W, 3), that the action led to."""
+        now = reduce_frames(frame)
+        is_still = self._last is not None and float(np.abs(now - self._last).mean()) < STILL
+        self._still = self._still + 1 if is_still and self._action == self._ahead else 0
+        self._last = now
+        if self._still >= STILL_STEPS or (not self._turns and self._rng.random() < WHIM):
+            self._turns, self._side, self._still = int(self._rng.integers(*ASIDE)), self.choose_side(), 0
+
+    def choose_side(self) -> int:
+        """Draw the action of a turn."""
+        return int(self._rng.choice(self._sides))
+
+
+@dataclass(frozen=True)
+class BoldPlay:
+    """What players saw.
+
+    Attributes:
+        news: float (B, N), for each full turn the share of its frames that show something else than its start.
+        errors: float (B, N), squared error of the frame after a full turn to that before it, of the range 0 to 1.
+        walks: uint8 (B, SHEET_COLUMNS, H, W, 3), frames spread over the steps beside the turns.
+        turns: uint8 (B, SHEET_COLUMNS, H, W, 3), frames spread over the last full turn; first and last should agree.
+    """
+
+    news: np.ndarray
+    errors: np.ndarray
+    walks: np.ndarray
+    turns: np.ndarray
+
+    @staticmethod
+    def join(parts: Sequence["BoldPlay"]) -> "BoldPlay":
+        """Return the players of several as one."""
+        names = ("news", "errors", "walks", "turns")
+        return BoldPlay(*(np.concatenate([getattr(part, name) for part in parts]) for name in names))
+
+
+def play_boldly(
+    playground: Playground,
+    seeds: Sequence[int],
+    num_frames: int,
+    motions: Sequence[tuple[float, float]],
+    on_frames: Callable[[int], object],
+) -> BoldPlay:
+    """Play one world for each seed.
+
+    Args:
+        playground: the worlds.
+        seeds: of worlds and players.
+        num_frames: steps of each player beside the full turns.
+        motions: turn in degrees and walk of each action.
+        on_frames: told the number of frames shown after every step.
+
+    Raises:
+        ConfigError: no actions that walk and turn alone, or turns that do not divide a full one.
+    """
+    ahead, left, right = find_plain(motions)
+    num_turns = round(360 / abs(motions[left][0]))
+    if any(abs(abs(motions[side][0]) * num_turns - 360) > 1e-6 for side in (left, right)):
+        raise ConfigError(f"a full turn takes steps that divide 360 degrees; got {motions[left]} and {motions[right]}")
+    frames = playground.start(seeds)
+    players = [BoldPlayer(ahead, (left, right), seed) for seed in seeds]
+    for player, frame in zip(players, frames, strict=True):
+        player.look(frame)
+    shown = np.linspace(1, num_frames, SHEET_COLUMNS).round().astype(int)
+    walks, turns, news, errors = [], [], [], []
+    for t in range(1, num_frames + 1):
+        frames, ended = playground.step([player.next() for player in players])
+        frames = frames.copy()
+        on_frames(len(seeds))
+        for row in np.flatnonzero(ended):
+            frames[row] = playground.restart(int(row), seeds[int(row)] + 100_000 + t)
+        for player, frame in zip(players, frames, strict=True):
+            player.see(frame)
+        walks += [frames] * int((shown == t).sum())
+        if t % SPAN:
+            continue
+        sides, start, turned = [player.choose_side() for player in players], frames, []
+        for _ in range(num_turns):  # an end in between does not count: the turn is of the place where one is
+            turned.append(playground.step(sides)[0].copy())
+            on_frames(len(seeds))
+        frames = turned[-1]
+        others = np.stack([np.abs(reduce_frames(f) - reduce_frames(start)).mean((1, 2, 3)) > OTHER for f in turned])
+        news.append(others.mean(0))
+        errors.append((((frames.astype(np.float32) - start) / 255) ** 2).mean((1, 2, 3)))
+        kept = np.linspace(0, num_turns, SHEET_COLUMNS).round().astype(int)
+        turns = [[start, *turned][i] for i in kept]
+        for player, frame in zip(players, frames, strict=True):
+            player.look(frame)
+    return BoldPlay(*(np.stack(part, 1) for part in (news, errors, walks, turns)))
+
+
+def summarize(play: BoldPlay, seed: int = 0) -> dict[str, Any]:
+    """Return what a report says of bold play: shares with Wilson's 95% interval, means with one drawn over players.
+
+    Args:
+        play: what players saw.
+        seed: of the draws.
+    """
+    is_blind, is_open = play.news < BLIND, play.news >= OPEN
+
+    def rate(values: np.ndarray) -> dict[str, Any]:
+        low, high = wilson_interval(int(values.sum()), values.size)
+        return {"rate": round(float(values.mean()), 4), "interval": [round(low, 4), round(high, 4)]}
+
+    def full_turn_psnr(rows: np.ndarray) -> float:
+        counted = is_open[rows]
+        if not counted.any():
+            return float("nan")
+        return float(-10 * np.log10(max(play.errors[rows][counted].mean(), LEAST_ERROR)))
+
+    rng, every = np.random.default_rng([seed, 12]), np.arange(len(play.news))
+    draws = rng.integers(0, len(every), (1000, len(every)))
+
+    def spread(measure: Callable[[np.ndarray], float]) -> dict[str, Any]:
+        found = np.array([measure(rows) for rows in draws])
+        if np.isnan(measure(every)):
+            return {"value": None, "interval": None}
+        interval = [round(float(v), 3) for v in np.nanquantile(found, [0.025, 0.975])]
+        return {"value": round(measure(every), 3), "interval": interval}
+
+    return {
+        "players": len(play.news),
+        "full_turns": play.news.size,
+        "blind_turns": rate(is_blind),
+        "blind_at_end": rate(is_blind[:, -1]),
+        "mean_new_view": spread(lambda rows: float(play.news[rows].mean())),
+        "full_turn_psnr": {**spread(full_turn_psnr), "turns": int(is_open.sum())},
+        "new_view_of_each_turn": play.news.round(3).tolist(),
+        "means": f"blind: a full turn of which less than {BLIND} shows something new; full_turn_psnr: of the squared "
+        f"error after turns that show {OPEN} or more, averaged over them, cut at 60 dB",
+    }
+
+
+def save_play(out: Path, name: str, play: BoldPlay, num_frames: int) -> None:
+    """Write `NAME_walks.png` and `NAME_turns.png`: a row for each of the first players.
+
+    Raises:
+        StorageError: a picture cannot be written.
+    """
+    labels = np.linspace(1, num_frames, SHEET_COLUMNS).round().astype(int).tolist()
+    degrees = np.linspace(0, 360, SHEET_COLUMNS).round().astype(int).tolist()
+    for kind, pictures, marks in (("walks", play.walks, labels), ("turns", play.turns, degrees)):
+        rows = [(name, torch.from_numpy(row)) for row in pictures[:SHEET_ROWS]]
+        save_sheet(out / f"{name}_{kind}.png", rows, marks)
+
+
+def run_bold_play(
+    model: WorldModel, openings: dict[str, torch.Tensor], options: BoldPlayOptions, command: str = ""
+) -> dict[str, Any]:
+    """Play, and write `report.json` and contact sheets; return the report.
+
+    Raises:
+        ConfigError: the motions of the actions are not known. StorageError: a result cannot be written.
+    """
+    started = time.monotonic()
+    motions = find_motions(tuple(model.info.get("action_names", ())))
+    if not motions:
+        raise ConfigError(f"bold play needs actions with known motions; got {model.info.get('action_names')}")
+    seeds = list(range(options.first_seed, options.first_seed + options.seeds))
+    turn = round(360 / abs(motions[find_plain(motions)[1]][0]))
+    total = options.seeds * (options.frames + options.frames // SPAN * turn) * (2 if options.world == "real" else 1)
+    report: dict[str, Any] = {}
+    with tqdm(total=total, desc="playing", unit="frame", mininterval=2.0) as progress:
+        dreams = DreamPlayground(model, openings)
+        groups = [seeds[first : first + options.batch_size] for first in range(0, len(seeds), options.batch_size)]
+        parts = [play_boldly(dreams, group, options.frames, motions, progress.update) for group in groups]
+        plays = {"dream": BoldPlay.join(parts)}
+        if options.world == "real":
+            env = gymnasium.make(f"Real/{model.info['world']}-v0")
+            real = EnvPlayground(env)
+            parts = [play_boldly(real, [seed], options.frames, motions, progress.update) for seed in seeds]
+            env.close()
+            plays["real"] = BoldPlay.join(parts)
+    for name, play in plays.items():
+        report[name] = summarize(play)
+        save_play(options.out, name, play, options.frames)
+    report["settings"] = {
+        **options_to_json(options),
+        "denoising_steps": model.config.num_steps,
+        "memory_frames": model.memory_frames,
+        "device": str(model.device),
+        "dtype": str(model.dtype),
+    }
+    report["command"], report["seconds"] = command, round(time.monotonic() - started, 1)
+    save_json(options.out / "report.json", report)
+    return report
+
+
+def main() -> None:
+    """Parse options, play, print the figures."""
+    options = parse_options(BoldPlayOptions, "python -m train.bold_play")
+    model = WorldModel.load(
+        options.checkpoint, device=options.device, num_steps=options.steps, memory_frames=options.memory
+    )
+    command = f"python -m train.bold_play {shlex.join(sys.argv[1:])}"
+    report = run_bold_play(model, load_openings(options.checkpoint), options, command)
+    for name in ("dream", "real"):
+        if name in report:
+            print(name, {key: report[name][key] for key in ("blind_turns", "mean_new_view", "full_turn_psnr")})
+
+
+if __name__ == "__main__":
+    run_program(main)
