@@ -100,7 +100,7 @@ class KeepRule:
     """Which frames stay when all slots are full: those that are far in pose from what was seen before them.
 
     Attributes:
-        recent: newest frames that always stay.
+        recent: newest frames that always stay, the one being written among them.
         step: cells that count as much as one `turn`.
         turn: radians that count as much as one `step`.
         same: frames closer than this, in steps, give way even while there are empty slots.
@@ -260,7 +260,7 @@ def _least_useful(keyframes: Keyframes, newest: torch.Tensor, rule: KeepRule) ->
     is_before = rank[:, None, :] < rank[:, :, None]
     worth = distance.masked_fill(~is_before, 1e3).amin(2)
     worth = worth * (1 + (rule.true_weight - 1) * keyframes.is_true)
-    is_recent = ~is_empty & (order > newest[:, None] - rule.recent)
+    is_recent = ~is_empty & (order > newest[:, None] + 1 - rule.recent)  # beside the one that comes
     worth = worth.masked_fill(is_empty, rule.same).masked_fill(is_recent, 1e6)
     return worth.argmin(1)
 
