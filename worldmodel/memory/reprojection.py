@@ -143,6 +143,8 @@ class WarpRule:
     clearance: float = 0.2
     reach: float = 0.6
     hole: float = 4.0
+    coarse_reach: float = 1.5
+    candidates: int = 2
     judges: int = 1
 
     def __post_init__(self) -> None:
@@ -389,10 +391,10 @@ def warp(
     rule = rule or WarpRule()
     batch, length, _ = chosen.shape
     sources = _gather_sources(keyframes, poses, chosen)
-    found = _find_surfaces(sources, camera, rule, keyframes.pixels.shape[-1])
+    found, which = _find_surfaces(sources, camera, rule, keyframes.pixels.shape[-1])
     if now is None:
         now = (keyframes.order.amax(1) + 1)[:, None].expand(batch, length)
-    return _compose(keyframes, sources, found, camera, rule, now)
+    return _compose(keyframes, sources, found, which, rule, now)
 
 
 @dataclass
@@ -418,11 +420,33 @@ class _Sources:
 
 
 @dataclass
+class _Rays:
+    """Rays of target pixels in the views of sources; parts of any shapes that broadcast.
+
+    Attributes:
+        ahead: of the ray, as `left` and `up`.
+        origin: ahead, left, up: where the target is.
+        base: int64, first row of the source in a table of all cells of all sources.
+        rank: cost rank of the source.
+        is_used: whether there is a source.
+    """
+
+    ahead: torch.Tensor
+    left: torch.Tensor
+    up: torch.Tensor
+    origin: tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+    base: torch.Tensor
+    rank: torch.Tensor
+    is_used: torch.Tensor
+
+
+@dataclass
 class _Surfaces:
-    """For each of P pixels of N views, what each of K sources shows there, all (N, K, P).
+    """What a source shows along a ray.
 
     Attributes:
         inverse: inverse depth from the target; 0 where the source shows nothing.
+        guess: the same without that test.
         column: in the source's picture as a share of its width.
         row: of its height.
         zoom: log2 of the magnification.
@@ -430,6 +454,7 @@ class _Surfaces:
     """
 
     inverse: torch.Tensor
+    guess: torch.Tensor
     column: torch.Tensor
     row: torch.Tensor
     zoom: torch.Tensor
@@ -469,40 +494,61 @@ def _planes(inverse: torch.Tensor, camera: Camera) -> torch.Tensor:
     return torch.stack([ahead, to_left, to_up, (rise > 0.1).float()], -1)
 
 
-def _find_surfaces(sources: _Sources, camera: Camera, rule: WarpRule, size: int) -> _Surfaces:
+def _find_surfaces(sources: _Sources, camera: Camera, rule: WarpRule, size: int) -> tuple[_Surfaces, torch.Tensor]:
+    """Return what the likeliest sources show of each pixel, (N, C, size * size), and which they are, n * K + k."""
     grid = sources.inverse.shape[-1]
+    views, count = sources.rows.shape
     planes = _planes(sources.inverse, camera)
     inverse = sources.inverse.flatten(2)  # (N, K, g * g)
     seen = sources.turn @ pixel_rays(camera, grid, inverse.device) + sources.shift[..., None] * inverse[:, :, None]
     if rule.judges:
-        is_gone = _is_seen_through(sources, seen, inverse, camera, min(rule.judges, inverse.shape[1]))
+        is_gone = _is_seen_through(sources, seen, inverse, camera, min(rule.judges, count))
         inverse = inverse * ~is_gone
         planes = planes * ~is_gone.unflatten(-1, (grid, grid))[..., None]
     buffer = _splat(sources, planes, seen, inverse, camera, rule)  # (N, 1, g * g)
     table = planes.flatten(0, 3)
-    # First for the cells of the buffer, then for the pixels.
-    rays = sources.turn.transpose(-1, -2) @ pixel_rays(camera, grid, inverse.device)
-    guess = _meet(table, rays, sources.origin, buffer, camera, grid)[0].clamp(1e-3, 1 / rule.near)
+    # First every source for the cells of the buffer, then the best of them for the pixels.
+    back = sources.turn.transpose(-1, -2)
+    number = torch.arange(views * count, device=inverse.device).view(views, count, 1)
+    ahead, left, up = (back @ pixel_rays(camera, grid, inverse.device)).unbind(2)
+    origin = sources.origin[..., None].unbind(2)
+    rays = _Rays(ahead, left, up, origin, number * grid**2, sources.rank[..., None], sources.is_used[..., None])
+    coarse = _meet(table, rays, buffer, camera, grid, rule, reach=rule.coarse_reach)
+    best = _cheapest(coarse, rule, rule.candidates)  # (N, C, g * g)
     factor = size // grid
-    guess = guess.unflatten(-1, (grid, 1, grid, 1)).expand(-1, -1, -1, factor, -1, factor).flatten(2)
-    rays = sources.turn.transpose(-1, -2) @ pixel_rays(camera, size, inverse.device)
-    inverse, facing, edge, (column, row), scale, off = _meet(table, rays, sources.origin, guess, camera, grid)
-    ray_length = pixel_rays(camera, size, inverse.device).square().sum(0).sqrt()
-    is_shown = (
-        (off < rule.reach)
-        & (facing > 1e-3)
-        & (scale > 1e-3)
-        & (inverse > 1e-3)
-        & (inverse < ray_length / max(rule.clearance, rule.near))
-        & ((column - 0.5).abs() <= 0.5)
-        & ((row - 0.5).abs() <= 0.5)
-        & sources.is_used[..., None]
-    )
-    wide, area = scale.clamp_min(1e-3).log2(), facing.clamp_min(1e-3).log2()
-    zoom = torch.minimum(torch.maximum(wide, area + 2 * wide), 0.5 * area + 1.5 * wide + math.log2(2.5))
-    cost = rule.magnified * (zoom - 0.2).clamp_min(0) + rule.squeezed * (-zoom).clamp_min(0) + rule.edge * edge
-    cost = cost + rule.later * sources.rank[..., None]
-    return _Surfaces(inverse * is_shown, column, row, zoom, cost)
+
+    def enlarge(part: torch.Tensor) -> torch.Tensor:
+        cells = part.unflatten(-1, (grid, 1, grid, 1))
+        return cells.expand(-1, -1, -1, factor, -1, factor).flatten(2)
+
+    guess = enlarge(coarse.guess.gather(1, best)).clamp(1e-3, 1 / rule.near)
+    which = enlarge(best + torch.arange(views, device=best.device)[:, None, None] * count)
+    flat = which.flatten()
+    pixels = torch.arange(size**2, device=best.device)
+    turned = (back @ pixel_rays(camera, size, inverse.device)).flatten()
+    at = (which * (3 * size**2) + pixels).flatten()
+    ahead, left, up = (turned.index_select(0, at + i * size**2).view_as(guess) for i in range(3))
+    x, y, z = (sources.origin[..., i].flatten().index_select(0, flat).view_as(guess) for i in range(3))
+    rank = sources.rank.flatten().index_select(0, flat).view_as(guess)
+    is_used = sources.is_used.flatten().index_select(0, flat).view_as(which)
+    rays = _Rays(ahead, left, up, (x, y, z), which * grid**2, rank, is_used)
+    return _meet(table, rays, guess, camera, grid, rule, reach=rule.reach), which
+
+
+def _cheapest(found: _Surfaces, rule: WarpRule, number: int) -> torch.Tensor:
+    """Return the `number` sources of least cost among those at the front, int64 (N, number, P), of (N, K, P)."""
+    count = found.inverse.shape[1]
+    front = found.inverse.amax(1, keepdim=True)
+    is_hidden = found.inverse < (front * (1 - rule.tolerance) - 0.004).clamp_min(1e-6)
+    # Cost and source in one number, as a minimum is much cheaper than where it is.
+    numbers = torch.arange(count, device=front.device, dtype=torch.float32)[:, None]
+    key = (found.cost.clamp(0, 1e3) * 256).floor() * 8 + numbers + is_hidden * 2.0**20
+    chosen = []
+    for _ in range(number):
+        least = key.amin(1, keepdim=True)
+        chosen.append(torch.remainder(least, 8))
+        key = key + (key == least) * 2.0**21
+    return torch.cat(chosen, 1).long()
 
 
 def _splat(
@@ -577,64 +623,73 @@ def _is_seen_through(
 
 
 def _meet(
-    table: torch.Tensor, rays: torch.Tensor, origin: torch.Tensor, guess: torch.Tensor, camera: Camera, grid: int
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, tuple[torch.Tensor, torch.Tensor], torch.Tensor, torch.Tensor]:
+    table: torch.Tensor,
+    rays: _Rays,
+    guess: torch.Tensor,
+    camera: Camera,
+    grid: int,
+    rule: WarpRule,
+    reach: float,
+) -> _Surfaces:
     """Meet rays with the planes that sources show where the rays are guessed to end.
 
     Args:
         table: (N * K * grid * grid, 4), planes.
-        rays: (N, K, 3, P), rays of the target in the views of sources.
-        origin: (N, K, 3), the target's place there.
-        guess: (N, K or 1, P), inverse depths.
+        rays: of the target in the views of sources.
+        guess: inverse depths from the target.
         camera: of both.
         grid: cells on a side of a depth grid.
-
-    Returns:
-        (N, K, P) each: inverse depth; how much the plane faces the target against the source; the edge flag; where it
-        is in the source's picture, column and row as shares of its size; depth in the source over depth in the target;
-        and how far that is from the middle of the cell looked up, in cells.
+        rule: what costs what.
+        reach: as `WarpRule.reach`.
     """
+    x, y, z = rays.origin
 
     def place(inverse: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        ahead = rays[:, :, 0] + origin[:, :, 0, None] * inverse
+        ahead = rays.ahead + x * inverse
         per = -0.5 / camera.tangent / ahead.clamp_min(1e-4)
-        left = rays[:, :, 1] + origin[:, :, 1, None] * inverse
-        up = rays[:, :, 2] + origin[:, :, 2, None] * inverse
-        return left * per + 0.5, up * per + 0.5, ahead
+        return (rays.left + y * inverse) * per + 0.5, (rays.up + z * inverse) * per + 0.5, ahead
 
     column, row, _ = place(guess)
     cell_column, cell_row = ((part * grid).floor().clamp(0, grid - 1) for part in (column, row))
-    views = torch.arange(origin.shape[0] * origin.shape[1], device=origin.device).view(*origin.shape[:2], 1)
-    cell = (cell_row * grid + cell_column).long() + views * grid**2
+    cell = (cell_row * grid + cell_column).long() + rays.base
+    # A plane is n with n . point = 1.
     ahead, left, up, edge = F.embedding(cell, table).unbind(-1)
-    slope = ahead * rays[:, :, 0] + left * rays[:, :, 1] + up * rays[:, :, 2]
-    facing = 1 - (ahead * origin[:, :, 0, None] + left * origin[:, :, 1, None] + up * origin[:, :, 2, None])
-    inverse = slope / facing.clamp_min(1e-4)
+    facing = 1 - (ahead * x + left * y + up * z)
+    inverse = (ahead * rays.ahead + left * rays.left + up * rays.up) / facing.clamp_min(1e-4)
     column, row, scale = place(inverse)
     off = torch.maximum((column * grid - 0.5 - cell_column).abs(), (row * grid - 0.5 - cell_row).abs())
-    return inverse, facing, edge, (column, row), scale, off
+    square = rays.ahead.square() + rays.left.square() + rays.up.square()
+    is_shown = (
+        (off < reach)
+        & (torch.minimum(torch.minimum(facing, scale), inverse) > 1e-3)
+        & (inverse.square() < square / max(rule.clearance, rule.near) ** 2)
+        & (torch.maximum((column - 0.5).abs(), (row - 0.5).abs()) <= 0.5)
+        & rays.is_used
+    )
+    wide, area = scale.clamp_min(1e-3).log2(), facing.clamp_min(1e-3).log2()
+    zoom = torch.minimum(torch.maximum(wide, area + 2 * wide), 0.5 * area + 1.5 * wide + math.log2(2.5))
+    cost = rule.magnified * (zoom - 0.2).clamp_min(0) + rule.squeezed * (-zoom).clamp_min(0) + rule.edge * edge
+    return _Surfaces(inverse * is_shown, inverse, column, row, zoom, cost + rule.later * rays.rank)
 
 
 def _compose(
-    keyframes: Keyframes, sources: _Sources, found: _Surfaces, camera: Camera, rule: WarpRule, now: torch.Tensor
+    keyframes: Keyframes,
+    sources: _Sources,
+    found: _Surfaces,
+    which: torch.Tensor,
+    rule: WarpRule,
+    now: torch.Tensor,
 ) -> Warped:
-    views, count, pixels = found.inverse.shape
+    views, _, pixels = found.inverse.shape
     size, grid = keyframes.pixels.shape[-1], sources.inverse.shape[-1]
-    front = found.inverse.amax(1, keepdim=True)
-    is_front = (found.inverse > 0) & (found.inverse >= front * (1 - rule.tolerance) - 0.004)
-    # Cost and source in one number, as a minimum is much cheaper than where it is.
-    numbers = torch.arange(count, device=front.device, dtype=torch.float32)[:, None]
-    key = (found.cost.clamp(0, 1e3) * 256).floor() * 8 + numbers + (~is_front) * 1e7
-    source = torch.remainder(key.amin(1).clamp_max(9e6), 8).long().clamp_max(count - 1)  # (N, P)
-    at = (torch.arange(views, device=front.device)[:, None] * count + source) * pixels
-    at = (at + torch.arange(pixels, device=front.device)).flatten()
+    best = _cheapest(found, rule, 1)
 
     def pick(part: torch.Tensor) -> torch.Tensor:
-        return part.flatten().index_select(0, at).view(views, pixels)
+        return part.gather(1, best)[:, 0]
 
-    mask = (front[:, 0] > 0).float()
     inverse, column, row, zoom = (pick(part) for part in (found.inverse, found.column, found.row, found.zoom))
-    held = sources.rows.flatten().index_select(0, at // pixels).view(views, pixels)
+    mask = (inverse > 0).float()
+    held = sources.rows.flatten().index_select(0, pick(which).flatten()).view(views, pixels)
     colors = _sample(keyframes.pixels, held, column, row, rule.sampling)  # (N, 3, P)
     cell = (row * grid).long().clamp(0, grid - 1) * grid + (column * grid).long().clamp(0, grid - 1)
     invented = keyframes.invented.flatten().index_select(0, (held * grid**2 + cell).flatten()).view_as(mask) / 255
