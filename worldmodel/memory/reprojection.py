@@ -500,7 +500,8 @@ def _find_surfaces(sources: _Sources, camera: Camera, rule: WarpRule, size: int)
     views, count = sources.rows.shape
     planes = _planes(sources.inverse, camera)
     inverse = sources.inverse.flatten(2)  # (N, K, g * g)
-    seen = sources.turn @ pixel_rays(camera, grid, inverse.device) + sources.shift[..., None] * inverse[:, :, None]
+    cell_rays = pixel_rays(camera, grid, inverse.device)
+    seen = sources.turn @ cell_rays + sources.shift[..., None] * inverse[:, :, None]
     if rule.judges:
         is_gone = _is_seen_through(sources, seen, inverse, camera, min(rule.judges, count))
         inverse = inverse * ~is_gone
@@ -510,9 +511,9 @@ def _find_surfaces(sources: _Sources, camera: Camera, rule: WarpRule, size: int)
     # First every source for the cells of the buffer, then the best of them for the pixels.
     back = sources.turn.transpose(-1, -2)
     number = torch.arange(views * count, device=inverse.device).view(views, count, 1)
-    ahead, left, up = (back @ pixel_rays(camera, grid, inverse.device)).unbind(2)
-    origin = sources.origin[..., None].unbind(2)
-    rays = _Rays(ahead, left, up, origin, number * grid**2, sources.rank[..., None], sources.is_used[..., None])
+    ahead, left, up = (back @ cell_rays).unbind(2)
+    x, y, z = sources.origin[..., None].unbind(2)
+    rays = _Rays(ahead, left, up, (x, y, z), number * grid**2, sources.rank[..., None], sources.is_used[..., None])
     coarse = _meet(table, rays, buffer, camera, grid, rule, reach=rule.coarse_reach)
     best = _cheapest(coarse, rule, rule.candidates)  # (N, C, g * g)
     factor = size // grid
@@ -573,12 +574,8 @@ def _splat(
     value = (found * is_shown).flatten(1).repeat(1, 4)
     buffer = value.new_zeros(len(value), width * width).scatter_reduce(1, place, value, "amax")
     buffer = buffer.view(-1, 1, width, width)[..., 2:-2, 2:-2]
-    for _ in range(2):  # pin holes of magnified surfaces
-        buffer = buffer + (buffer == 0) * F.max_pool2d(buffer, 3, 1, 1)
     # Between the splats of a magnified surface what is behind it shows through: close such gaps.
-    wide = F.max_pool2d(F.pad(buffer, (2, 2, 2, 2), mode="replicate"), 5, 1)
-    closed = -F.max_pool2d(F.pad(-wide, (2, 2, 2, 2), mode="replicate"), 5, 1)
-    buffer = torch.maximum(buffer, closed)
+    buffer = -F.max_pool2d(-F.max_pool2d(buffer, 5, 1, 2), 5, 1, 2)
     return buffer.flatten(2)
 
 
@@ -609,8 +606,8 @@ def _is_seen_through(
     expected = inverse[:, None] / ahead
     is_in_view = (column > 1) & (column < size - 1) & (row > 1) & (row < size - 1) & (expected < 20)
     judged = sources.inverse[:, :judges]
-    nearest = F.max_pool2d(judged, 3, 1, 1).flatten(1)
-    farthest = -F.max_pool2d(-judged, 3, 1, 1).flatten(1)
+    bounds = F.max_pool2d(torch.cat([judged, -judged], 1), 3, 1, 1).flatten(2)
+    nearest, farthest = bounds[:, :judges].flatten(1), -bounds[:, judges:].flatten(1)
     start = torch.arange(judges, device=inverse.device).view(-1, 1, 1) * cells
     cell = (row.floor().clamp(0, size - 1) * size + column.floor().clamp(0, size - 1)).long() + start
     near = nearest.gather(1, cell.flatten(1)).view_as(expected)
@@ -726,38 +723,46 @@ def _sample(
     size = pixels.shape[-1]
     flat = pixels.flatten()
     channels = torch.arange(3, device=pixels.device)[:, None] * size**2
-    base = held[:, None] * (3 * size**2) + channels
-
-    def tap(r: torch.Tensor, c: torch.Tensor) -> torch.Tensor:
-        index = base + (r.clamp(0, size - 1) * size + c.clamp(0, size - 1))[:, None]
-        return flat.index_select(0, index.flatten()).view(index.shape).float()
-
+    base = held[:, None] * (3 * size**2) + channels  # (N, 3, P)
     if sampling == "nearest":
-        return tap((row * size).long(), (column * size).long())
+        place = (row * size).long().clamp(0, size - 1) * size + (column * size).long().clamp(0, size - 1)
+        index = base + place[:, None]
+        return flat.index_select(0, index.flatten()).view(index.shape).float()
     x, y = (column * size - 0.5).clamp(0, size - 1), (row * size - 0.5).clamp(0, size - 1)
-    c, r = x.long(), y.long()
-    x, y = (x - c)[:, None], (y - r)[:, None]
+    c, r = x.floor(), y.floor()
+    x, y = x - c, y - r
+    reach = torch.arange(2, device=x.device) if sampling == "linear" else torch.arange(-1, 3, device=x.device)
+    columns = (c.long()[:, None] + reach[:, None]).clamp(0, size - 1)  # (N, 2 or 4, P)
+    rows = (r.long()[:, None] + reach[:, None]).clamp(0, size - 1) * size
+    place = (rows[:, :, None] + columns[:, None]).flatten(1, 2)  # (N, taps, P)
+    index = base[:, :, None] + place[:, None]
+    taps = flat.index_select(0, index.flatten()).view(index.shape).float()  # (N, 3, taps, P)
+    weigh = _linear_weights if sampling == "linear" else _cubic_weights
+    weights = (weigh(y)[:, :, None] * weigh(x)[:, None]).flatten(1, 2)
+    total = (taps * weights[:, None]).sum(2)
     if sampling == "linear":
-        above = torch.lerp(tap(r, c), tap(r, c + 1), x)
-        below = torch.lerp(tap(r + 1, c), tap(r + 1, c + 1), x)
-        return torch.lerp(above, below, y)
-    across, along = _cubic_weights(x), _cubic_weights(y)
-    taps = [[tap(r + i, c + j) for j in (-1, 0, 1, 2)] for i in (-1, 0, 1, 2)]
-    total = torch.zeros_like(taps[0][0])
-    for weight, line in zip(along, taps, strict=True):
-        total = total + weight * (across[0] * line[0] + across[1] * line[1] + across[2] * line[2] + across[3] * line[3])
-    near = torch.stack([taps[1][1], taps[1][2], taps[2][1], taps[2][2]])
-    return torch.maximum(torch.minimum(total, near.amax(0)), near.amin(0))
+        return total
+    # Cubic weights overshoot: kept between the four nearest pixels, which are in the middle of the sixteen.
+    near = taps.unflatten(2, (4, 4))[:, :, 1:3, 1:3].flatten(2, 3)
+    return torch.maximum(torch.minimum(total, near.amax(2)), near.amin(2))
 
 
-def _cubic_weights(x: torch.Tensor) -> list[torch.Tensor]:
-    """Return the weights of the four pixels about a place `x` behind the second, each like `x` (Catmull-Rom)."""
-    return [
-        ((-0.5 * x + 1) * x - 0.5) * x,
-        (1.5 * x - 2.5) * x * x + 1,
-        ((-1.5 * x + 2) * x + 0.5) * x,
-        (0.5 * x - 0.5) * x * x,
-    ]
+def _linear_weights(x: torch.Tensor) -> torch.Tensor:
+    """Return the weights of the two pixels about a place `x` (N, P) behind the first, (N, 2, P)."""
+    return torch.stack([1 - x, x], 1)
+
+
+def _cubic_weights(x: torch.Tensor) -> torch.Tensor:
+    """Return the weights of the four pixels about a place `x` (N, P) behind the second, (N, 4, P) (Catmull-Rom)."""
+    return torch.stack(
+        [
+            ((-0.5 * x + 1) * x - 0.5) * x,
+            (1.5 * x - 2.5) * x * x + 1,
+            ((-1.5 * x + 2) * x + 0.5) * x,
+            (0.5 * x - 0.5) * x * x,
+        ],
+        1,
+    )
 
 
 def fill_holes(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
