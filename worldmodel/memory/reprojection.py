@@ -130,7 +130,8 @@ class WarpRule:
         clearance: what is remembered nearer than this to the coming pose does not count, cells.
         reach: how far from the looked-up cell, in cells of the depth grid, its plane is trusted.
         hole: cost of a pixel that no source shows.
-        judges: how many of the first sources vote on what the others show; 1: the last frame's veto alone; 0: none.
+        coarse_reach: the same where the cells of the view are met, before the pixels.
+        candidates: sources that are met at every pixel; the rest is met at cells alone.
     """
 
     sampling: str = "cubic"
@@ -145,7 +146,6 @@ class WarpRule:
     hole: float = 4.0
     coarse_reach: float = 1.5
     candidates: int = 2
-    judges: int = 1
 
     def __post_init__(self) -> None:
         if self.sampling not in SAMPLINGS:
@@ -403,15 +403,13 @@ class _Sources:
 
     Attributes:
         rows: int64 (N, K), b * M + slot.
-        is_used: bool (N, K).
-        inverse: float32 (N, K, g, g).
+        inverse: float32 (N, K, g, g); 0 where there is no source.
         turn: (N, K, 3, 3) and `shift` (N, K, 3): from source to target.
         origin: (N, K, 3): where the target is seen from the source.
         rank: (N, K), cost rank.
     """
 
     rows: torch.Tensor
-    is_used: torch.Tensor
     inverse: torch.Tensor
     turn: torch.Tensor
     shift: torch.Tensor
@@ -428,7 +426,6 @@ class _Rays:
         origin: ahead, left, up: where the target is.
         base: int64, first row of the source in a table of all cells of all sources.
         rank: cost rank of the source.
-        is_used: whether there is a source.
     """
 
     ahead: torch.Tensor
@@ -437,7 +434,6 @@ class _Rays:
     origin: tuple[torch.Tensor, torch.Tensor, torch.Tensor]
     base: torch.Tensor
     rank: torch.Tensor
-    is_used: torch.Tensor
 
 
 @dataclass
@@ -472,11 +468,16 @@ def _gather_sources(keyframes: Keyframes, poses: torch.Tensor, chosen: torch.Ten
     turn, shift = view_change(source, poses.flatten(0, 1)[:, None])
     origin = -(turn.transpose(-1, -2) @ shift[..., None])[..., 0]
     rank = order_ranks(keyframes).flatten().index_select(0, flat).unflatten(0, rows.shape)
-    return _Sources(rows, is_used, inverse * is_used[..., None, None], turn, shift, origin, rank)
+    return _Sources(rows, inverse * is_used[..., None, None], turn, shift, origin, rank)
 
 
-def _planes(inverse: torch.Tensor, camera: Camera) -> torch.Tensor:
-    """Return the plane of each cell of depth grids, float32 (N, K, g, g, 4).
+def _is_positive(values: torch.Tensor) -> torch.Tensor:
+    """Return 1.0 where values are above 0, else 0.0: on a CPU far cheaper than a comparison."""
+    return (values * 1e12).clamp(0, 1).ceil()
+
+
+def _planes(inverse: torch.Tensor, camera: Camera) -> list[torch.Tensor]:
+    """Return the plane of each cell of depth grids, four of float32 (N, K, g, g).
 
     The first three are n with n . point = 1 on the plane; the last is 1 on the far side of an edge, else 0.
     """
@@ -487,11 +488,11 @@ def _planes(inverse: torch.Tensor, camera: Camera) -> torch.Tensor:
     above, below = torch.cat([down[..., :1, :], down], -2), torch.cat([down, down[..., -1:, :]], -2)
     # Of the two neighbors in a direction the one on the same surface is the one that differs less.
     per_slope = -size / (2 * camera.tangent)
-    to_left = per_slope * (after + (before.abs() <= after.abs()) * (before - after))
-    to_up = per_slope * (below + (above.abs() <= below.abs()) * (above - below))
+    to_left = per_slope * (after + _is_positive(after.abs() - before.abs()) * (before - after))
+    to_up = per_slope * (below + _is_positive(below.abs() - above.abs()) * (above - below))
     ahead = inverse - to_left * slopes - to_up * slopes[:, None]
     rise = torch.maximum(torch.maximum(after, -before), torch.maximum(below, -above))
-    return torch.stack([ahead, to_left, to_up, (rise > 0.1).float()], -1)
+    return [ahead, to_left, to_up, _is_positive(rise - 0.1)]
 
 
 def _find_surfaces(sources: _Sources, camera: Camera, rule: WarpRule, size: int) -> tuple[_Surfaces, torch.Tensor]:
@@ -502,18 +503,18 @@ def _find_surfaces(sources: _Sources, camera: Camera, rule: WarpRule, size: int)
     inverse = sources.inverse.flatten(2)  # (N, K, g * g)
     cell_rays = pixel_rays(camera, grid, inverse.device)
     seen = sources.turn @ cell_rays + sources.shift[..., None] * inverse[:, :, None]
-    if rule.judges:
-        is_gone = _is_seen_through(sources, seen, inverse, camera, min(rule.judges, count))
-        inverse = inverse * ~is_gone
-        planes = planes * ~is_gone.unflatten(-1, (grid, grid))[..., None]
+    # What the last frame sees through is gone. No plane, no surface: all zero is found nowhere.
+    stays = 1 - _is_seen_through(sources, seen, inverse, camera)
+    inverse = inverse * stays
+    planes = [part.flatten(2) * stays for part in planes]
     buffer = _splat(sources, planes, seen, inverse, camera, rule)  # (N, 1, g * g)
-    table = planes.flatten(0, 3)
+    table = [part.flatten() for part in planes]
     # First every source for the cells of the buffer, then the best of them for the pixels.
     back = sources.turn.transpose(-1, -2)
     number = torch.arange(views * count, device=inverse.device).view(views, count, 1)
     ahead, left, up = (back @ cell_rays).unbind(2)
     x, y, z = sources.origin[..., None].unbind(2)
-    rays = _Rays(ahead, left, up, (x, y, z), number * grid**2, sources.rank[..., None], sources.is_used[..., None])
+    rays = _Rays(ahead, left, up, (x, y, z), number * grid**2, sources.rank[..., None])
     coarse = _meet(table, rays, buffer, camera, grid, rule, reach=rule.coarse_reach)
     best = _cheapest(coarse, rule, rule.candidates)  # (N, C, g * g)
     factor = size // grid
@@ -531,8 +532,7 @@ def _find_surfaces(sources: _Sources, camera: Camera, rule: WarpRule, size: int)
     ahead, left, up = (turned.index_select(0, at + i * size**2).view_as(guess) for i in range(3))
     x, y, z = (sources.origin[..., i].flatten().index_select(0, flat).view_as(guess) for i in range(3))
     rank = sources.rank.flatten().index_select(0, flat).view_as(guess)
-    is_used = sources.is_used.flatten().index_select(0, flat).view_as(which)
-    rays = _Rays(ahead, left, up, (x, y, z), which * grid**2, rank, is_used)
+    rays = _Rays(ahead, left, up, (x, y, z), which * grid**2, rank)
     return _meet(table, rays, guess, camera, grid, rule, reach=rule.reach), which
 
 
@@ -540,7 +540,7 @@ def _cheapest(found: _Surfaces, rule: WarpRule, number: int) -> torch.Tensor:
     """Return the `number` sources of least cost among those at the front, int64 (N, number, P), of (N, K, P)."""
     count = found.inverse.shape[1]
     front = found.inverse.amax(1, keepdim=True)
-    is_hidden = found.inverse < (front * (1 - rule.tolerance) - 0.004).clamp_min(1e-6)
+    is_hidden = _is_positive((front * (1 - rule.tolerance) - 0.004).clamp_min(1e-6) - found.inverse)
     # Cost and source in one number, as a minimum is much cheaper than where it is.
     numbers = torch.arange(count, device=front.device, dtype=torch.float32)[:, None]
     key = (found.cost.clamp(0, 1e3) * 256).floor() * 8 + numbers + is_hidden * 2.0**20
@@ -548,30 +548,33 @@ def _cheapest(found: _Surfaces, rule: WarpRule, number: int) -> torch.Tensor:
     for _ in range(number):
         least = key.amin(1, keepdim=True)
         chosen.append(torch.remainder(least, 8))
-        key = key + (key == least) * 2.0**21
+        key = key + (1 + least - key).clamp_min(0) * 2.0**21
     return torch.cat(chosen, 1).long()
 
 
 def _splat(
     sources: _Sources,
-    planes: torch.Tensor,
+    planes: list[torch.Tensor],
     seen: torch.Tensor,
     inverse: torch.Tensor,
     camera: Camera,
     rule: WarpRule,
 ) -> torch.Tensor:
     """Return the largest inverse depth of each cell of the coming view, float32 (N, 1, g * g); 0: nothing known."""
-    size = planes.shape[-2]
+    size = sources.inverse.shape[-1]
     ahead = seen[:, :, 0].clamp_min(1e-6)
     found = inverse / ahead
-    facing = 1 - (planes[..., :3] * sources.origin[:, :, None, None]).sum(-1).flatten(2)
-    is_shown = (found < 1 / max(rule.near, 0.7 * rule.clearance)) & (facing > 1e-3) & (seen[:, :, 0] > 1e-6)
+    x, y, z = sources.origin[..., None].unbind(2)
+    facing = 1 - (planes[0] * x + planes[1] * y + planes[2] * z)
+    margin = torch.minimum(
+        torch.minimum(facing - 1e-3, seen[:, :, 0] - 1e-6), 1 / max(rule.near, 0.7 * rule.clearance) - found
+    )
     places = ((1 - seen[:, :, 1:] / (ahead[:, :, None] * camera.tangent)) * (size / 2) - 0.5).floor()
     places = places.clamp(-2, size) + 2
     width = size + 4  # two cells on each side take what falls beside the view
     place = (places[:, :, 1] * width + places[:, :, 0]).long().flatten(1)
     place = torch.cat([place, place + 1, place + width, place + width + 1], 1)
-    value = (found * is_shown).flatten(1).repeat(1, 4)
+    value = (found * _is_positive(margin)).flatten(1).repeat(1, 4)
     buffer = value.new_zeros(len(value), width * width).scatter_reduce(1, place, value, "amax")
     buffer = buffer.view(-1, 1, width, width)[..., 2:-2, 2:-2]
     # Between the splats of a magnified surface what is behind it shows through: close such gaps.
@@ -579,48 +582,37 @@ def _splat(
     return buffer.flatten(2)
 
 
-def _is_seen_through(
-    sources: _Sources, seen: torch.Tensor, inverse: torch.Tensor, camera: Camera, judges: int
-) -> torch.Tensor:
-    """Return which cells are not there any more, or never were: more sources see through them than see them.
-
-    The last frame, the first source, has a veto: what it sees through is gone.
+def _is_seen_through(sources: _Sources, seen: torch.Tensor, inverse: torch.Tensor, camera: Camera) -> torch.Tensor:
+    """Return where the last frame, the first source, sees through what the others show: it is not there any more.
 
     Args:
         sources: the chosen keyframes.
         seen: (N, K, 3, g * g), points of cells in the target's view, times inverse depth.
         inverse: (N, K, g * g).
         camera: of all.
-        judges: how many of the first sources vote.
 
     Returns:
-        bool (N, K, g * g).
+        float32 (N, K, g * g), 1 or 0.
     """
-    views, count, cells = inverse.shape
     size = sources.inverse.shape[-1]
-    back = sources.turn[:, :judges].transpose(-1, -2)[:, :, None]  # (N, J, 1, 3, 3)
-    points = back @ seen[:, None] + sources.origin[:, :judges, None, :, None] * inverse[:, None, :, None]
-    ahead = points[:, :, :, 0].clamp_min(1e-4)  # (N, J, K, g * g)
+    back = sources.turn[:, :1].transpose(-1, -2)
+    points = back @ seen + sources.origin[:, :1, :, None] * inverse[:, :, None]
+    ahead = points[:, :, 0].clamp_min(1e-4)
     per = -0.5 * size / camera.tangent / ahead
-    column, row = points[:, :, :, 1] * per + size / 2, points[:, :, :, 2] * per + size / 2
-    expected = inverse[:, None] / ahead
-    is_in_view = (column > 1) & (column < size - 1) & (row > 1) & (row < size - 1) & (expected < 20)
-    judged = sources.inverse[:, :judges]
-    bounds = F.max_pool2d(torch.cat([judged, -judged], 1), 3, 1, 1).flatten(2)
-    nearest, farthest = bounds[:, :judges].flatten(1), -bounds[:, judges:].flatten(1)
-    start = torch.arange(judges, device=inverse.device).view(-1, 1, 1) * cells
-    cell = (row.floor().clamp(0, size - 1) * size + column.floor().clamp(0, size - 1)).long() + start
-    near = nearest.gather(1, cell.flatten(1)).view_as(expected)
-    far = farthest.gather(1, cell.flatten(1)).view_as(expected)
-    is_through = is_in_view & (near > 0) & (near * (1.2 + 0.05 * expected) < expected)
-    is_agreed = is_in_view & (near * (1.1 + 0.03 * expected) > expected) & (far * (0.9 - 0.03 * expected) < expected)
-    others = 1 - torch.eye(judges, count, device=inverse.device)[:, :, None]
-    votes = ((is_agreed.float() - is_through.float()) * others).sum(1)
-    return votes - 99 * is_through[:, 0] < 0
+    column, row = points[:, :, 1] * per + size / 2, points[:, :, 2] * per + size / 2
+    expected = inverse / ahead
+    # The nearest of what it sees about there, as edges may be a little off.
+    nearest = F.max_pool2d(sources.inverse[:, :1], 3, 1, 1).flatten(1)
+    cell = (row.floor().clamp(0, size - 1) * size + column.floor().clamp(0, size - 1)).long()
+    nearest = nearest.gather(1, cell.flatten(1)).view_as(expected)
+    inside = torch.minimum(torch.minimum(column, size - column), torch.minimum(row, size - row)) - 1
+    deeper = expected - nearest * (1.2 + 0.05 * expected)
+    margin = torch.minimum(torch.minimum(inside, deeper), torch.minimum(20 - expected, nearest))
+    return _is_positive(margin)
 
 
 def _meet(
-    table: torch.Tensor,
+    table: list[torch.Tensor],
     rays: _Rays,
     guess: torch.Tensor,
     camera: Camera,
@@ -631,7 +623,7 @@ def _meet(
     """Meet rays with the planes that sources show where the rays are guessed to end.
 
     Args:
-        table: (N * K * grid * grid, 4), planes.
+        table: planes, four of (N * K * grid * grid,).
         rays: of the target in the views of sources.
         guess: inverse depths from the target.
         camera: of both.
@@ -650,23 +642,22 @@ def _meet(
     cell_column, cell_row = ((part * grid).floor().clamp(0, grid - 1) for part in (column, row))
     cell = (cell_row * grid + cell_column).long() + rays.base
     # A plane is n with n . point = 1.
-    ahead, left, up, edge = F.embedding(cell, table).unbind(-1)
+    flat = cell.flatten()
+    ahead, left, up, edge = (part.index_select(0, flat).view_as(cell) for part in table)
     facing = 1 - (ahead * x + left * y + up * z)
     inverse = (ahead * rays.ahead + left * rays.left + up * rays.up) / facing.clamp_min(1e-4)
     column, row, scale = place(inverse)
     off = torch.maximum((column * grid - 0.5 - cell_column).abs(), (row * grid - 0.5 - cell_row).abs())
     square = rays.ahead.square() + rays.left.square() + rays.up.square()
-    is_shown = (
-        (off < reach)
-        & (torch.minimum(torch.minimum(facing, scale), inverse) > 1e-3)
-        & (inverse.square() < square / max(rule.clearance, rule.near) ** 2)
-        & (torch.maximum((column - 0.5).abs(), (row - 0.5).abs()) <= 0.5)
-        & rays.is_used
-    )
+    # Shown where all of these are above 0.
+    centered = 0.5 - torch.maximum((column - 0.5).abs(), (row - 0.5).abs())
+    forward = torch.minimum(torch.minimum(facing, scale), inverse) - 1e-3
+    clear = square - inverse.square() * max(rule.clearance, rule.near) ** 2
+    margin = torch.minimum(torch.minimum(reach - off, centered), torch.minimum(forward, clear))
     wide, area = scale.clamp_min(1e-3).log2(), facing.clamp_min(1e-3).log2()
     zoom = torch.minimum(torch.maximum(wide, area + 2 * wide), 0.5 * area + 1.5 * wide + math.log2(2.5))
     cost = rule.magnified * (zoom - 0.2).clamp_min(0) + rule.squeezed * (-zoom).clamp_min(0) + rule.edge * edge
-    return _Surfaces(inverse * is_shown, inverse, column, row, zoom, cost + rule.later * rays.rank)
+    return _Surfaces(inverse * _is_positive(margin), inverse, column, row, zoom, cost + rule.later * rays.rank)
 
 
 def _compose(
@@ -685,7 +676,7 @@ def _compose(
         return part.gather(1, best)[:, 0]
 
     inverse, column, row, zoom = (pick(part) for part in (found.inverse, found.column, found.row, found.zoom))
-    mask = (inverse > 0).float()
+    mask = inverse.sign()
     held = sources.rows.flatten().index_select(0, pick(which).flatten()).view(views, pixels)
     colors = _sample(keyframes.pixels, held, column, row, rule.sampling)  # (N, 3, P)
     cell = (row * grid).long().clamp(0, grid - 1) * grid + (column * grid).long().clamp(0, grid - 1)
@@ -785,5 +776,5 @@ def fill_holes(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         share = level[:, -1:]
         known = level[:, :-1] / share.clamp_min(1e-6)
         coarse = F.interpolate(filled, scale_factor=2.0, mode="bilinear" if filled.shape[-1] > 1 else "nearest")
-        filled = coarse + (share > 0) * (known - coarse)
+        filled = coarse + share.sign() * (known - coarse)
     return filled
