@@ -40,12 +40,12 @@ class Body:
     """
 
     radius: float = 0.22
-    carve: float = 0.2
+    carve: float = 0.18
     row: float = 0.2
     nearest: float = 0.05
     farthest: float = 1.1
-    looseness: float = 0.02
-    spacing: float = 0.04
+    looseness: float = 0.0
+    spacing: float = 0.015
     near_steps: float = 0.55
     far_steps: float = 0.85
 
@@ -182,17 +182,27 @@ def observe(
     is_free = (surroundings.points[..., :2] - here).square().sum(-1) < body.carve**2
     surroundings.points.masked_fill_(is_free[..., None], _FAR)
     points, is_good = _obstacles(camera, poses, inverse_depth, body)
-    among = torch.cdist(points[..., :2], points[..., :2], compute_mode="donot_use_mm_for_euclid_dist") < body.spacing
-    earlier = torch.ones(among.shape[1:], dtype=torch.bool, device=among.device).tril(-1)
-    is_good = is_good & ~(among & earlier & is_good[:, None]).any(2)
-    is_good = is_good & (_distance(points, surroundings.points) > body.spacing)
-    is_good = is_good & (_distance(points, surroundings.places) > body.carve)
+    # The first of those that share a small square stands for all, unless something close to it is remembered.
+    square = ((points[..., :2] - here) / body.spacing).floor()
+    is_same = (square[:, :, None] == square[:, None]).all(-1) & is_good[:, None]
+    is_good = is_good & ~is_same.tril(-1).any(2)
+    is_good = is_good & (_square_distance(points, surroundings.points, here) > body.spacing**2)
+    is_good = is_good & (_square_distance(points, surroundings.places, here) > body.carve**2)
     _append(surroundings.points, surroundings.num_points, points, is_good)
 
 
-def _distance(points: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
-    """Return how far each of (B, n, 2 or more) is from the nearest of (B, m, 2 or more): float32 (B, n)."""
-    return torch.cdist(points[..., :2], others[..., :2], compute_mode="donot_use_mm_for_euclid_dist").amin(2)
+def _square_distance(points: torch.Tensor, others: torch.Tensor, here: torch.Tensor) -> torch.Tensor:
+    """Return the squared distance of each of (B, n, 2 or more) from the nearest of (B, m, 2 or more): float32 (B, n).
+
+    Args:
+        points: within some cells of `here`.
+        others: anywhere; from 100 cells on only far.
+        here: (B, 1, 2).
+    """
+    near, far = points[..., :2] - here, (others[..., :2] - here).clamp(-100, 100)
+    lengths = far.square().sum(-1)[:, None]
+    between = torch.baddbmm(lengths, near, far.transpose(1, 2), alpha=-2).amin(2)
+    return between + near.square().sum(-1)
 
 
 def _obstacles(

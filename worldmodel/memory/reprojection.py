@@ -100,7 +100,7 @@ class KeepRule:
     """Which frames stay when all slots are full: those that are far in pose from what was seen before them.
 
     Attributes:
-        recent: newest frames that always stay.
+        recent: newest frames that always stay, the one being written among them.
         step: cells that count as much as one `turn`.
         turn: radians that count as much as one `step`.
         same: frames closer than this, in steps, give way even while there are empty slots.
@@ -130,7 +130,8 @@ class WarpRule:
         clearance: what is remembered nearer than this to the coming pose does not count, cells.
         reach: how far from the looked-up cell, in cells of the depth grid, its plane is trusted.
         hole: cost of a pixel that no source shows.
-        judges: how many of the first sources vote on what the others show; 1: the last frame's veto alone; 0: none.
+        coarse_reach: the same where the cells of the view are met, before the pixels.
+        candidates: sources that are met at every pixel; the rest is met at cells alone.
     """
 
     sampling: str = "cubic"
@@ -143,7 +144,8 @@ class WarpRule:
     clearance: float = 0.2
     reach: float = 0.6
     hole: float = 4.0
-    judges: int = 1
+    coarse_reach: float = 1.5
+    candidates: int = 2
 
     def __post_init__(self) -> None:
         if self.sampling not in SAMPLINGS:
@@ -260,7 +262,7 @@ def _least_useful(keyframes: Keyframes, newest: torch.Tensor, rule: KeepRule) ->
     is_before = rank[:, None, :] < rank[:, :, None]
     worth = distance.masked_fill(~is_before, 1e3).amin(2)
     worth = worth * (1 + (rule.true_weight - 1) * keyframes.is_true)
-    is_recent = ~is_empty & (order > newest[:, None] - rule.recent)
+    is_recent = ~is_empty & (order > newest[:, None] + 1 - rule.recent)  # beside the one that comes
     worth = worth.masked_fill(is_empty, rule.same).masked_fill(is_recent, 1e6)
     return worth.argmin(1)
 
@@ -389,10 +391,10 @@ def warp(
     rule = rule or WarpRule()
     batch, length, _ = chosen.shape
     sources = _gather_sources(keyframes, poses, chosen)
-    found = _find_surfaces(sources, camera, rule, keyframes.pixels.shape[-1])
+    found, which = _find_surfaces(sources, camera, rule, keyframes.pixels.shape[-1])
     if now is None:
         now = (keyframes.order.amax(1) + 1)[:, None].expand(batch, length)
-    return _compose(keyframes, sources, found, camera, rule, now)
+    return _compose(keyframes, sources, found, which, rule, now)
 
 
 @dataclass
@@ -401,15 +403,13 @@ class _Sources:
 
     Attributes:
         rows: int64 (N, K), b * M + slot.
-        is_used: bool (N, K).
-        inverse: float32 (N, K, g, g).
+        inverse: float32 (N, K, g, g); 0 where there is no source.
         turn: (N, K, 3, 3) and `shift` (N, K, 3): from source to target.
         origin: (N, K, 3): where the target is seen from the source.
         rank: (N, K), cost rank.
     """
 
     rows: torch.Tensor
-    is_used: torch.Tensor
     inverse: torch.Tensor
     turn: torch.Tensor
     shift: torch.Tensor
@@ -418,11 +418,31 @@ class _Sources:
 
 
 @dataclass
+class _Rays:
+    """Rays of target pixels in the views of sources; parts of any shapes that broadcast.
+
+    Attributes:
+        ahead: of the ray, as `left` and `up`.
+        origin: ahead, left, up: where the target is.
+        base: int64, first row of the source in a table of all cells of all sources.
+        rank: cost rank of the source.
+    """
+
+    ahead: torch.Tensor
+    left: torch.Tensor
+    up: torch.Tensor
+    origin: tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+    base: torch.Tensor
+    rank: torch.Tensor
+
+
+@dataclass
 class _Surfaces:
-    """For each of P pixels of N views, what each of K sources shows there, all (N, K, P).
+    """What a source shows along a ray.
 
     Attributes:
         inverse: inverse depth from the target; 0 where the source shows nothing.
+        guess: the same without that test.
         column: in the source's picture as a share of its width.
         row: of its height.
         zoom: log2 of the magnification.
@@ -430,6 +450,7 @@ class _Surfaces:
     """
 
     inverse: torch.Tensor
+    guess: torch.Tensor
     column: torch.Tensor
     row: torch.Tensor
     zoom: torch.Tensor
@@ -447,11 +468,16 @@ def _gather_sources(keyframes: Keyframes, poses: torch.Tensor, chosen: torch.Ten
     turn, shift = view_change(source, poses.flatten(0, 1)[:, None])
     origin = -(turn.transpose(-1, -2) @ shift[..., None])[..., 0]
     rank = order_ranks(keyframes).flatten().index_select(0, flat).unflatten(0, rows.shape)
-    return _Sources(rows, is_used, inverse * is_used[..., None, None], turn, shift, origin, rank)
+    return _Sources(rows, inverse * is_used[..., None, None], turn, shift, origin, rank)
 
 
-def _planes(inverse: torch.Tensor, camera: Camera) -> torch.Tensor:
-    """Return the plane of each cell of depth grids, float32 (N, K, g, g, 4).
+def _is_positive(values: torch.Tensor) -> torch.Tensor:
+    """Return 1.0 where values are above 0, else 0.0: on a CPU far cheaper than a comparison."""
+    return (values * 1e12).clamp(0, 1).ceil()
+
+
+def _planes(inverse: torch.Tensor, camera: Camera) -> list[torch.Tensor]:
+    """Return the plane of each cell of depth grids, four of float32 (N, K, g, g).
 
     The first three are n with n . point = 1 on the plane; the last is 1 on the far side of an edge, else 0.
     """
@@ -462,179 +488,196 @@ def _planes(inverse: torch.Tensor, camera: Camera) -> torch.Tensor:
     above, below = torch.cat([down[..., :1, :], down], -2), torch.cat([down, down[..., -1:, :]], -2)
     # Of the two neighbors in a direction the one on the same surface is the one that differs less.
     per_slope = -size / (2 * camera.tangent)
-    to_left = per_slope * (after + (before.abs() <= after.abs()) * (before - after))
-    to_up = per_slope * (below + (above.abs() <= below.abs()) * (above - below))
+    to_left = per_slope * (after + _is_positive(after.abs() - before.abs()) * (before - after))
+    to_up = per_slope * (below + _is_positive(below.abs() - above.abs()) * (above - below))
     ahead = inverse - to_left * slopes - to_up * slopes[:, None]
     rise = torch.maximum(torch.maximum(after, -before), torch.maximum(below, -above))
-    return torch.stack([ahead, to_left, to_up, (rise > 0.1).float()], -1)
+    return [ahead, to_left, to_up, _is_positive(rise - 0.1)]
 
 
-def _find_surfaces(sources: _Sources, camera: Camera, rule: WarpRule, size: int) -> _Surfaces:
+def _find_surfaces(sources: _Sources, camera: Camera, rule: WarpRule, size: int) -> tuple[_Surfaces, torch.Tensor]:
+    """Return what the likeliest sources show of each pixel, (N, C, size * size), and which they are, n * K + k."""
     grid = sources.inverse.shape[-1]
+    views, count = sources.rows.shape
     planes = _planes(sources.inverse, camera)
     inverse = sources.inverse.flatten(2)  # (N, K, g * g)
-    seen = sources.turn @ pixel_rays(camera, grid, inverse.device) + sources.shift[..., None] * inverse[:, :, None]
-    if rule.judges:
-        is_gone = _is_seen_through(sources, seen, inverse, camera, min(rule.judges, inverse.shape[1]))
-        inverse = inverse * ~is_gone
-        planes = planes * ~is_gone.unflatten(-1, (grid, grid))[..., None]
+    cell_rays = pixel_rays(camera, grid, inverse.device)
+    seen = sources.turn @ cell_rays + sources.shift[..., None] * inverse[:, :, None]
+    # What the last frame sees through is gone. No plane, no surface: all zero is found nowhere.
+    stays = 1 - _is_seen_through(sources, seen, inverse, camera)
+    inverse = inverse * stays
+    planes = [part.flatten(2) * stays for part in planes]
     buffer = _splat(sources, planes, seen, inverse, camera, rule)  # (N, 1, g * g)
-    table = planes.flatten(0, 3)
-    # First for the cells of the buffer, then for the pixels.
-    rays = sources.turn.transpose(-1, -2) @ pixel_rays(camera, grid, inverse.device)
-    guess = _meet(table, rays, sources.origin, buffer, camera, grid)[0].clamp(1e-3, 1 / rule.near)
+    table = [part.flatten() for part in planes]
+    # First every source for the cells of the buffer, then the best of them for the pixels.
+    back = sources.turn.transpose(-1, -2)
+    number = torch.arange(views * count, device=inverse.device).view(views, count, 1)
+    ahead, left, up = (back @ cell_rays).unbind(2)
+    x, y, z = sources.origin[..., None].unbind(2)
+    rays = _Rays(ahead, left, up, (x, y, z), number * grid**2, sources.rank[..., None])
+    coarse = _meet(table, rays, buffer, camera, grid, rule, reach=rule.coarse_reach)
+    best = _cheapest(coarse, rule, rule.candidates)  # (N, C, g * g)
     factor = size // grid
-    guess = guess.unflatten(-1, (grid, 1, grid, 1)).expand(-1, -1, -1, factor, -1, factor).flatten(2)
-    rays = sources.turn.transpose(-1, -2) @ pixel_rays(camera, size, inverse.device)
-    inverse, facing, edge, (column, row), scale, off = _meet(table, rays, sources.origin, guess, camera, grid)
-    ray_length = pixel_rays(camera, size, inverse.device).square().sum(0).sqrt()
-    is_shown = (
-        (off < rule.reach)
-        & (facing > 1e-3)
-        & (scale > 1e-3)
-        & (inverse > 1e-3)
-        & (inverse < ray_length / max(rule.clearance, rule.near))
-        & ((column - 0.5).abs() <= 0.5)
-        & ((row - 0.5).abs() <= 0.5)
-        & sources.is_used[..., None]
-    )
-    wide, area = scale.clamp_min(1e-3).log2(), facing.clamp_min(1e-3).log2()
-    zoom = torch.minimum(torch.maximum(wide, area + 2 * wide), 0.5 * area + 1.5 * wide + math.log2(2.5))
-    cost = rule.magnified * (zoom - 0.2).clamp_min(0) + rule.squeezed * (-zoom).clamp_min(0) + rule.edge * edge
-    cost = cost + rule.later * sources.rank[..., None]
-    return _Surfaces(inverse * is_shown, column, row, zoom, cost)
+
+    def enlarge(part: torch.Tensor) -> torch.Tensor:
+        cells = part.unflatten(-1, (grid, 1, grid, 1))
+        return cells.expand(-1, -1, -1, factor, -1, factor).flatten(2)
+
+    guess = enlarge(coarse.guess.gather(1, best)).clamp(1e-3, 1 / rule.near)
+    which = enlarge(best + torch.arange(views, device=best.device)[:, None, None] * count)
+    flat = which.flatten()
+    pixels = torch.arange(size**2, device=best.device)
+    turned = (back @ pixel_rays(camera, size, inverse.device)).flatten()
+    at = (which * (3 * size**2) + pixels).flatten()
+    ahead, left, up = (turned.index_select(0, at + i * size**2).view_as(guess) for i in range(3))
+    x, y, z = (sources.origin[..., i].flatten().index_select(0, flat).view_as(guess) for i in range(3))
+    rank = sources.rank.flatten().index_select(0, flat).view_as(guess)
+    rays = _Rays(ahead, left, up, (x, y, z), which * grid**2, rank)
+    return _meet(table, rays, guess, camera, grid, rule, reach=rule.reach), which
+
+
+def _cheapest(found: _Surfaces, rule: WarpRule, number: int) -> torch.Tensor:
+    """Return the `number` sources of least cost among those at the front, int64 (N, number, P), of (N, K, P)."""
+    count = found.inverse.shape[1]
+    front = found.inverse.amax(1, keepdim=True)
+    is_hidden = _is_positive((front * (1 - rule.tolerance) - 0.004).clamp_min(1e-6) - found.inverse)
+    # Cost and source in one number, as a minimum is much cheaper than where it is.
+    numbers = torch.arange(count, device=front.device, dtype=torch.float32)[:, None]
+    key = (found.cost.clamp(0, 1e3) * 256).floor() * 8 + numbers + is_hidden * 2.0**20
+    chosen = []
+    for _ in range(number):
+        least = key.amin(1, keepdim=True)
+        chosen.append(torch.remainder(least, 8))
+        key = key + (1 + least - key).clamp_min(0) * 2.0**21
+    return torch.cat(chosen, 1).long()
 
 
 def _splat(
     sources: _Sources,
-    planes: torch.Tensor,
+    planes: list[torch.Tensor],
     seen: torch.Tensor,
     inverse: torch.Tensor,
     camera: Camera,
     rule: WarpRule,
 ) -> torch.Tensor:
     """Return the largest inverse depth of each cell of the coming view, float32 (N, 1, g * g); 0: nothing known."""
-    size = planes.shape[-2]
+    size = sources.inverse.shape[-1]
     ahead = seen[:, :, 0].clamp_min(1e-6)
     found = inverse / ahead
-    facing = 1 - (planes[..., :3] * sources.origin[:, :, None, None]).sum(-1).flatten(2)
-    is_shown = (found < 1 / max(rule.near, 0.7 * rule.clearance)) & (facing > 1e-3) & (seen[:, :, 0] > 1e-6)
+    x, y, z = sources.origin[..., None].unbind(2)
+    facing = 1 - (planes[0] * x + planes[1] * y + planes[2] * z)
+    margin = torch.minimum(
+        torch.minimum(facing - 1e-3, seen[:, :, 0] - 1e-6), 1 / max(rule.near, 0.7 * rule.clearance) - found
+    )
     places = ((1 - seen[:, :, 1:] / (ahead[:, :, None] * camera.tangent)) * (size / 2) - 0.5).floor()
     places = places.clamp(-2, size) + 2
     width = size + 4  # two cells on each side take what falls beside the view
     place = (places[:, :, 1] * width + places[:, :, 0]).long().flatten(1)
     place = torch.cat([place, place + 1, place + width, place + width + 1], 1)
-    value = (found * is_shown).flatten(1).repeat(1, 4)
+    value = (found * _is_positive(margin)).flatten(1).repeat(1, 4)
     buffer = value.new_zeros(len(value), width * width).scatter_reduce(1, place, value, "amax")
     buffer = buffer.view(-1, 1, width, width)[..., 2:-2, 2:-2]
-    for _ in range(2):  # pin holes of magnified surfaces
-        buffer = buffer + (buffer == 0) * F.max_pool2d(buffer, 3, 1, 1)
     # Between the splats of a magnified surface what is behind it shows through: close such gaps.
-    wide = F.max_pool2d(F.pad(buffer, (2, 2, 2, 2), mode="replicate"), 5, 1)
-    closed = -F.max_pool2d(F.pad(-wide, (2, 2, 2, 2), mode="replicate"), 5, 1)
-    buffer = torch.maximum(buffer, closed)
+    buffer = -F.max_pool2d(-F.max_pool2d(buffer, 5, 1, 2), 5, 1, 2)
     return buffer.flatten(2)
 
 
-def _is_seen_through(
-    sources: _Sources, seen: torch.Tensor, inverse: torch.Tensor, camera: Camera, judges: int
-) -> torch.Tensor:
-    """Return which cells are not there any more, or never were: more sources see through them than see them.
-
-    The last frame, the first source, has a veto: what it sees through is gone.
+def _is_seen_through(sources: _Sources, seen: torch.Tensor, inverse: torch.Tensor, camera: Camera) -> torch.Tensor:
+    """Return where the last frame, the first source, sees through what the others show: it is not there any more.
 
     Args:
         sources: the chosen keyframes.
         seen: (N, K, 3, g * g), points of cells in the target's view, times inverse depth.
         inverse: (N, K, g * g).
         camera: of all.
-        judges: how many of the first sources vote.
 
     Returns:
-        bool (N, K, g * g).
+        float32 (N, K, g * g), 1 or 0.
     """
-    views, count, cells = inverse.shape
     size = sources.inverse.shape[-1]
-    back = sources.turn[:, :judges].transpose(-1, -2)[:, :, None]  # (N, J, 1, 3, 3)
-    points = back @ seen[:, None] + sources.origin[:, :judges, None, :, None] * inverse[:, None, :, None]
-    ahead = points[:, :, :, 0].clamp_min(1e-4)  # (N, J, K, g * g)
+    back = sources.turn[:, :1].transpose(-1, -2)
+    points = back @ seen + sources.origin[:, :1, :, None] * inverse[:, :, None]
+    ahead = points[:, :, 0].clamp_min(1e-4)
     per = -0.5 * size / camera.tangent / ahead
-    column, row = points[:, :, :, 1] * per + size / 2, points[:, :, :, 2] * per + size / 2
-    expected = inverse[:, None] / ahead
-    is_in_view = (column > 1) & (column < size - 1) & (row > 1) & (row < size - 1) & (expected < 20)
-    judged = sources.inverse[:, :judges]
-    nearest = F.max_pool2d(judged, 3, 1, 1).flatten(1)
-    farthest = -F.max_pool2d(-judged, 3, 1, 1).flatten(1)
-    start = torch.arange(judges, device=inverse.device).view(-1, 1, 1) * cells
-    cell = (row.floor().clamp(0, size - 1) * size + column.floor().clamp(0, size - 1)).long() + start
-    near = nearest.gather(1, cell.flatten(1)).view_as(expected)
-    far = farthest.gather(1, cell.flatten(1)).view_as(expected)
-    is_through = is_in_view & (near > 0) & (near * (1.2 + 0.05 * expected) < expected)
-    is_agreed = is_in_view & (near * (1.1 + 0.03 * expected) > expected) & (far * (0.9 - 0.03 * expected) < expected)
-    others = 1 - torch.eye(judges, count, device=inverse.device)[:, :, None]
-    votes = ((is_agreed.float() - is_through.float()) * others).sum(1)
-    return votes - 99 * is_through[:, 0] < 0
+    column, row = points[:, :, 1] * per + size / 2, points[:, :, 2] * per + size / 2
+    expected = inverse / ahead
+    # The nearest of what it sees about there, as edges may be a little off.
+    nearest = F.max_pool2d(sources.inverse[:, :1], 3, 1, 1).flatten(1)
+    cell = (row.floor().clamp(0, size - 1) * size + column.floor().clamp(0, size - 1)).long()
+    nearest = nearest.gather(1, cell.flatten(1)).view_as(expected)
+    inside = torch.minimum(torch.minimum(column, size - column), torch.minimum(row, size - row)) - 1
+    deeper = expected - nearest * (1.2 + 0.05 * expected)
+    margin = torch.minimum(torch.minimum(inside, deeper), torch.minimum(20 - expected, nearest))
+    return _is_positive(margin)
 
 
 def _meet(
-    table: torch.Tensor, rays: torch.Tensor, origin: torch.Tensor, guess: torch.Tensor, camera: Camera, grid: int
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, tuple[torch.Tensor, torch.Tensor], torch.Tensor, torch.Tensor]:
+    table: list[torch.Tensor],
+    rays: _Rays,
+    guess: torch.Tensor,
+    camera: Camera,
+    grid: int,
+    rule: WarpRule,
+    reach: float,
+) -> _Surfaces:
     """Meet rays with the planes that sources show where the rays are guessed to end.
 
     Args:
-        table: (N * K * grid * grid, 4), planes.
-        rays: (N, K, 3, P), rays of the target in the views of sources.
-        origin: (N, K, 3), the target's place there.
-        guess: (N, K or 1, P), inverse depths.
+        table: planes, four of (N * K * grid * grid,).
+        rays: of the target in the views of sources.
+        guess: inverse depths from the target.
         camera: of both.
         grid: cells on a side of a depth grid.
-
-    Returns:
-        (N, K, P) each: inverse depth; how much the plane faces the target against the source; the edge flag; where it
-        is in the source's picture, column and row as shares of its size; depth in the source over depth in the target;
-        and how far that is from the middle of the cell looked up, in cells.
+        rule: what costs what.
+        reach: as `WarpRule.reach`.
     """
+    x, y, z = rays.origin
 
     def place(inverse: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        ahead = rays[:, :, 0] + origin[:, :, 0, None] * inverse
+        ahead = rays.ahead + x * inverse
         per = -0.5 / camera.tangent / ahead.clamp_min(1e-4)
-        left = rays[:, :, 1] + origin[:, :, 1, None] * inverse
-        up = rays[:, :, 2] + origin[:, :, 2, None] * inverse
-        return left * per + 0.5, up * per + 0.5, ahead
+        return (rays.left + y * inverse) * per + 0.5, (rays.up + z * inverse) * per + 0.5, ahead
 
     column, row, _ = place(guess)
     cell_column, cell_row = ((part * grid).floor().clamp(0, grid - 1) for part in (column, row))
-    views = torch.arange(origin.shape[0] * origin.shape[1], device=origin.device).view(*origin.shape[:2], 1)
-    cell = (cell_row * grid + cell_column).long() + views * grid**2
-    ahead, left, up, edge = F.embedding(cell, table).unbind(-1)
-    slope = ahead * rays[:, :, 0] + left * rays[:, :, 1] + up * rays[:, :, 2]
-    facing = 1 - (ahead * origin[:, :, 0, None] + left * origin[:, :, 1, None] + up * origin[:, :, 2, None])
-    inverse = slope / facing.clamp_min(1e-4)
+    cell = (cell_row * grid + cell_column).long() + rays.base
+    # A plane is n with n . point = 1.
+    flat = cell.flatten()
+    ahead, left, up, edge = (part.index_select(0, flat).view_as(cell) for part in table)
+    facing = 1 - (ahead * x + left * y + up * z)
+    inverse = (ahead * rays.ahead + left * rays.left + up * rays.up) / facing.clamp_min(1e-4)
     column, row, scale = place(inverse)
     off = torch.maximum((column * grid - 0.5 - cell_column).abs(), (row * grid - 0.5 - cell_row).abs())
-    return inverse, facing, edge, (column, row), scale, off
+    square = rays.ahead.square() + rays.left.square() + rays.up.square()
+    # Shown where all of these are above 0.
+    centered = 0.5 - torch.maximum((column - 0.5).abs(), (row - 0.5).abs())
+    forward = torch.minimum(torch.minimum(facing, scale), inverse) - 1e-3
+    clear = square - inverse.square() * max(rule.clearance, rule.near) ** 2
+    margin = torch.minimum(torch.minimum(reach - off, centered), torch.minimum(forward, clear))
+    wide, area = scale.clamp_min(1e-3).log2(), facing.clamp_min(1e-3).log2()
+    zoom = torch.minimum(torch.maximum(wide, area + 2 * wide), 0.5 * area + 1.5 * wide + math.log2(2.5))
+    cost = rule.magnified * (zoom - 0.2).clamp_min(0) + rule.squeezed * (-zoom).clamp_min(0) + rule.edge * edge
+    return _Surfaces(inverse * _is_positive(margin), inverse, column, row, zoom, cost + rule.later * rays.rank)
 
 
 def _compose(
-    keyframes: Keyframes, sources: _Sources, found: _Surfaces, camera: Camera, rule: WarpRule, now: torch.Tensor
+    keyframes: Keyframes,
+    sources: _Sources,
+    found: _Surfaces,
+    which: torch.Tensor,
+    rule: WarpRule,
+    now: torch.Tensor,
 ) -> Warped:
-    views, count, pixels = found.inverse.shape
+    views, _, pixels = found.inverse.shape
     size, grid = keyframes.pixels.shape[-1], sources.inverse.shape[-1]
-    front = found.inverse.amax(1, keepdim=True)
-    is_front = (found.inverse > 0) & (found.inverse >= front * (1 - rule.tolerance) - 0.004)
-    # Cost and source in one number, as a minimum is much cheaper than where it is.
-    numbers = torch.arange(count, device=front.device, dtype=torch.float32)[:, None]
-    key = (found.cost.clamp(0, 1e3) * 256).floor() * 8 + numbers + (~is_front) * 1e7
-    source = torch.remainder(key.amin(1).clamp_max(9e6), 8).long().clamp_max(count - 1)  # (N, P)
-    at = (torch.arange(views, device=front.device)[:, None] * count + source) * pixels
-    at = (at + torch.arange(pixels, device=front.device)).flatten()
+    best = _cheapest(found, rule, 1)
 
     def pick(part: torch.Tensor) -> torch.Tensor:
-        return part.flatten().index_select(0, at).view(views, pixels)
+        return part.gather(1, best)[:, 0]
 
-    mask = (front[:, 0] > 0).float()
     inverse, column, row, zoom = (pick(part) for part in (found.inverse, found.column, found.row, found.zoom))
-    held = sources.rows.flatten().index_select(0, at // pixels).view(views, pixels)
+    mask = inverse.sign()
+    held = sources.rows.flatten().index_select(0, pick(which).flatten()).view(views, pixels)
     colors = _sample(keyframes.pixels, held, column, row, rule.sampling)  # (N, 3, P)
     cell = (row * grid).long().clamp(0, grid - 1) * grid + (column * grid).long().clamp(0, grid - 1)
     invented = keyframes.invented.flatten().index_select(0, (held * grid**2 + cell).flatten()).view_as(mask) / 255
@@ -671,38 +714,46 @@ def _sample(
     size = pixels.shape[-1]
     flat = pixels.flatten()
     channels = torch.arange(3, device=pixels.device)[:, None] * size**2
-    base = held[:, None] * (3 * size**2) + channels
-
-    def tap(r: torch.Tensor, c: torch.Tensor) -> torch.Tensor:
-        index = base + (r.clamp(0, size - 1) * size + c.clamp(0, size - 1))[:, None]
-        return flat.index_select(0, index.flatten()).view(index.shape).float()
-
+    base = held[:, None] * (3 * size**2) + channels  # (N, 3, P)
     if sampling == "nearest":
-        return tap((row * size).long(), (column * size).long())
+        place = (row * size).long().clamp(0, size - 1) * size + (column * size).long().clamp(0, size - 1)
+        index = base + place[:, None]
+        return flat.index_select(0, index.flatten()).view(index.shape).float()
     x, y = (column * size - 0.5).clamp(0, size - 1), (row * size - 0.5).clamp(0, size - 1)
-    c, r = x.long(), y.long()
-    x, y = (x - c)[:, None], (y - r)[:, None]
+    c, r = x.floor(), y.floor()
+    x, y = x - c, y - r
+    reach = torch.arange(2, device=x.device) if sampling == "linear" else torch.arange(-1, 3, device=x.device)
+    columns = (c.long()[:, None] + reach[:, None]).clamp(0, size - 1)  # (N, 2 or 4, P)
+    rows = (r.long()[:, None] + reach[:, None]).clamp(0, size - 1) * size
+    place = (rows[:, :, None] + columns[:, None]).flatten(1, 2)  # (N, taps, P)
+    index = base[:, :, None] + place[:, None]
+    taps = flat.index_select(0, index.flatten()).view(index.shape).float()  # (N, 3, taps, P)
+    weigh = _linear_weights if sampling == "linear" else _cubic_weights
+    weights = (weigh(y)[:, :, None] * weigh(x)[:, None]).flatten(1, 2)
+    total = (taps * weights[:, None]).sum(2)
     if sampling == "linear":
-        above = torch.lerp(tap(r, c), tap(r, c + 1), x)
-        below = torch.lerp(tap(r + 1, c), tap(r + 1, c + 1), x)
-        return torch.lerp(above, below, y)
-    across, along = _cubic_weights(x), _cubic_weights(y)
-    taps = [[tap(r + i, c + j) for j in (-1, 0, 1, 2)] for i in (-1, 0, 1, 2)]
-    total = torch.zeros_like(taps[0][0])
-    for weight, line in zip(along, taps, strict=True):
-        total = total + weight * (across[0] * line[0] + across[1] * line[1] + across[2] * line[2] + across[3] * line[3])
-    near = torch.stack([taps[1][1], taps[1][2], taps[2][1], taps[2][2]])
-    return torch.maximum(torch.minimum(total, near.amax(0)), near.amin(0))
+        return total
+    # Cubic weights overshoot: kept between the four nearest pixels, which are in the middle of the sixteen.
+    near = taps.unflatten(2, (4, 4))[:, :, 1:3, 1:3].flatten(2, 3)
+    return torch.maximum(torch.minimum(total, near.amax(2)), near.amin(2))
 
 
-def _cubic_weights(x: torch.Tensor) -> list[torch.Tensor]:
-    """Return the weights of the four pixels about a place `x` behind the second, each like `x` (Catmull-Rom)."""
-    return [
-        ((-0.5 * x + 1) * x - 0.5) * x,
-        (1.5 * x - 2.5) * x * x + 1,
-        ((-1.5 * x + 2) * x + 0.5) * x,
-        (0.5 * x - 0.5) * x * x,
-    ]
+def _linear_weights(x: torch.Tensor) -> torch.Tensor:
+    """Return the weights of the two pixels about a place `x` (N, P) behind the first, (N, 2, P)."""
+    return torch.stack([1 - x, x], 1)
+
+
+def _cubic_weights(x: torch.Tensor) -> torch.Tensor:
+    """Return the weights of the four pixels about a place `x` (N, P) behind the second, (N, 4, P) (Catmull-Rom)."""
+    return torch.stack(
+        [
+            ((-0.5 * x + 1) * x - 0.5) * x,
+            (1.5 * x - 2.5) * x * x + 1,
+            ((-1.5 * x + 2) * x + 0.5) * x,
+            (0.5 * x - 0.5) * x * x,
+        ],
+        1,
+    )
 
 
 def fill_holes(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
@@ -725,5 +776,5 @@ def fill_holes(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         share = level[:, -1:]
         known = level[:, :-1] / share.clamp_min(1e-6)
         coarse = F.interpolate(filled, scale_factor=2.0, mode="bilinear" if filled.shape[-1] > 1 else "nearest")
-        filled = coarse + (share > 0) * (known - coarse)
+        filled = coarse + share.sign() * (known - coarse)
     return filled
