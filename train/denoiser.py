@@ -15,11 +15,13 @@ from envs.episodes import open_shards
 from train.data import LatentData, encode_recording
 from train.loop import Machine, TrainOptions, start_machine, train_model
 from train.options import options_to_json, parse_options, run_program, save_json
+from train.warps import PreparedData, drop_memory
 from worldmodel.checkpoint import codec_hash, load_codec, load_denoiser, load_spatial, save_bundle
 from worldmodel.codec import Codec
 from worldmodel.denoiser import Denoiser, DenoiserConfig
 from worldmodel.distortions import LatentDistortions, fit_distortions
 from worldmodel.errors import CheckpointError, ConfigError
+from worldmodel.memory.folded import NUM_FOLDED
 from worldmodel.memory.views import ColumnViews
 from worldmodel.objective import DenoiserLoss, ObjectiveConfig, sample_chance
 from worldmodel.presets import get_preset
@@ -64,6 +66,11 @@ class DenoiserOptions(TrainOptions):
     """Past frames that remembered views draw on; default those of the memory."""
     prediction: str = "clean"
     """What the network's last layer says: clean frames, or the velocity (noise - clean)."""
+    warps: Path | None = None
+    """Folder of prepared shards (train.warps), in place of --data's own latents: the denoiser learns what a memory of
+    pixels shows of coming frames; needs --odometry. New shards are taken up while it trains."""
+    memory_dropout: float = 0.1
+    """With --warps: share of clips that remember nothing; twice that share forgets a span."""
     odometry: bool = False
     """Find memories by direction and place too, reckoned from the actions; for action sets with known motions."""
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
@@ -104,20 +111,26 @@ def train_denoiser(options: DenoiserOptions, machine: Machine) -> dict[str, Any]
             f"the codec in {options.codec} makes latents of {codec.config.latent_channels} x {codec.config.latent_size}"
             f"^2; preset {options.preset!r} takes {config.latent_channels} x {config.latent_size}^2: train its codec"
         )
-    latent_folder = options.data / "latents"
-    if machine.is_main:
-        encode_recording(codec.to(machine.device), options.data, latent_folder, machine.device, identity)
-    if machine.world_size > 1:
-        torch.distributed.barrier()
+    prepared: PreparedData | None = None
     action_names = open_shards(options.data)[0].action_names
-    num_actions = len(action_names)
-    data = LatentData.load(latent_folder, "train", identity)
-    if machine.device.type == "cuda":
-        data = data.to(machine.device)
+    if options.warps is not None:
+        prepared = PreparedData(options.warps)
+        some = torch.cat([shard["latents"][::16] for shard in prepared.shards[:64]])
+        rewards = torch.cat([shard["rewards"] for shard in prepared.shards])
+    else:
+        latent_folder = options.data / "latents"
+        if machine.is_main:
+            encode_recording(codec.to(machine.device), options.data, latent_folder, machine.device, identity)
+        if machine.world_size > 1:
+            torch.distributed.barrier()
+        data = LatentData.load(latent_folder, "train", identity)
+        some, rewards = data.latents, data.rewards
+        if machine.device.type == "cuda":
+            data = data.to(machine.device)
     config = dataclasses.replace(
         config,
-        num_actions=num_actions,
-        reward_values=reward_values(data.rewards, config.reward_values),
+        num_actions=len(action_names),
+        reward_values=reward_values(rewards, config.reward_values),
         prediction=options.prediction,
         **memory_changes(config, options, action_names),
     )
@@ -139,14 +152,17 @@ def train_denoiser(options: DenoiserOptions, machine: Machine) -> dict[str, Any]
         )
     distortions = None
     if options.objective.distort_share > 0:
-        distortions, unexplained = fit_to_latents(codec, data.latents, machine.device)
+        distortions, unexplained = fit_to_latents(codec, some, machine.device)
         if machine.is_main:
             shares = ", ".join(f"{name} {1 - share:.0%}" for name, share in unexplained.items())
             print(f"distorted context: the fit explains {shares} of what happens to latents")
     loss = DenoiserLoss(denoiser, options.objective, options.chunk, distortions)
 
     def sample(generator: torch.Generator) -> dict[str, torch.Tensor]:
-        clips = data.sample_clips(options.batch_size, options.clip_frames, generator)
+        source = data if prepared is None else prepared
+        clips = source.sample_clips(options.batch_size, options.clip_frames, generator)
+        if prepared is not None:
+            clips["warped"] = drop_memory(clips["warped"], options.memory_dropout, generator)
         clips["actions"][:, 0] = config.num_actions  # nobody knows what led to the first frame
         seed = int(torch.randint(2**62, (1,), generator=generator))
         on_device = torch.Generator(machine.device).manual_seed(seed)
@@ -158,8 +174,11 @@ def train_denoiser(options: DenoiserOptions, machine: Machine) -> dict[str, Any]
     averaged, summary = train_model(options, machine, loss, make_optimizers(denoiser, options), sample, frames, flops)
     if machine.is_main:
         save_bundle(options.out, codec=codec.cpu(), denoiser=averaged.denoiser)
-        content = {"options": options_to_json(options), "summary": summary, "recorded_frames": len(data.latents)}
-        save_json(options.out / "denoiser_training.json", content | {"mazes_or_episodes": len(data.starts)})
+        frames, episodes = (
+            (len(data.latents), len(data.starts)) if prepared is None else (prepared.num_frames, prepared.num_episodes)
+        )
+        content = {"options": options_to_json(options), "summary": summary, "recorded_frames": frames}
+        save_json(options.out / "denoiser_training.json", content | {"mazes_or_episodes": episodes})
     return summary
 
 
@@ -204,6 +223,7 @@ def memory_changes(config: DenoiserConfig, options: DenoiserOptions, action_name
         "view_heads": options.view_heads,
         "view_points": 0 if options.spatial is None else load_spatial(options.spatial).config.points,
         "view_frames": options.view_frames,
+        "warp_channels": 0 if options.warps is None else NUM_FOLDED,
     }
 
 

@@ -257,6 +257,11 @@ class PreparedData:
         """Frames there are now."""
         return sum(len(shard["latents"]) for shard in self.shards)
 
+    @property
+    def num_episodes(self) -> int:
+        """Episodes there are now."""
+        return sum(len(shard["lengths"]) for shard in self.shards)
+
     def refresh(self) -> None:
         """Take up new files."""
         self._looked = time.monotonic()
