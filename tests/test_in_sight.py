@@ -76,6 +76,13 @@ def test_a_turn_in_place_keeps_the_share_that_geometry_says(angle: float) -> Non
     assert share(found) == 0 if abs(angle) > 70 else share(found) > 0
 
 
+def test_the_sky_stays_where_it_is_when_one_walks() -> None:
+    sky, pose = flat_wall(200.0), np.array([2.0, 4.0, 0.0])
+    found = find_sources(sky, pose + np.array([3.0, 0.0, 0.0]), sky[None], pose[None])
+    assert np.array_equal(found.ravel(), np.arange(SIZE * SIZE))
+    assert share(find_sources(sky, pose, flat_wall(5.0)[None], pose[None])) == 0  # a wall was before it
+
+
 def test_what_a_wall_hid_was_not_in_sight() -> None:
     """A step back from a near wall shows it; what is far behind where it stood is another thing."""
     pose = np.array([2.0, 4.0, 0.0])
