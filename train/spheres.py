@@ -145,7 +145,11 @@ def walk_dreams(
 def judge_starts(
     model: WorldModel, maze: RealMaze, starts: list[Start], options: SpheresOptions, on_frames: Callable[[int], object]
 ) -> tuple[dict[str, np.ndarray], list[tuple[str, torch.Tensor]]]:
-    """Return `VERDICTS` of one batch of starts, bool (B,) each, and a row of pictures for each start."""
+    """Return `VERDICTS` of one batch of starts, bool (B,) each, and a row of pictures for each start.
+
+    A row shows the start; then the true frame, that frame without the sphere, and the dream; then the last frame the
+    walker saw in its dream.
+    """
     known, later = options.context, options.later
     pieces = [Piece(start.episode, start.frame - known + 1, known + later) for start in starts]
     given = read_pieces(pieces)
@@ -178,7 +182,7 @@ def judge_starts(
     verdicts = {name: np.array(values, bool) for name, values in found.items()}
     verdicts |= {"collected_dream": collected, "paid_standing": standing}
     columns = torch.stack([given["frames"][:, known - 1], truth, torch.stack(removed), dream, last], 1)
-    return verdicts, [("start, real, without, dream, last", row) for row in columns]
+    return verdicts, [("frame", row) for row in columns]
 
 
 def measure_spheres(
