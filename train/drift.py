@@ -1,8 +1,10 @@
 """What becomes of a long dream: sharpness, colors and likeness to the truth, segment by segment.
 
-Owns: long rollouts and their summary. Does not know files of results other than its contact sheet.
+Owns: long rollouts and their summary. Under random actions the truth is the real maze stepped with the same ones, where
+it can be made again; elsewhere it is what was recorded. Does not know files of results other than its contact sheet.
 """
 
+import contextlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,9 @@ import torch
 
 from envs.episodes import EpisodeInfo
 from train.plots import save_sheet
+from train.real_maze import try_real_maze
 from train.rollouts import EvaluationPlan, dream_on, in_batches, read_pieces, spread_over
+from train.sharpness import CONTROL_EVERY, make_controls, measure_detail, summarize_sharpness
 from worldmodel.analysis.metrics import color_statistics, gradient_energy, squared_error, to_psnr
 from worldmodel.world import WorldModel
 
@@ -45,34 +49,54 @@ def measure_drift(
     rows: list[tuple[str, torch.Tensor]] = []
     parts: dict[str, list[torch.Tensor]] = {}
     first = 0
-    for batch in in_batches(pieces, plan.batch_size):
-        given = read_pieces(batch)
-        actions = given["actions"]
-        if plan.long_actions == "random":
-            actions[:, known - 1 :] = random_actions((len(batch), num_frames), model.num_actions, rng)
-        seeds = [plan.seed + 10_000 + first + i for i in range(len(batch))]
-        dream = dream_on(model, given["frames"][:, :known], actions, seeds, on_frames)
-        truth = given["frames"][:, known:]
-        found = {
-            "energy": gradient_energy(dream.frames),
-            "true_energy": gradient_energy(truth),
-            "colors": color_statistics(dream.frames),
-            "true_colors": color_statistics(truth),
-            "error": squared_error(dream.frames, truth),
-        }
-        last = slice(2 * num_frames // 3, None, 10)
-        found["codec_energy"] = gradient_energy(model.decode(model.encode(truth[:, last])).cpu())
-        found["codec_true_energy"] = gradient_energy(truth[:, last])
-        for name, values in found.items():
-            parts.setdefault(name, []).append(values)
-        rows += [("dream", frames[[t - 1 for t in shown_at]]) for frames in dream.frames]
-        first += len(batch)
+    is_random = plan.long_actions == "random"
+    maze, left_out = try_real_maze(pieces[0].episode) if is_random else (None, None)
+    with contextlib.ExitStack() as stack:
+        if maze is not None:
+            stack.enter_context(maze)
+        for batch in in_batches(pieces, plan.batch_size):
+            given = read_pieces(batch)
+            actions, truth = given["actions"], given["frames"][:, known:]
+            if is_random:
+                actions[:, known - 1 :] = random_actions((len(batch), num_frames), model.num_actions, rng)
+            if maze is not None:
+                played = [
+                    maze.play(piece.episode, piece.start + known - 1, row[known - 1 :].numpy())
+                    for piece, row in zip(batch, actions, strict=True)
+                ]
+                truth = torch.from_numpy(np.stack(played))
+            seeds = [plan.seed + 10_000 + first + i for i in range(len(batch))]
+            dream = dream_on(model, given["frames"][:, :known], actions, seeds, on_frames)
+            found = {
+                "energy": gradient_energy(dream.frames),
+                "true_energy": gradient_energy(truth),
+                "detail": measure_detail(dream.frames),
+                "true_detail": measure_detail(truth),
+                "control_detail": measure_detail(truth[:, ::CONTROL_EVERY]),
+                "colors": color_statistics(dream.frames),
+                "true_colors": color_statistics(truth),
+                "error": squared_error(dream.frames, truth),
+            }
+            for name, frames in make_controls(truth[:, ::CONTROL_EVERY], plan.seed).items():
+                found[f"{name}_detail"] = measure_detail(frames)
+            last = slice(2 * num_frames // 3, None, 10)
+            found["codec_energy"] = gradient_energy(model.decode(model.encode(truth[:, last])).cpu())
+            found["codec_true_energy"] = gradient_energy(truth[:, last])
+            for name, values in found.items():
+                parts.setdefault(name, []).append(values)
+            rows += [("dream", frames[[t - 1 for t in shown_at]]) for frames in dream.frames]
+            first += len(batch)
     save_sheet(out / "long_dreams.png", rows[:SHEET_DREAMS], shown_at)
     all_of = {name: torch.cat(values) for name, values in parts.items()}
-    return summarize_drift(all_of, num_frames, plan.long_actions) | {"long_dreams": len(pieces)}
+    reference = "the real maze under the same actions"
+    if is_random and maze is None:
+        reference = f"recorded play under other actions ({left_out})"
+    report = summarize_drift(all_of, num_frames, plan.long_actions, has_truth=not is_random or maze is not None)
+    report["sharpness"] = summarize_sharpness(all_of, reference, plan.seed)
+    return report | {"long_dreams": len(pieces)}
 
 
-def summarize_drift(found: dict[str, torch.Tensor], num_frames: int, actions: str) -> dict[str, Any]:
+def summarize_drift(found: dict[str, torch.Tensor], num_frames: int, actions: str, has_truth: bool) -> dict[str, Any]:
     """Return the part of the report on long dreams; `found` holds (dreams, N, ...).
 
     The sharpness ratio is that of the last third (frames 201 to 300 of 300).
@@ -84,7 +108,7 @@ def summarize_drift(found: dict[str, torch.Tensor], num_frames: int, actions: st
 
     def drift(part: slice, first: int, last: int) -> dict[str, Any]:
         apart = (found["colors"][:, part].mean((0, 1)) - found["true_colors"][:, part].mean((0, 1))).square().mean()
-        psnr = round(float(to_psnr(found["error"][:, part].mean())), 4) if actions == "recorded" else None
+        psnr = round(float(to_psnr(found["error"][:, part].mean())), 4) if has_truth else None
         distance = round(float(apart.sqrt()), 3)
         return {"frames": [first, last], "sharpness_ratio": ratio(part), "color_distance": distance, "psnr": psnr}
 

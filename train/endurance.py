@@ -38,6 +38,7 @@ PUBLISHED = {
     "TECO": {"psnr": 21.9, "ssim": 0.703, "lpips": 0.157},
     "FAR-Long": {"psnr": 22.3, "ssim": 0.687, "lpips": 0.104},
 }
+MOST_LEFT_OUT = 16  # groups of dreams that are left out in turn for the interval of a distance
 ROUND = 60  # steps of 6 degrees to look all the way round
 
 
@@ -294,8 +295,8 @@ def measure_long(
     The actions of an episode are followed by those of others until the dream is long enough.
 
     Returns:
-        FD-lite0 of the first hundred frames, the last hundred, and of other real frames in the same number, against
-        one set of real frames; and rows of pictures.
+        FD-lite0 of the first hundred frames, the last hundred, of as many real stretches of a hundred frames, and of
+        real frames from all over in the same number, each against one set of real frames; and rows of pictures.
 
     Raises:
         MissingPackageError: the features are not installed. DataError: episodes are too short.
@@ -305,7 +306,7 @@ def measure_long(
     rng = np.random.default_rng([options.seed, 10])
     pieces = spread_over(episodes, known, options.dreams, rng)
     steps = [read_episode(e, fields=("actions",))["actions"] for e in rng.permutation(np.array(episodes, object))]
-    parts: dict[str, list[torch.Tensor]] = {"first": [], "last": []}
+    parts: dict[str, list[torch.Tensor]] = {"first": [], "last": []}  # each (dreams, 100, features)
     rows: list[tuple[str, torch.Tensor]] = []
     shown = [1, *range(100, length + 1, 100)]
     number = 0
@@ -319,27 +320,65 @@ def measure_long(
         seeds = [options.seed + number + i for i in range(len(batch))]
         state = model.reset(given["frames"], torch.from_numpy(actions[:, : known - 1]).long(), seeds)
         pictures: dict[int, torch.Tensor] = {}
+        steps_of: dict[str, list[torch.Tensor]] = {name: [] for name in parts}
         for t in range(1, length + 1):
             frames = model.step(state, torch.from_numpy(actions[:, known - 2 + t]).long()).frames.cpu()
             on_frames(len(batch))
             if t <= 100 or t > length - 100:
-                parts["first" if t <= 100 else "last"].append(ruler(frames).pooled.cpu())
+                steps_of["first" if t <= 100 else "last"].append(ruler(frames).pooled.cpu())
             if t in shown:
                 pictures[t] = frames
+        for name, steps_in in steps_of.items():
+            parts[name].append(torch.stack(steps_in, 1))
         rows += [("dream", torch.stack([pictures[t][i] for t in shown])) for i in range(len(batch))]
         number += len(batch)
-    count = sum(len(part) for part in parts["first"])
+    count = 100 * len(pieces)
     real = [ruler(torch.cat(read_real(episodes, count, rng))).pooled.cpu() for _ in range(2)]
-    distances = {name: frechet_distance(torch.cat(values), real[0]) for name, values in parts.items()}
+    stretch = min(100, max(episode.num_frames for episode in episodes))
+    stretches = [read_pieces([p], ("frames",))["frames"][0] for p in spread_over(episodes, stretch, len(pieces), rng)]
+    found = {name: frechet_with_interval(list(torch.cat(values)), real[0]) for name, values in parts.items()}
+    found["real_stretches"] = frechet_with_interval([ruler(frames).pooled.cpu() for frames in stretches], real[0])
     return {
-        "fd_first_100": round(distances["first"], 4),
-        "fd_last_100": round(distances["last"], 4),
-        "ratio": round(distances["last"] / distances["first"], 3),
+        "fd_first_100": found["first"][0],
+        "fd_first_100_interval": found["first"][1],
+        "fd_last_100": found["last"][0],
+        "fd_last_100_interval": found["last"][1],
+        "fd_real_100": found["real_stretches"][0],
+        "fd_real_100_interval": found["real_stretches"][1],
+        "ratio": round(found["last"][0] / found["first"][0], 3),
         "fd_real": round(frechet_distance(real[1], real[0]), 4),
+        "means": (
+            "FD-lite0 to one set of real frames; first, last: of each dream; real_100: as many real stretches of "
+            f"{stretch} frames, the floor of either; real: real frames in runs of 8; intervals: 95%, jackknife"
+        ),
         "frames_a_set": count,
         "dreams": len(pieces),
         "dream_frames": length,
     }, rows
+
+
+def frechet_with_interval(parts: Sequence[torch.Tensor], theirs: torch.Tensor) -> tuple[float, list[float] | None]:
+    """Return the Frechet distance of stretches of frames to a set, and its 95% interval by leaving stretches out.
+
+    Drawn again with replacement, frames would be there twice, which raises the distance by itself; hence the jackknife.
+
+    Args:
+        parts: float (n, D) each, features of one stretch.
+        theirs: float (m, D).
+
+    Returns:
+        the distance; and [low, high], or None where there are fewer than two stretches.
+    """
+    value = frechet_distance(torch.cat(list(parts)), theirs)
+    if len(parts) < 2:
+        return round(value, 4), None
+    count = min(len(parts), MOST_LEFT_OUT)
+    groups = np.array_split(np.arange(len(parts)), count)
+    without = [
+        frechet_distance(torch.cat([parts[i] for i in range(len(parts)) if i not in group]), theirs) for group in groups
+    ]
+    half = 1.96 * float(np.sqrt((count - 1) * np.var(without)))
+    return round(value, 4), [round(max(0.0, value - half), 4), round(value + half, 4)]
 
 
 def read_real(episodes: Sequence[EpisodeInfo], count: int, rng: np.random.Generator) -> list[torch.Tensor]:

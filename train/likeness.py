@@ -1,9 +1,11 @@
 """How near dreams under true actions come to the truth, frame by frame, and whether the heads see what happens.
 
-Owns: the comparison with the truth, with the last context frame and with the codec alone, and the scores of predicted
-rewards and endings. Does not know long dreams, actions' meaning or files of results other than its contact sheet.
+Owns: the comparison with the truth, with the last context frame and with the codec alone, over all pixels and (by
+`train.in_sight`) over those that the context showed, and the scores of predicted rewards and endings. Does not know
+long dreams, actions' meaning or files of results other than its contact sheet.
 """
 
+import contextlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,8 +14,11 @@ import numpy as np
 import torch
 
 from envs.episodes import EpisodeInfo
+from train.in_sight import compare_in_sight, find_sources_of_piece, summarize_in_sight
 from train.plots import save_sheet
+from train.real_maze import try_real_maze
 from train.rollouts import EvaluationPlan, Piece, dream_on, in_batches, read_pieces, spread_over
+from worldmodel.analysis.bootstrap import draw_weights, find_interval
 from worldmodel.analysis.metrics import squared_error, ssim, to_psnr
 from worldmodel.inputs import FrameInputs
 from worldmodel.noise import add_noise
@@ -43,14 +48,13 @@ def margin_interval(dream: torch.Tensor, copy: torch.Tensor, groups: np.ndarray,
         groups: (cases,) the episode of each case; cases of one episode are not independent.
         seed: chance.
     """
-    rng = np.random.default_rng([seed, 3])
-    names = np.unique(groups)
-    members = torch.from_numpy(groups[None] == names[:, None]).float()
-    draws = torch.from_numpy(rng.multinomial(len(names), np.full(len(names), 1 / len(names)), size=500)).float()
-    weights = draws @ members
-    weights /= weights.sum(1, keepdim=True)
-    margins = to_psnr(weights @ dream) - to_psnr(weights @ copy)
-    return torch.quantile(margins, torch.tensor([0.025, 0.975]), dim=0)
+    weights = draw_weights(groups, np.random.default_rng([seed, 3]))
+    return find_interval(to_psnr(weights @ dream) - to_psnr(weights @ copy))
+
+
+def psnr_interval(errors: torch.Tensor, groups: np.ndarray, seed: int) -> torch.Tensor:
+    """Return the 2.5 and 97.5 percentiles (2, N) of `pooled_psnr`, by drawing episodes again; the rest as above."""
+    return find_interval(to_psnr(draw_weights(groups, np.random.default_rng([seed, 3])) @ errors))
 
 
 def score_events(
@@ -95,38 +99,52 @@ def measure_likeness(
     parts: dict[str, list[torch.Tensor]] = {}
     rows: list[tuple[str, torch.Tensor]] = []
     shown = {int(i) for i in np.linspace(0, len(pieces) - 1, min(SHEET_CASES, len(pieces)))}
+    maze, left_out = try_real_maze(pieces[0].episode)
     first = 0
-    for batch in in_batches(pieces, plan.batch_size):
-        given = read_pieces(batch, ("frames", "actions", "rewards", "terminated"))
-        seeds = [plan.seed + first + i for i in range(len(batch))]
-        dream = dream_on(model, given["frames"][:, :known], given["actions"], seeds, on_frames)
-        truth, last = given["frames"][:, known:], given["frames"][:, known - 1 : known]
-        decoded = model.decode(model.encode(given["frames"][:, at])).cpu()
-        picked, true_picked = (x[:, [h - 1 for h in horizons]] for x in (dream.frames, truth))
-        copied = last.expand_as(true_picked)
-        found = {
-            "dream": squared_error(dream.frames, truth),
-            "copy": squared_error(last.expand_as(truth), truth),
-            "codec": squared_error(decoded, true_picked),
-            "dream_ssim": ssim(picked, true_picked),
-            "copy_ssim": ssim(copied, true_picked),
-            "codec_ssim": ssim(decoded, true_picked),
-            "rewards": dream.rewards != 0,
-            "true_rewards": given["rewards"][:, known - 1 :] != 0,
-            "terminated": dream.terminated,
-            "true_terminated": given["terminated"][:, known - 1 :],
-        }
-        for name, values in found.items():
-            parts.setdefault(name, []).append(values)
-        for i in range(len(batch)):
-            if first + i in shown:
-                rows.append(("truth", torch.cat([last[i], true_picked[i]])))
-                rows.append(("dream", torch.cat([last[i], picked[i]])))
-        first += len(batch)
+    with contextlib.ExitStack() as stack:
+        if maze is not None:
+            stack.enter_context(maze)
+        for batch in in_batches(pieces, plan.batch_size):
+            given = read_pieces(batch, ("frames", "actions", "rewards", "terminated"))
+            seeds = [plan.seed + first + i for i in range(len(batch))]
+            dream = dream_on(model, given["frames"][:, :known], given["actions"], seeds, on_frames)
+            truth, last = given["frames"][:, known:], given["frames"][:, known - 1 : known]
+            decoded = model.decode(model.encode(given["frames"][:, at])).cpu()
+            picked, true_picked = (x[:, [h - 1 for h in horizons]] for x in (dream.frames, truth))
+            copied = last.expand_as(true_picked)
+            found = {
+                "dream": squared_error(dream.frames, truth),
+                "copy": squared_error(last.expand_as(truth), truth),
+                "codec": squared_error(decoded, true_picked),
+                "dream_ssim": ssim(picked, true_picked),
+                "copy_ssim": ssim(copied, true_picked),
+                "codec_ssim": ssim(decoded, true_picked),
+                "rewards": dream.rewards != 0,
+                "true_rewards": given["rewards"][:, known - 1 :] != 0,
+                "terminated": dream.terminated,
+                "true_terminated": given["terminated"][:, known - 1 :],
+            }
+            if maze is not None:
+                sources = np.stack([find_sources_of_piece(maze, piece, known, horizons) for piece in batch])
+                shown_frames = {"dream": picked, "copy": copied, "codec": decoded}
+                context = given["frames"][:, :known]
+                found |= compare_in_sight(torch.from_numpy(sources), context, true_picked, shown_frames)
+            for name, values in found.items():
+                parts.setdefault(name, []).append(values)
+            for i in range(len(batch)):
+                if first + i in shown:
+                    rows.append(("truth", torch.cat([last[i], true_picked[i]])))
+                    rows.append(("dream", torch.cat([last[i], picked[i]])))
+            first += len(batch)
     save_sheet(out / "truth_and_dream.png", rows, [0, *horizons])
     all_of = {name: torch.cat(values) for name, values in parts.items()}
     groups = np.array([f"{p.episode.path}/{p.episode.key}" for p in pieces])
-    return {"horizons": horizons, **summarize_likeness(all_of, groups, horizons, plan.seed), "cases": len(pieces)}
+    report = {"horizons": horizons, **summarize_likeness(all_of, groups, horizons, plan.seed), "cases": len(pieces)}
+    report["in_sight"] = {"left_out": left_out}
+    if maze is not None:
+        num_pixels = model.codec.config.image_size**2
+        report["in_sight"] = summarize_in_sight(all_of, groups, horizons, num_pixels, plan.seed)
+    return report
 
 
 def summarize_likeness(
@@ -137,20 +155,26 @@ def summarize_likeness(
     dream, copy = pooled_psnr(found["dream"]), pooled_psnr(found["copy"])
     codec = dict(zip(map(str, horizons), pooled_psnr(found["codec"]).tolist(), strict=True))
     low, high = margin_interval(found["dream"][:, picks], found["copy"][:, picks], groups, seed).tolist()
+    spans = {name: psnr_interval(found[name][:, picks], groups, seed).tolist() for name in ("dream", "copy")}
     mean_dream, mean_copy = to_psnr(found["dream"]).mean(0), to_psnr(found["copy"]).mean(0)
 
     def named(values: torch.Tensor) -> dict[str, float]:
         return {str(h): round(float(v), 4) for h, v in zip(horizons, values, strict=True)}
 
+    def between(span: list[list[float]]) -> dict[str, list[float]]:
+        return {str(h): [round(a, 4), round(b, 4)] for h, a, b in zip(horizons, *span, strict=True)}
+
     return {
         "psnr": by_horizon(dream, horizons),
+        "psnr_interval": between(spans["dream"]),
+        "copy_last_interval": between(spans["copy"]),
         "ssim": named(found["dream_ssim"].mean(0)),
         "copy_last": by_horizon(copy, horizons),
         "copy_last_ssim": named(found["copy_ssim"].mean(0)),
         "codec_ceiling": {h: round(v, 4) for h, v in codec.items()},
         "codec_ceiling_ssim": named(found["codec_ssim"].mean(0)),
         "margin_over_copy_last": by_horizon(dream - copy, horizons),
-        "margin_interval": {str(h): [round(a, 4), round(b, 4)] for h, a, b in zip(horizons, low, high, strict=True)},
+        "margin_interval": between([low, high]),
         "psnr_of_each_case": {
             "psnr": by_horizon(mean_dream, horizons),
             "copy_last": by_horizon(mean_copy, horizons),

@@ -94,12 +94,56 @@ def plot_drift(path: Path, drift: Sequence[dict[str, Any]]) -> None:
     save_figure(path, figure)
 
 
-def _row(*cells: object) -> str:
+def markdown_row(*cells: object) -> str:
+    """Return a row of a table in markdown; None is a dash."""
     return "| " + " | ".join("-" if cell is None else str(cell) for cell in cells) + " |"
 
 
 def _number(value: float | None, digits: int = 2) -> str | None:
     return None if value is None else f"{value:.{digits}f}"
+
+
+def _in_sight_lines(found: dict[str, Any], horizons: Sequence[str]) -> list[str]:
+    lines = ["## Likeness in sight", ""]
+    if "left_out" in found:
+        return [*lines, f"Left out: {found['left_out']}."]
+    lines += [markdown_row("frame", *horizons), markdown_row(*["---"] * (len(horizons) + 1))]
+    titles = {
+        "share": "share of pixels in sight",
+        "dream": "dream PSNR, dB",
+        "copy": "last context frame PSNR, dB",
+        "oracle": "oracle PSNR, dB",
+        "codec": "codec alone PSNR, dB",
+    }
+    for name, title in titles.items():
+        digits = 2 if name == "share" else 1
+        cells = [
+            f"{found[name]['at'][h]:.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"
+            for h, (low, high) in ((h, found[name]["interval"][h]) for h in horizons)
+        ]
+        lines.append(markdown_row(title, *cells))
+    return [*lines, "", f"In sight: {found['means']}."]
+
+
+def _sharpness_lines(found: dict[str, Any]) -> list[str]:
+    names = {
+        "ratio": "gradient energy ratio",
+        "match": "match of detail",
+        "flat_share": "flat frames",
+        "flat_share_real": "flat frames of real play",
+    }
+    lines = [
+        f"Sharpness; real play: {found['reference']}.",
+        "",
+        markdown_row("frames", *names.values()),
+        markdown_row(*["---"] * 5),
+    ]
+    rows = [(f"{part['frames'][0]} to {part['frames'][1]}", part) for part in found["segments"]]
+    rows += [(f"control: {name}", part) for name, part in found["controls"].items()]
+    for title, part in rows:
+        spans = [(part[name], *part[f"{name}_interval"]) for name in names]
+        lines.append(markdown_row(title, *(f"{value:.2f} ({low:.2f} to {high:.2f})" for value, low, high in spans)))
+    return [*lines, "", f"{found['means']}."]
 
 
 def write_summary(path: Path, report: dict[str, Any]) -> None:
@@ -116,7 +160,7 @@ def write_summary(path: Path, report: dict[str, Any]) -> None:
         f"then true actions; {settings['denoising_steps']} denoising steps, {settings['memory_frames']} frames of "
         f"memory, {settings['device']} ({settings['dtype']}), {report['seconds']} s."
     )
-    lines += ["", _row("frame", *horizons), _row(*["---"] * (len(horizons) + 1))]
+    lines += ["", markdown_row("frame", *horizons), markdown_row(*["---"] * (len(horizons) + 1))]
     for title, key, digits in (
         ("dream PSNR, dB", "psnr", 2),
         ("last context frame PSNR, dB", "copy_last", 2),
@@ -126,12 +170,17 @@ def write_summary(path: Path, report: dict[str, Any]) -> None:
         ("last context frame SSIM", "copy_last_ssim", 3),
         ("codec alone SSIM", "codec_ceiling_ssim", 3),
     ):
-        lines.append(_row(title, *(_number(report[key][h], digits) for h in horizons)))
-    spans = (f"{low:.1f} to {high:.1f}" for low, high in report["margin_interval"].values())
-    lines.append(_row("margin, 95% interval over episodes", *spans))
-    lines += ["", report["psnr_means"] + ".", "", "## Answer to actions", ""]
+        lines.append(markdown_row(title, *(_number(report[key][h], digits) for h in horizons)))
+    for title, key in (
+        ("dream PSNR, 95% interval over episodes", "psnr_interval"),
+        ("last context frame PSNR, 95% interval", "copy_last_interval"),
+        ("margin, 95% interval over episodes", "margin_interval"),
+    ):
+        lines.append(markdown_row(title, *(f"{low:.1f} to {high:.1f}" for low, high in report[key].values())))
+    lines += ["", report["psnr_means"] + ".", "", *_in_sight_lines(report["in_sight"], horizons)]
+    lines += ["", "## Answer to actions", ""]
     names = ("turn", "walk", "turn_left", "turn_right", "forward", "back")
-    lines += [_row("share right", *names), _row(*["---"] * (len(names) + 1))]
+    lines += [markdown_row("share right", *names), markdown_row(*["---"] * (len(names) + 1))]
     for title, key in (("dream", "action_response"), ("real frames, same measure", "action_response_real")):
         found = report[key]
         counts = [found["counts"].get(name) for name in names]
@@ -139,7 +188,7 @@ def write_summary(path: Path, report: dict[str, Any]) -> None:
             None if found[name] is None else f"{found[name]:.3f}" + (f" (n={count})" if count else "")
             for name, count in zip(names, counts, strict=True)
         )
-        lines.append(_row(title, *cells))
+        lines.append(markdown_row(title, *cells))
     lines += ["", report["action_response"]["rule"] + "."]
     if "drift" in report:
         (first, last), actions = report["sharpness_frames"], report["long_actions"]
@@ -149,15 +198,26 @@ def write_summary(path: Path, report: dict[str, Any]) -> None:
             f"frames {first} to {last}: **{report['sharpness_ratio']:.2f}** (codec alone "
             f"{report['sharpness_ratio_codec']:.2f})."
         )
-        lines += ["", _row("frames", "sharpness ratio", "color distance, levels", "PSNR, dB"), _row(*["---"] * 4)]
+        lines += [
+            "",
+            markdown_row("frames", "sharpness ratio", "color distance, levels", "PSNR, dB"),
+            markdown_row(*["---"] * 4),
+        ]
         for part in report["drift"]:
             values = _number(part["sharpness_ratio"]), _number(part["color_distance"], 1), _number(part["psnr"])
-            lines.append(_row(f"{part['frames'][0]} to {part['frames'][1]}", *values))
-    lines += ["", "## Heads", "", _row("head", "precision", "recall", "F1", "predicted", "true"), _row(*["---"] * 6)]
+            lines.append(markdown_row(f"{part['frames'][0]} to {part['frames'][1]}", *values))
+        lines += ["", *_sharpness_lines(report["sharpness"])]
+    lines += [
+        "",
+        "## Heads",
+        "",
+        markdown_row("head", "precision", "recall", "F1", "predicted", "true"),
+        markdown_row(*["---"] * 6),
+    ]
     for name in ("reward", "terminated"):
         scores = report[name]
         shares = (_number(scores[key]) for key in ("precision", "recall", "f1"))
-        lines.append(_row(name, *shares, scores["predicted"], scores["true"]))
+        lines.append(markdown_row(name, *shares, scores["predicted"], scores["true"]))
     if report["command"]:
         lines += ["", f"`{report['command']}`"]
     write_file(path, ("\n".join(lines) + "\n").encode())

@@ -228,6 +228,20 @@ class LabMazeEnv(gymnasium.Env[np.ndarray, np.int64]):
         self._x, self._y, self._heading_deg = float(x), float(y), float(heading_deg) % 360.0
         self._is_blocked = False
 
+    def set_targets_reached(self, is_reached: np.ndarray) -> None:
+        """Hide the targets where bool (num_targets,) `is_reached` holds and show the others; no reward is given.
+
+        Raises:
+            StateError: reset was not called.
+            ConfigError: not one value for each target.
+        """
+        self._require_maze("set_targets_reached")
+        chosen = np.asarray(is_reached, bool)
+        if chosen.shape != self._is_reached.shape:
+            raise ConfigError(f"is_reached has shape {chosen.shape}; give one value for each of the targets, in a row")
+        self._is_reached = chosen.copy()
+        self._renderer.show_targets(~chosen)
+
     def get_keys_to_action(self) -> dict[tuple[str, ...], int]:
         """Key bindings for `gymnasium.utils.play`."""
         return self.action_set.keys_to_action

@@ -26,8 +26,8 @@ FOV_DEG = 70.0
 SKY_DEPTH = 200.0  # cells; far enough that a walk through a maze moves the sky by less than a pixel
 # Saturated and bright as no wall is; the first eight targets have a color of their own, then the colors repeat.
 TARGET_COLORS = ("ff00c8", "00ffff", "ffff00", "00ff2a", "ffffff", "ff3000", "9a5cff", "ffb0d8")
-_TARGET_RADIUS = 0.16
-_TARGET_HEIGHT = 0.36
+TARGET_RADIUS = 0.16
+TARGET_HEIGHT = 0.36
 _SHOWN, _HIDDEN = 0, 5
 _LOST: list[Any] = []  # renderers that could not be freed
 # A cube map lies on a box with its pictures turned differently on each side; these turns set all four sides upright.
@@ -338,7 +338,7 @@ def _build_mjcf(
     for index in range(num_targets):
         name, color = f"target{index}", TARGET_COLORS[index % len(TARGET_COLORS)]
         assets.append(f'<material name="{name}" rgba="{_rgb(color)} 1" emission=".35" specular="0" shininess="0"/>')
-        geoms.append(f'<geom type="sphere" pos="0 0 {_TARGET_HEIGHT}" size="{_TARGET_RADIUS}" material="{name}"/>')
+        geoms.append(f'<geom type="sphere" pos="0 0 {TARGET_HEIGHT}" size="{TARGET_RADIUS}" material="{name}"/>')
     return f"""<mujoco>
   <statistic extent="1" center="0 0 0"/>
   <visual>

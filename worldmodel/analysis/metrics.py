@@ -148,3 +148,27 @@ def measure_motion(frames: torch.Tensor) -> Motion:
             float((weight * (x * flow[..., 0] + y * flow[..., 1])).sum() / (weight * (x * x + y * y)).sum())
         )
     return Motion(float(np.mean(shifts)), float(np.mean(expansions)))
+
+
+def band_energies(frames: torch.Tensor, num_bands: int = 3) -> torch.Tensor:
+    """Return how much detail of each size frames have: the mean square of what halving a frame takes from it.
+
+    Args:
+        frames: uint8 (..., H, W, 3), H and W divisible by 2 ** num_bands.
+        num_bands: the first holds what is lost when a frame is halved, the next what is lost when that is, and so on.
+
+    Returns:
+        float32 (..., num_bands), for brightness from 0 to 1; white noise has its most in the first band.
+
+    Raises:
+        ShapeError: sides that cannot be halved that often.
+    """
+    if any(side % 2**num_bands for side in frames.shape[-3:-1]):
+        raise ShapeError(f"sides must be divisible by {2**num_bands}; got frames of shape {tuple(frames.shape)}")
+    pixels = to_pixels(frames.reshape(-1, *frames.shape[-3:])) / 2.0
+    energies = []
+    for _ in range(num_bands):
+        half = torch.nn.functional.avg_pool2d(pixels, 2)
+        energies.append((pixels - torch.nn.functional.interpolate(half, scale_factor=2.0)).square().mean((1, 2, 3)))
+        pixels = half
+    return torch.stack(energies, -1).reshape(*frames.shape[:-3], num_bands)
