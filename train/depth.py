@@ -29,9 +29,9 @@ _VIEWS_DEG = {"LabMaze": FOV_DEG}
 class DepthOptions(TrainOptions):
     """Train what tells how far away things are, from frames and the poses they were seen from."""
 
-    batch_size: int = 16
+    batch_size: int = 12
     """Frames a step and process."""
-    learning_rate: float = 1.5e-3
+    learning_rate: float = 2.5e-3
     """Peak learning rate."""
     decay_share: float = 0.5
     """Share of the run at its end over which the learning rate falls to zero."""
@@ -41,7 +41,7 @@ class DepthOptions(TrainOptions):
     """What to learn from: how frames predict each other, or recorded depth; auto: depth where all episodes have it."""
     view_deg: float | None = None
     """Angle of view of the camera in degrees; default that of the world, where it is known."""
-    min_walk: float = 0.15
+    min_walk: float = 0.1
     """Least distance between frames that are compared, in the unit of poses (cells)."""
     horizon: float = 20.0
     """Depth beyond which everything counts as sky, in the unit of poses."""

@@ -21,7 +21,7 @@ from worldmodel.frames import to_pixels
 from worldmodel.memory.depth import halve_depth
 from worldmodel.odometry import walk_poses
 
-REACHES = (2, 3, 4, 5)  # steps between the frames of a pair
+REACHES = (1, 2, 3, 4, 5)  # steps between the frames of a pair: few for what is near, many for what is far
 
 
 def read_poses(pose: np.ndarray, where: str) -> torch.Tensor:

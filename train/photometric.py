@@ -149,7 +149,8 @@ def photometric_loss(
     config: DepthConfig,
     codes: torch.Tensor,
     frames: PosedFrames,
-    smooth_weight: float = 0.04,
+    smooth_weight: float = 0.03,
+    far_weight: float = 0.003,
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """Return the loss of depths by what they predict of other frames, and scalars.
 
@@ -161,6 +162,8 @@ def photometric_loss(
         codes: float (B, h, w), of depths (`DepthConfig.to_code`) at half the resolution of the frames.
         frames: those whose depths these are, and others of the same places.
         smooth_weight: weight of `smoothness` of the codes.
+        far_weight: weight of the codes themselves. It is too small to move what has a texture; where any depth fits as
+            well as any other, as in a clear sky, depth becomes far.
     """
     pixels, poses, sources, source_poses = frames
     inverse = double_inverse(config.to_inverse(codes))
@@ -174,6 +177,7 @@ def photometric_loss(
         still = picture_error(sources.transpose(0, 1), pixels).amin(0)
         counts = (errors < still - 1e-4) & (errors < _UNSEEN)
     photo = (errors * counts).sum() / counts.sum().clamp_min(1)
-    loss = photo + smooth_weight * smoothness(codes, F.avg_pool2d(pixels, 2))
+    nearness = codes.clamp_min(float(config.to_code(torch.tensor(config.far)))).mean()
+    loss = photo + smooth_weight * smoothness(codes, F.avg_pool2d(pixels, 2)) + far_weight * nearness
     scalars = {"photometric": photo.detach(), "copied": still.mean(), "counted": counts.float().mean()}
     return loss, scalars

@@ -123,7 +123,7 @@ def open_recording(options: RecordOptions) -> list[ShardJob]:
         raise StorageError(f"cannot make folder {options.out}: {error.strerror}; choose another --out") from error
     if description.exists() and has_shards:
         try:
-            found = json.loads(description.read_text())["options"]
+            found = {"depth": False} | json.loads(description.read_text())["options"]  # older ones do not say
         except (ValueError, KeyError, TypeError) as error:
             raise DataError(f"{description} is damaged: delete the folder, or record into another --out") from error
         names = sorted(given.keys() | found.keys())

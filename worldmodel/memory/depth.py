@@ -102,6 +102,8 @@ class DepthNet(nn.Module):
         self.up = nn.Conv2d(inner, 4 * width, 1)
         self.outer = nn.Sequential(*(_Residual(width) for _ in range(config.outer_blocks)))
         self.head = nn.Conv2d(width, (_PATCH // _GRID) ** 2, 1)
+        for layer in (self.patches, self.down):
+            nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
         with torch.no_grad():
             self.head.weight.mul_(0.3)
             nn.init.constant_(cast(torch.Tensor, self.head.bias), float(config.to_code(torch.tensor(2.0))))
