@@ -31,7 +31,6 @@ from torch import nn
 
 from worldmodel.errors import CompileError, WorldModelError
 from worldmodel.files import write_file
-from worldmodel.frames import to_frames
 from worldmodel.state import DreamState, Layout
 from worldmodel.windows import next_frame_window
 
@@ -62,9 +61,7 @@ class WholeStep(nn.Module):
     def __init__(self, model: "WorldModel") -> None:
         """Take denoiser, schedule and codec of a world."""
         super().__init__()
-        self.denoiser, self.codec = model.denoiser, model.codec
-        self._sampler = [model.sampler]  # in a list: it is no module
-        self._dtype = model.dtype
+        self.stepper = model.stepper
 
     def forward(
         self,
@@ -84,9 +81,7 @@ class WholeStep(nn.Module):
             those of the cache.
         """
         state = DreamState.from_tensors(tensors)
-        latents, prediction = self._sampler[0].advance(state, actions, noise, shown_noise)
-        pixels = self.codec.decode(latents.flatten(0, 1).to(self._dtype)).float()
-        frames = to_frames(pixels).unflatten(0, tuple(latents.shape[:2]))
+        frames, prediction = self.stepper(state, actions, noise, shown_noise)
         rest = {name: part for name, part in state.tensors().items() if not _is_of_cache(name)}
         return frames, prediction.reward_logits, prediction.terminated_logit, rest
 
@@ -178,7 +173,9 @@ class CompiledStep:
 def step_key(model: "WorldModel", batch: int) -> str:
     """Return the name of a compiled step: a hash of all it depends on."""
     digest = hashlib.sha256()
-    for module in (model.denoiser, model.codec):
+    for module in (model.denoiser, model.codec, model.pixels):
+        if module is None:
+            continue
         for name, value in module.state_dict().items():
             digest.update(name.encode())
             digest.update(value.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy().tobytes())

@@ -8,6 +8,7 @@ The clean write of frames that have left the window rides in the first network c
 """
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch.nn import functional as F
@@ -18,7 +19,7 @@ from worldmodel.inputs import FrameInputs, Prefer
 from worldmodel.memory.base import Context
 from worldmodel.memory.views import ColumnViews
 from worldmodel.noise import add_noise, move_level
-from worldmodel.odometry import YAW
+from worldmodel.odometry import POSE_SIZE, YAW
 from worldmodel.state import DreamState
 from worldmodel.windows import Window, outpainting_window
 
@@ -51,6 +52,22 @@ class SamplerConfig:
             raise ConfigError(f"context_level must be in [0, 1); got {self.context_level}")
         if not 0 < self.level_shift < float("inf"):
             raise ConfigError(f"level_shift must be above 0; got {self.level_shift}")
+
+
+class Sight(NamedTuple):
+    """What a memory outside the denoiser tells of T frames.
+
+    Attributes:
+        poses: float32 (B, T, 5), where they are seen from.
+        warped: float (B, T, R, h, w), what it knows of them (`FrameInputs.warped`).
+    """
+
+    poses: torch.Tensor
+    warped: torch.Tensor
+
+    def __getitem__(self, frames: slice) -> "Sight":  # type: ignore[override]  # frames, not fields
+        """Return that of some of the frames."""
+        return Sight(self.poses[:, frames], self.warped[:, frames])
 
 
 class Sampler:
@@ -100,6 +117,7 @@ class Sampler:
         noise: torch.Tensor,
         flight_actions: torch.Tensor | None = None,
         flight_noise: torch.Tensor | None = None,
+        sight: Sight | None = None,
     ) -> DreamState:
         """Return the dreams that follow the given frames: the initialization stage.
 
@@ -113,6 +131,7 @@ class Sampler:
             noise: standard normal, the shape of `latents`.
             flight_actions: int64 (B, L), the actions into the frames in flight; None where L is 0.
             flight_noise: standard normal (B, 2 L, C, h, w): to start from, then to noise forward; None where L is 0.
+            sight: of the T given frames and the L in flight; None without a memory of pixels.
 
         Raises:
             ShapeError: fewer frames than the overlap, or shapes that do not agree.
@@ -131,7 +150,8 @@ class Sampler:
         past = frames - window.num_clean
         shown = self._show(latents[:, :past], noise[:, :past])
         levels = shown.new_full((batch, past), self.config.context_level)
-        given = FrameInputs.stack(shown, levels, actions[:, :past], config.num_previous)
+        poses, warped = (None, None) if sight is None else sight[:past]
+        given = FrameInputs.stack(shown, levels, actions[:, :past], config.num_previous, warped, poses)
         cache = self.denoiser.new_cache(batch, self.memory_frames)
         known = max(0, past - window.stride)
         for start in range(0, known, CONTEXT_PART):
@@ -149,12 +169,20 @@ class Sampler:
             recent_levels=recent_levels.clone(),
             flight=latents[:, past:].clone(),
             flight_actions=actions[:, past:].clone(),
+            pending_poses=shown.new_zeros(batch, past - known, POSE_SIZE),
+            pending_warped=shown.new_zeros(batch, past - known, 0, *shown.shape[-2:]),
+            flight_poses=shown.new_zeros(batch, window.size - window.stride, POSE_SIZE),
         )
-        self._fill(state, flight_actions, flight_noise)
+        if sight is not None:
+            state.pending_poses, state.pending_warped = (part.clone() for part in sight[known:past])
+            state.flight_poses = sight.poses[:, past:].clone()
+        self._fill(state, flight_actions, flight_noise, None if sight is None else sight[past:])
         return state
 
-    def _fill(self, state: DreamState, actions: torch.Tensor | None, noise: torch.Tensor | None) -> None:
-        """Put unfinished frames in flight behind the clean overlap, in place."""
+    def _fill(
+        self, state: DreamState, actions: torch.Tensor | None, noise: torch.Tensor | None, sight: Sight | None
+    ) -> None:
+        """Put unfinished frames in flight behind the clean overlap, in place; `sight` of both."""
         window, batch, lag = self.window, state.flight.shape[0], self.window.input_lag
         found = [None if part is None else tuple(part.shape[:2]) for part in (actions, noise)]
         if self.init_grid is None and not any(found):
@@ -167,15 +195,22 @@ class Sampler:
         start, forward = noise.split(lag, 1)
         state.flight_actions = torch.cat([state.flight_actions, actions], 1)
         draft = state.clone()  # the denoising calls write pending frames; the state keeps them for its first step
-        flight, _ = self._denoise(draft, torch.cat([state.flight, start], 1), state.flight_actions, self.init_grid)
+        drawn = torch.cat([state.flight, start], 1)
+        flight, _ = self._denoise(draft, drawn, state.flight_actions, self.init_grid, sight)
         levels = self.grid[0, window.num_clean : window.size - window.stride].expand(batch, -1)
         flight[:, window.num_clean :] = add_noise(flight[:, window.num_clean :], forward, levels)
         state.flight = flight
 
     def _denoise(
-        self, state: DreamState, flight: torch.Tensor, flight_actions: torch.Tensor, grid: torch.Tensor
+        self,
+        state: DreamState,
+        flight: torch.Tensor,
+        flight_actions: torch.Tensor,
+        grid: torch.Tensor,
+        sight: Sight | None,
     ) -> tuple[torch.Tensor, Prediction]:
         """Take the frames in flight along `grid` (M + 1, W); the first call also commits the pending frames."""
+        beside: tuple[torch.Tensor | None, torch.Tensor | None] = None, None
         batch, num_pending = flight.shape[0], state.pending.shape[1]
         num_clean = self.window.num_clean
         is_alone = flight.shape[1] == 1  # then no frame before it changes on the way
@@ -186,7 +221,11 @@ class Sampler:
             known = torch.cat([state.recent, state.pending, flight], 1)
             known_levels = torch.cat([state.recent_levels, shown, before], 1)
             actions = flight_actions if step else torch.cat([state.pending_actions, flight_actions], 1)
-            frames = FrameInputs.stack(known, known_levels, actions, self.denoiser.config.num_previous)
+            if sight is not None:
+                new = sight.warped, sight.poses
+                pending = state.pending_warped, state.pending_poses
+                beside = new if step else (torch.cat([pending[0], new[0]], 1), torch.cat([pending[1], new[1]], 1))
+            frames = FrameInputs.stack(known, known_levels, actions, self.denoiser.config.num_previous, *beside)
             if context is None or not is_alone:
                 context = self.denoiser.read(frames, state.cache, self.prefer)
             own = context.last(frames.num_frames)
@@ -219,18 +258,26 @@ class Sampler:
         return self.advance(state, actions, noise, shown_noise)
 
     def advance(
-        self, state: DreamState, actions: torch.Tensor, noise: torch.Tensor, shown_noise: torch.Tensor
+        self,
+        state: DreamState,
+        actions: torch.Tensor,
+        noise: torch.Tensor,
+        shown_noise: torch.Tensor,
+        sight: Sight | None = None,
     ) -> tuple[torch.Tensor, Prediction]:
-        """Take the step of `step`, outside of inference mode: what `worldmodel.compiled` compiles."""
+        """Take the step of `step`, outside of inference mode; `sight` is that of all W frames in flight."""
         stride, keep = self.window.stride, self.denoiser.config.num_previous
         flight = torch.cat([state.flight, noise], 1)
         flight_actions = torch.cat([state.flight_actions, actions], 1)
-        flight, prediction = self._denoise(state, flight, flight_actions, self.grid)
+        flight, prediction = self._denoise(state, flight, flight_actions, self.grid, sight)
         context = state.recent_levels.new_full(state.pending.shape[:2], self.config.context_level)
         state.recent = torch.cat([state.recent, state.pending], 1)[:, -keep:]
         state.recent_levels = torch.cat([state.recent_levels, context], 1)[:, -keep:]
         state.pending, state.pending_actions = self._show(flight[:, :stride], shown_noise), flight_actions[:, :stride]
         state.flight, state.flight_actions = flight[:, stride:].clone(), flight_actions[:, stride:].clone()
+        if sight is not None:
+            state.pending_poses, state.pending_warped = sight[:stride]
+            state.flight_poses = sight.poses[:, stride:].clone()
         finished = slice(self.window.num_clean, self.window.num_clean + stride)
         return flight[:, finished], Prediction(*(part[:, finished] for part in prediction))
 

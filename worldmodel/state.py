@@ -12,6 +12,7 @@ from safetensors.torch import load, save
 
 from worldmodel.cache import MemoryCache
 from worldmodel.errors import CheckpointError, ShapeError
+from worldmodel.memory.pixels import PixelState
 from worldmodel.odometry import POSE_SIZE
 
 Layout = tuple[tuple[str, tuple[int, ...], torch.dtype], ...]
@@ -31,6 +32,9 @@ class DreamState:
         recent_levels: float (B, K), the context level, or 1 where there is no frame.
         flight: float (B, W - S, C, h, w), the window between two steps: clean overlap first, then unfinished frames.
         flight_actions: int64 (B, W - S), the actions into them.
+        pending_poses, flight_poses: float32 (B, P or W - S, 5), where they are seen from; zeros without `pixels`.
+        pending_warped: float (B, P, R, h, w), what the memory of pixels knew of `pending`; R is 0 without one.
+        pixels: what the memory of pixels keeps; None without one.
     """
 
     cache: MemoryCache
@@ -40,6 +44,10 @@ class DreamState:
     recent_levels: torch.Tensor
     flight: torch.Tensor
     flight_actions: torch.Tensor
+    pending_poses: torch.Tensor
+    pending_warped: torch.Tensor
+    flight_poses: torch.Tensor
+    pixels: PixelState | None = None
 
     @property
     def layout(self) -> Layout:
@@ -50,20 +58,25 @@ class DreamState:
         """Return all tensors by name, not copied."""
         named = {f"rings.{name}": ring for name, ring in sorted(self.cache.rings.items())}
         named |= {f"cache.{f.name}": getattr(self.cache, f.name) for f in fields(self.cache) if f.name != "rings"}
-        return named | {f.name: getattr(self, f.name) for f in fields(self) if f.name != "cache"}
+        if self.pixels is not None:
+            named |= {f"pixels.{name}": part for name, part in self.pixels.tensors().items()}
+        return named | {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("cache", "pixels")}
 
     @staticmethod
     def from_tensors(named: dict[str, torch.Tensor]) -> "DreamState":
         """Return the state of which `tensors` made these."""
-        groups: dict[str, dict[str, torch.Tensor]] = {"rings": {}, "cache": {}, "": {}}
+        groups: dict[str, dict[str, torch.Tensor]] = {"rings": {}, "cache": {}, "pixels": {}, "": {}}
         for name, part in named.items():
             group, _, rest = name.rpartition(".")
             groups[group][rest] = part
-        return DreamState(cache=MemoryCache(rings=groups["rings"], **groups["cache"]), **groups[""])
+        cache = MemoryCache(rings=groups["rings"], **groups["cache"])
+        pixels = PixelState.from_tensors(groups["pixels"]) if groups["pixels"] else None
+        return DreamState(cache=cache, pixels=pixels, **groups[""])
 
     def clone(self) -> "DreamState":
         """Return an independent copy: a fork of the dreams."""
-        return DreamState(**{f.name: getattr(self, f.name).clone() for f in fields(self)})
+        parts = {f.name: getattr(self, f.name) for f in fields(self)}
+        return DreamState(**{name: None if part is None else part.clone() for name, part in parts.items()})
 
     def put(self, rows: torch.Tensor, other: "DreamState") -> None:
         """Replace the dreams of `rows` (int64 (n,)) by the n dreams of `other`, in place.
@@ -80,9 +93,9 @@ class DreamState:
                 )
         for f in fields(self):
             mine, theirs = getattr(self, f.name), getattr(other, f.name)
-            if isinstance(mine, MemoryCache):
+            if isinstance(mine, MemoryCache | PixelState):
                 mine.put(rows, theirs)
-            else:
+            elif mine is not None:
                 mine[rows] = theirs
 
 

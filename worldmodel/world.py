@@ -11,16 +11,20 @@ from typing import Any, cast
 
 import torch
 
-from worldmodel.checkpoint import load_codec, load_denoiser, load_info, resolve
+from worldmodel.checkpoint import load_codec, load_denoiser, load_depth, load_info, resolve
 from worldmodel.codec import Codec
 from worldmodel.compiled import BackgroundCompiler, CompiledStep
 from worldmodel.denoiser import Denoiser
 from worldmodel.devices import has_fast_bfloat16, pick_device
-from worldmodel.errors import ActionError, CompileError, ShapeError, WindowError
+from worldmodel.errors import ActionError, CompileError, ConfigError, ShapeError, WindowError
 from worldmodel.frames import to_frames, to_pixels
+from worldmodel.memory.camera import POSE_SIZE
+from worldmodel.memory.depth import DepthNet
+from worldmodel.memory.pixels import PixelMemory, PixelState
 from worldmodel.memory.views import ColumnViews
-from worldmodel.sampler import Sampler, SamplerConfig
+from worldmodel.sampler import Sampler, SamplerConfig, Sight
 from worldmodel.state import Step, WorldState
+from worldmodel.step import Stepper
 from worldmodel.windows import Window, next_frame_window
 
 DEFAULT_STEPS, DEFAULT_SHIFT = 2, 2.33  # two steps that meet at level .7: nearly as sharp as 4 equal ones (dev/LOG.md)
@@ -44,6 +48,7 @@ class WorldModel:
         window: Window | None = None,
         info: dict[str, Any] | None = None,
         dtype: torch.dtype | None = None,
+        depth: DepthNet | None = None,
     ) -> None:
         """Put a world together.
 
@@ -59,6 +64,7 @@ class WorldModel:
             window: schedule; default next-frame. A step makes one frame, so the stride must be 1.
             info: what the bundle says of its world.
             dtype: number format of the networks; default bfloat16 where the device is fast at it, else float32.
+            depth: trained depth network; a denoiser that takes warped pictures needs it, others do not use it.
 
         Raises:
             ShapeError: codec and denoiser do not fit. DeviceError: no such device. ConfigError: a bad setting.
@@ -89,10 +95,34 @@ class WorldModel:
                 f"a world makes one frame a step; got a window of stride {self.window.stride}: use a schedule of "
                 "stride 1, or WorldModel.rollout"
             )
+        self.pixels = self._make_pixels(depth)
         self.sampler = Sampler(self.denoiser, self.window, self.config, memory_frames)
+        self.stepper = Stepper(self.codec, self.sampler, self.pixels, self.dtype)
         self.memory_frames = self.sampler.memory_frames
         self.source: Path | None = None  # the bundle it was loaded from
         self.compiled: CompiledStep | None = None  # takes the steps it fits, see `compile`
+
+    def _make_pixels(self, depth: DepthNet | None) -> PixelMemory | None:
+        """Return the memory of pixels that the denoiser was trained with, if it was.
+
+        Raises:
+            ConfigError: it was, and the depth network or the motions of the actions are missing.
+            ShapeError: the depth network takes frames of another size.
+        """
+        config = self.denoiser.config
+        if not config.warp_channels:
+            return None
+        if depth is None or not config.motions:
+            raise ConfigError(
+                "this denoiser takes what a memory of pixels shows, which needs a depth network (train.depth) and the "
+                "motions of the actions (train.denoiser --odometry)"
+            )
+        if depth.config.image_size != self.codec.config.image_size:
+            raise ShapeError(
+                f"the codec makes frames of {self.codec.config.image_size} pixels, the depth network takes "
+                f"{depth.config.image_size}"
+            )
+        return PixelMemory(copy.deepcopy(depth), config.motions).to(self.device)
 
     @classmethod
     def load(cls, name_or_folder: str | Path, **settings: Any) -> "WorldModel":
@@ -102,6 +132,8 @@ class WorldModel:
             CheckpointError: the bundle is missing, damaged or does not fit.
         """
         codec, denoiser = load_codec(name_or_folder), load_denoiser(name_or_folder)
+        if denoiser.config.warp_channels:
+            settings = {"depth": load_depth(name_or_folder)} | settings
         model = cls(codec, denoiser, info=load_info(name_or_folder), **settings)
         model.source = resolve(name_or_folder)
         return model
@@ -223,7 +255,33 @@ class WorldModel:
         generators = [torch.Generator().manual_seed(int(seed)) for seed in seeds]
         noise = self._noise(generators, known)
         flight = (self._check_actions(ahead), self._noise(generators, 2 * lag)) if lag else (None, None)
-        return WorldState(sampler.begin(self.encode(frames), into, noise, *flight), generators)
+        pixels = sight = None
+        if self.pixels is not None:
+            pixels = self.pixels.empty(batch)
+            sight = self._watch(self.pixels, pixels, frames.to(self.device), torch.cat([into, ahead.to(into)], 1))
+        dream = sampler.begin(self.encode(frames), into, noise, *flight, sight)
+        dream.pixels = pixels
+        return WorldState(dream, generators)
+
+    @staticmethod
+    def _watch(memory: PixelMemory, state: PixelState, frames: torch.Tensor, actions: torch.Tensor) -> Sight:
+        """Write given frames to the memory of pixels one by one; return what it knew of each, and of those ahead.
+
+        Args:
+            memory: whose.
+            state: of dreams that have seen nothing; changed.
+            frames: uint8 (B, T, H, W, 3).
+            actions: int64 (B, T + L), the action into each frame and into those ahead.
+        """
+        pose = torch.zeros(len(frames), POSE_SIZE, device=frames.device)
+        poses, warped = [], []
+        for number, action in enumerate(actions.unbind(1)):
+            pose = memory.walk(state, pose, action[:, None])[:, 0]
+            poses.append(pose)
+            warped.append(memory.look(state, pose[:, None])[:, 0])
+            if number < frames.shape[1]:
+                memory.remember(state, frames[:, number], pose)
+        return Sight(torch.stack(poses, 1), torch.stack(warped, 1))
 
     def _advance(
         self, sampler: Sampler, state: WorldState, actions: torch.Tensor
@@ -235,8 +293,11 @@ class WorldModel:
         if compiled is not None and sampler is self.sampler and compiled.fits(state.dream):
             frames, rewards, terminated = compiled(state.dream, actions, noise, shown_noise)
         else:
-            latents, prediction = sampler.step(state.dream, actions, noise, shown_noise)
-            frames, rewards, terminated = self.decode(latents), prediction.reward_logits, prediction.terminated_logit
+            stepper = self.stepper
+            if sampler is not self.sampler:
+                stepper = Stepper(self.codec, sampler, self.pixels, self.dtype)
+            frames, prediction = stepper(state.dream, actions, noise, shown_noise)
+            rewards, terminated = prediction.reward_logits, prediction.terminated_logit
         values = torch.tensor(self.denoiser.config.reward_values, device=self.device)
         return frames, values[rewards.argmax(-1)], terminated > 0
 
@@ -258,7 +319,8 @@ class WorldModel:
     @property
     def can_reckon(self) -> bool:
         """Whether `reckon` works: a spatial memory, played with the next-frame schedule."""
-        return self.denoiser.find(ColumnViews) is not None and self.window == next_frame_window()
+        has_places = self.pixels is not None or self.denoiser.find(ColumnViews) is not None
+        return has_places and self.window == next_frame_window()
 
     def reckon(self, state: WorldState, actions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return which share of its way the last step of each dream got, and which the next one will get.
@@ -276,13 +338,31 @@ class WorldModel:
             ConfigError: `can_reckon` is false. ActionError, ShapeError: as `step`.
         """
         actions = self._check_step(state, actions)
-        parts = self.sampler.reckon(state.dream, actions[:, None])
-        columns = cast("ColumnViews", self.denoiser.find(ColumnViews))
+        if self.pixels is not None and state.dream.pixels is not None:
+            parts, motions = self._reckon_pixels(self.pixels, state, actions), self.pixels.motions[:, 0]
+        else:
+            parts = self.sampler.reckon(state.dream, actions[:, None])
+            motions = cast("ColumnViews", self.denoiser.find(ColumnViews)).motions[:, 1]
         shares = []
         for gone, taken in zip(parts, (state.dream.pending_actions[:, -1], actions), strict=True):
-            walk = columns.motions[taken, 1]
+            walk = motions[taken]
             shares.append(torch.where(walk == 0, 1.0, gone / torch.where(walk == 0, 1.0, walk)).cpu())
         return shares[0], shares[1]
+
+    @staticmethod
+    def _reckon_pixels(
+        memory: PixelMemory, state: WorldState, actions: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return how far the last step got and the next one will, float32 (B,) each, cells along the heading."""
+        if state.dream.pixels is None:
+            raise ConfigError("this dream has no memory of pixels: begin it with the world that is to step it")
+        now = state.dream.pending_poses[:, -1]
+        coming = memory.walk(state.dream.pixels, now, actions[:, None])[:, 0]
+        gone = []
+        for before, after in ((state.dream.cache.pose, now), (now, coming)):
+            x, y = (after - before)[:, :2].unbind(-1)
+            gone.append(x * after[:, 3].cos() + y * after[:, 3].sin())
+        return gone[0], gone[1]
 
     @torch.inference_mode()
     def rollout(

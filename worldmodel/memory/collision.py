@@ -59,7 +59,8 @@ def push_out(
         after: float32 (B, 5), the poses after it if there were no walls.
         points: float32 (B, N, 2), cells, of walls.
         is_wall: bool (B, N), which of them count.
-        longest: float32 (B,), cells, how far a push can bring one from where the step began; 0 for one that does not walk: it is not pushed.
+        longest: float32 (B,), cells, how far a push can bring one from where the step began; 0 for one
+            that does not walk: it is not pushed.
         share: float32 (B,), from 0 to 1, how much of the push counts.
 
     Returns:

@@ -14,9 +14,9 @@ from torch import nn
 from worldmodel.errors import ConfigError
 from worldmodel.exact import ExactBuffers
 from worldmodel.frames import to_pixels
-from worldmodel.memory.camera import POSE_SIZE, Camera
+from worldmodel.memory.camera import Camera
 from worldmodel.memory.depth import DepthNet
-from worldmodel.memory.folded import FOLD, NUM_FOLDED, fold, unfold
+from worldmodel.memory.folded import fold, unfold
 from worldmodel.memory.pose import Body, Surroundings, advance, level_motions, observe
 from worldmodel.memory.reprojection import Keyframes, WarpRule, choose, smooth_inverse_depth, warp, write
 
@@ -56,25 +56,15 @@ class PixelState:
     Attributes:
         keyframes: frames with depth and pose.
         surroundings: what bounds the poses.
-        pose: float32 (B, 5), of the newest frame in flight, or, with none in flight, of the newest finished one.
-        pending_poses: float32 (B, P, 5), of `DreamState.pending`.
-        pending_warped: float32 (B, P, `NUM_FOLDED`, h, w), what was known of those.
-        flight_poses: float32 (B, W - S, 5), of `DreamState.flight`.
     """
 
     keyframes: Keyframes
     surroundings: Surroundings
-    pose: torch.Tensor
-    pending_poses: torch.Tensor
-    pending_warped: torch.Tensor
-    flight_poses: torch.Tensor
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """Return all tensors by name, not copied."""
         named = {f"keyframes_{name}": part for name, part in self.keyframes.tensors.items()}
-        named |= {f"surroundings_{name}": part for name, part in self.surroundings.tensors.items()}
-        own = ("pose", "pending_poses", "pending_warped", "flight_poses")
-        return named | {name: getattr(self, name) for name in own}
+        return named | {f"surroundings_{name}": part for name, part in self.surroundings.tensors.items()}
 
     @staticmethod
     def from_tensors(named: dict[str, torch.Tensor]) -> "PixelState":
@@ -83,9 +73,7 @@ class PixelState:
         def group(prefix: str) -> dict[str, torch.Tensor]:
             return {name.removeprefix(prefix): part for name, part in named.items() if name.startswith(prefix)}
 
-        groups = "keyframes_", "surroundings_"
-        own = {name: part for name, part in named.items() if not name.startswith(groups)}
-        return PixelState(Keyframes(**group(groups[0])), Surroundings(**group(groups[1])), **own)
+        return PixelState(Keyframes(**group("keyframes_")), Surroundings(**group("surroundings_")))
 
     def clone(self) -> "PixelState":
         """Return an independent copy."""
@@ -131,21 +119,21 @@ class PixelMemory(ExactBuffers):
         """Height and width of a frame in pixels."""
         return self.depth.config.image_size
 
-    def empty(self, batch: int, pending: int = 1, flight: int = 0) -> PixelState:
-        """Return the state of `batch` dreams that have seen nothing, with so many frames pending and in flight."""
-        device, grid = self.motions.device, self.image_size // FOLD
+    def empty(self, batch: int) -> PixelState:
+        """Return the state of `batch` dreams that have seen nothing."""
+        device = self.motions.device
         return PixelState(
             Keyframes.empty(batch, self.config.keyframes, self.image_size, self.depth.config.grid_size, device),
             Surroundings.empty(batch, NUM_POINTS, NUM_PLACES, device),
-            torch.zeros(batch, POSE_SIZE, device=device),
-            torch.zeros(batch, pending, POSE_SIZE, device=device),
-            torch.zeros(batch, pending, NUM_FOLDED, grid, grid, device=device),
-            torch.zeros(batch, flight, POSE_SIZE, device=device),
         )
 
-    def walk(self, state: PixelState, actions: torch.Tensor) -> torch.Tensor:
-        """Return where the next frames are seen from, float32 (B, T, 5), under actions int64 (B, T), from `pose`."""
-        pose, poses = state.pose, []
+    def walk(self, state: PixelState, pose: torch.Tensor, actions: torch.Tensor) -> torch.Tensor:
+        """Return where the next frames are seen from, float32 (B, T, 5), under actions int64 (B, T) from a pose (B, 5).
+
+        Raises:
+            IndexError: an action that has no motion; the last one, "none", stands still.
+        """
+        poses = []
         for action in actions.unbind(1):
             pose = advance(pose, action, self.motions, state.surroundings, self.body)
             poses.append(pose)
@@ -188,8 +176,3 @@ class PixelMemory(ExactBuffers):
         pixels = frames.permute(0, 3, 1, 2)
         write(state.keyframes, self.camera, pixels, inverse, invented, poses, is_true)
         observe(state.surroundings, self.camera, poses, inverse, self.body)
-
-    @staticmethod
-    def forget(warped: torch.Tensor) -> torch.Tensor:
-        """Return folded pictures of which nothing is known, for a control."""
-        return torch.zeros_like(warped)
