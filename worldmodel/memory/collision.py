@@ -57,7 +57,8 @@ def push_out(
         after: float32 (B, 3), the poses after it if there were no walls.
         points: float32 (B, N, 2), cells, of walls.
         is_wall: bool (B, N), which of them count.
-        longest: float32 (B,), cells, how far a push can bring one from where the step began; 0 for one that does not walk: it is not pushed.
+        longest: float32 (B,), cells, how far a push can bring one from where the step began; 0 for a step that does not
+            walk: it is not pushed.
         share: float32 (B,), from 0 to 1, how much of the push counts.
 
     Returns:
@@ -86,9 +87,9 @@ def push_out(
 
 
 def _square_distances(points: torch.Tensor, place: torch.Tensor) -> torch.Tensor:
-    """Return (B, N) of points (B, N, 2) and places (B, 2); a sum over an axis of two is slow."""
-    x, y = (points - place[:, None]).square().unbind(-1)
-    return x + y
+    """Return (B, N) of points (B, N, 2) and places (B, 2); sums and differences along an axis of two are slow."""
+    x, y = (points[..., i] - place[:, i, None] for i in range(2))
+    return x * x + y * y
 
 
 def is_stood_on(points: torch.Tensor, places: torch.Tensor, is_known: torch.Tensor) -> torch.Tensor:
