@@ -18,7 +18,7 @@ from worldmodel.cache import MemoryCache, Rings
 from worldmodel.config import DenoiserConfig
 from worldmodel.exact import ExactBuffers
 from worldmodel.geometry import SpatialMemory, Survey
-from worldmodel.memory.collision import REACH, locate_columns, push_out
+from worldmodel.memory.collision import Walls
 from worldmodel.memory.slots import ChannelMemory, Compressor, Entries, SlotAttention
 from worldmodel.odometry import step_known_ways, step_poses, walk_poses
 from worldmodel.views import NUM_FACTS, RememberedViews
@@ -208,25 +208,21 @@ class Recall(ExactBuffers):
             ring = cache.rings["view_poses"]
             facts = ring[0, :, 0, :, 0].float()
             been, held, reach = facts[..., :2], cache.positions("views"), ring.shape[3]
-        distances = facts[..., 4:].exp()
-        walls, is_near = locate_columns(facts[..., :3], distances, slopes), distances < REACH
+        walls = Walls.of_frames(facts[..., :3], facts[..., 4:].exp(), slopes)
         pose, before, poses = start, [], []
-
-        def step(action: torch.Tensor, correction: torch.Tensor) -> torch.Tensor:
-            free, share = step_known_ways(self.motions, pose, action, correction, been, is_known)
-            is_wall = (is_near & is_known[..., None]).flatten(1)
-            return push_out(pose, free, walls.flatten(1, 2), is_wall, self.motions[action, 1].abs(), share)
-
         for j in range(actions.shape[1]):
             now, age = positions[:, j : j + 1], positions[:, j : j + 1] - held
             is_known = self._may_look_back(age[:, None], held, min(self.config.view_reach, reach))[:, 0]
-            pose = step(past_actions[:, j], survey.past_walks[:, j])
+            action = past_actions[:, j]
+            free, share = step_known_ways(self.motions, pose, action, survey.past_walks[:, j], been, is_known)
+            pose = walls.push_out(pose, free, is_known, self.motions[action, 1].abs(), share)
+            before.append(pose)
             been, held = torch.cat([been, pose[:, None, :2]], 1), torch.cat([held, now], 1)
             is_known = torch.cat([is_known, now >= 1], 1)
-            seen = locate_columns(pose, depths[:, j], slopes)[:, None]
-            walls, is_near = torch.cat([walls, seen], 1), torch.cat([is_near, depths[:, j, None] < REACH], 1)
-            before.append(pose)
-            poses.append(step(actions[:, j], survey.walks[:, j]))
+            walls = walls.and_those_of(Walls.of_frames(pose[:, None], depths[:, j, None], slopes))
+            action = actions[:, j]
+            free, share = step_known_ways(self.motions, pose, action, survey.walks[:, j], been, is_known)
+            poses.append(walls.push_out(pose, free, is_known, self.motions[action, 1].abs(), share))
         return torch.stack(before, 1), torch.stack(poses, 1)
 
     def _may_look_back(self, age: torch.Tensor, held: torch.Tensor, reach: int) -> torch.Tensor:

@@ -11,6 +11,8 @@ Tensors of fixed shapes and loops of fixed length alone, as the step of a world 
 Source: our own; pushing a body out of what it touches is position-based dynamics (Mueller et al. 2007, Sec. 3.3).
 """
 
+from typing import NamedTuple
+
 import torch
 
 WALKER_RADIUS = 0.22  # cells; nearer to a wall no walk of the recordings brings one
@@ -40,6 +42,39 @@ def locate_columns(poses: torch.Tensor, depths: torch.Tensor, slopes: torch.Tens
     x = poses[..., 0, None] + depths * (cos - slopes * sin)
     y = poses[..., 1, None] + depths * (sin + slopes * cos)
     return torch.stack([x, y], -1)
+
+
+class Walls(NamedTuple):
+    """Walls that frames show.
+
+    Attributes:
+        points: float32 (B, K, w, 2), in cells, where their columns stand.
+        is_near: bool (B, K, w), which are near enough to the frame that shows them to be walked into.
+    """
+
+    points: torch.Tensor
+    is_near: torch.Tensor
+
+    @staticmethod
+    def of_frames(poses: torch.Tensor, depths: torch.Tensor, slopes: torch.Tensor) -> "Walls":
+        """Return what K frames show: poses (B, K, 3), depths (B, K, w), slopes (w,), as `locate_columns`."""
+        return Walls(locate_columns(poses, depths, slopes), depths < REACH)
+
+    def and_those_of(self, other: "Walls") -> "Walls":
+        """Return these and then those of other frames."""
+        return Walls(*(torch.cat(pair, 1) for pair in zip(self, other, strict=True)))
+
+    def push_out(
+        self,
+        before: torch.Tensor,
+        after: torch.Tensor,
+        is_known: torch.Tensor,
+        longest: torch.Tensor,
+        share: torch.Tensor,
+    ) -> torch.Tensor:
+        """Return `push_out` of the walls of the frames that `is_known`, bool (B, K), counts."""
+        is_wall = (self.is_near & is_known[..., None]).flatten(1)
+        return push_out(before, after, self.points.flatten(1, 2), is_wall, longest, share)
 
 
 def push_out(
