@@ -2,24 +2,19 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any
 
 import pytest
 import torch
 
 from envs.actions import LABMAZE_ACTIONS
-from worldmodel.cache import MemoryCache
-from worldmodel.codec import Codec
 from worldmodel.denoiser import Denoiser, DenoiserConfig
-from worldmodel.errors import CheckpointError, ConfigError
+from worldmodel.errors import ConfigError
 from worldmodel.inputs import FrameInputs, Prefer, stack_previous
-from worldmodel.memory.base import Context, Memory, PoseEstimate, Reading
-from worldmodel.memory.registry import MEMORIES, build_memories
-from worldmodel.memory.slots import Entries
+from worldmodel.memory.folded import NUM_FOLDED
+from worldmodel.memory.registry import MEMORIES
 from worldmodel.memory.warped import WarpedView
 from worldmodel.objective import DenoiserLoss, ObjectiveConfig, sample_chance
-from worldmodel.state import WorldState
-from worldmodel.world import WorldModel
 
 Make = Callable[..., Denoiser]
 MakeInputs = Callable[..., FrameInputs]
@@ -32,7 +27,7 @@ BUILT: list[tuple[dict[str, Any], list[str]]] = [
     ({"memory": "cross", **MOVING}, ["odometry", "slots"]),
     ({"memory": "channel"}, ["channel"]),
     ({"view_heads": 1, **MOVING}, ["odometry", "kernels", "tokens"]),
-    ({"view_points": 3, "warp_channels": 5, **MOVING}, ["columns", "warped", "tokens"]),
+    ({"view_points": 3, "warp_channels": NUM_FOLDED, **MOVING}, ["columns", "warped", "tokens"]),
 ]
 
 
@@ -61,7 +56,7 @@ def test_train_and_eval_mean_the_same_and_prefer_does_not(
 
 
 def test_a_slice_of_inputs_is_that_of_every_tensor(make_inputs: MakeInputs) -> None:
-    config = DenoiserConfig(latent_channels=4, latent_size=4, warp_channels=2)
+    config = DenoiserConfig(latent_channels=4, latent_size=4, warp_channels=NUM_FOLDED)
     frames = make_inputs(config, 2, 9)
     part = frames[3:7]
     assert part.num_frames == 4 and part.warped is not None and frames.warped is not None
@@ -82,17 +77,18 @@ def test_frames_that_are_only_there_to_come_before_are_left_out() -> None:
 
 @torch.inference_mode()
 def test_what_is_warped_reaches_its_frame_and_nothing_is_zeros(make_denoiser: Make, make_inputs: MakeInputs) -> None:
-    denoiser = make_denoiser(warp_channels=3)
+    denoiser = make_denoiser(warp_channels=NUM_FOLDED)
     frames = make_inputs(denoiser.config, 2, 6)
     without, zeros = (
-        dataclasses.replace(frames, warped=warped) for warped in (None, torch.zeros(2, 6, 3, *frames.latents.shape[3:]))
+        dataclasses.replace(frames, warped=warped)
+        for warped in (None, torch.zeros(2, 6, NUM_FOLDED, *frames.latents.shape[3:]))
     )
     assert torch.equal(denoiser(without)[0].clean, denoiser(zeros)[0].clean)
     assert not torch.allclose(denoiser(frames)[0].clean, denoiser(zeros)[0].clean, atol=1e-3)
 
 
 def test_what_is_warped_counts_for_nothing_before_training_and_learns(make_inputs: MakeInputs) -> None:
-    config = DenoiserConfig(latent_channels=4, latent_size=4, width=32, depth=2, heads=2, warp_channels=3)
+    config = DenoiserConfig(latent_channels=4, latent_size=4, width=32, depth=2, heads=2, warp_channels=NUM_FOLDED)
     torch.manual_seed(0)
     denoiser = Denoiser(config)
     warped = denoiser.find(WarpedView)
@@ -104,77 +100,13 @@ def test_what_is_warped_counts_for_nothing_before_training_and_learns(make_input
     batch = {"latents": torch.randn(shape, generator=generator), "actions": actions, "rewards": 0.0 * actions}
     batch |= {"terminated": actions == 9, **sample_chance(ObjectiveConfig(), shape, generator)}
     plain, _ = loss_of(**batch)
-    given, _ = loss_of(**batch, warped=torch.randn(2, 8, 3, 4, 4, generator=generator))
+    given, _ = loss_of(**batch, warped=torch.randn(2, 8, NUM_FOLDED, 4, 4, generator=generator))
     assert float(plain.detach()) == float(given.detach())
     given.backward()
     assert warped.embed.weight.grad is not None and warped.embed.weight.grad.any()
 
 
-def test_negative_channels_are_refused() -> None:
-    with pytest.raises(ConfigError, match="warp_channels must be at least 0; got -1"):
-        DenoiserConfig(warp_channels=-1)
-
-
-class Lamp(Memory):
-    """Adds the same to all tokens, twice as much where the oldest frames win."""
-
-    def read(self, frames: FrameInputs, past: MemoryCache | None, prefer: Prefer, estimate: PoseEstimate) -> Reading:
-        light = 1.0 if prefer == "newest" else 2.0
-        return Reading(added=light * torch.linspace(0, 2, 32).expand(*frames.actions.shape, 4, -1))
-
-
-@torch.inference_mode()
-def test_a_denoiser_takes_memories_that_no_config_knows(make_denoiser: Make, make_inputs: MakeInputs) -> None:
-    plain = make_denoiser()
-    lit = Denoiser(plain.config, {**build_memories(plain.config), "lamp": Lamp()})
-    lit.load_state_dict(plain.state_dict())
-    frames = make_inputs(plain.config, 1, 5)
-    assert lit.find(Lamp) is not None and plain.find(Lamp) is None
-    context = lit.read(frames, prefer="oldest")
-    assert [round(float(part.mean()), 3) for part in context.added] == [2.0]
-    dark = Context(context.estimate, {"tokens": Reading(), "lamp": Reading()})
-    assert torch.equal(lit(frames, context=dark)[0].clean, plain(frames)[0].clean)
-    assert not torch.allclose(lit(frames)[0].clean, plain(frames)[0].clean, atol=1e-3)
-
-
-@pytest.mark.parametrize("changes", [{"memory": "cross"}, {"memory": "channel"}], ids=str)
-def test_entries_are_of_frames_as_shown_even_where_poses_and_views_stay_true(
-    changes: dict[str, Any], make_denoiser: Make, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """With the model's own frames as context, entries are made anew from those."""
-    denoiser = make_denoiser(**changes)
-    seen: list[torch.Tensor] = []
-    plain = Entries.forward
-
-    def watched(self: Entries, patches: torch.Tensor, levels: torch.Tensor, actions: torch.Tensor) -> torch.Tensor:
-        seen.append(patches)
-        return plain(self, patches, levels, actions)
-
-    monkeypatch.setattr(Entries, "forward", watched)
-    config, generator = ObjectiveConfig(own_share=1.0), torch.Generator().manual_seed(0)
-    latents = torch.randn(2, 8, 4, 4, 4, generator=generator)
-    actions = torch.randint(7, (2, 8), generator=generator)
-    batch = {"latents": latents, "actions": actions, "rewards": 0.0 * actions, "terminated": actions == 9}
-    chance = sample_chance(config, latents.shape, generator)
-    chance["is_forced"][:], chance["is_own"][:] = False, True
-    with torch.no_grad():
-        DenoiserLoss(denoiser, config, 4)(**batch, **chance)
-    assert len(seen) == 2 and not torch.equal(*seen)
-
-
-def test_attention_to_slots_needs_slots(make_denoiser: Make, make_inputs: MakeInputs) -> None:
-    denoiser = make_denoiser(memory="cross")
-    frames = make_inputs(denoiser.config, 1, 3)
-    context = denoiser.read(frames)
-    with pytest.raises(ConfigError, match="needs a memory that makes them"):
-        denoiser(frames, context=Context(context.estimate, {"slots": Reading()}))
-
-
-def test_a_dream_with_poses_of_before_is_one_clear_error(make_denoiser: Make, make_codec: Callable[..., Codec]) -> None:
-    world = WorldModel(make_codec(), make_denoiser(), device="cpu", dtype=torch.float32)
-    state = world.reset(torch.zeros(1, 3, 32, 32, 3, dtype=torch.uint8), torch.zeros(1, 2, dtype=torch.int64), [0])
-    assert state.dream.cache.pose.shape == (1, 5)
-    assert WorldState.unpack(state.pack()).dream.cache.pose.shape == (1, 5)
-    cast("Any", state.dream.cache).pose = torch.zeros(1, 3)
-    with pytest.raises(CheckpointError, match="older version, with poses of 3 numbers instead of 5"):
-        WorldState.unpack(state.pack())
+@pytest.mark.parametrize("channels", [-1, 3])
+def test_channels_of_something_else_are_refused(channels: int) -> None:
+    with pytest.raises(ConfigError, match=f"warp_channels must be 0 or {NUM_FOLDED}, .*; got {channels}"):
+        DenoiserConfig(warp_channels=channels)

@@ -324,7 +324,11 @@ def writer(make_codec: Callable[..., Codec], make_denoiser: Callable[..., Denois
 
     def make(**settings: Any) -> WorldModel:
         world = WorldModel(make_codec(), ActionWriter(make_denoiser().config), device="cpu", num_steps=2, **settings)
-        world.decode = lambda latents: latents.mean((2, 3, 4)).round().to(torch.uint8)[..., None, None, None]  # type: ignore[method-assign]
+
+        def paint(latents: torch.Tensor, warped: torch.Tensor | None = None) -> torch.Tensor:
+            return (latents.mean((1, 2, 3)).round() / 127.5 - 1)[:, None, None, None].expand(-1, 3, 1, 1)
+
+        world.codec.decode = paint  # type: ignore[method-assign]
         return world
 
     return make
@@ -338,7 +342,7 @@ def test_every_frame_of_a_rollout_gets_its_action(
     schedule, frames = parse_schedule(text), openings["frames"][:2, :5]
     actions = torch.randint(7, (2, 4 + num_frames), generator=torch.Generator().manual_seed(3))
     found = writer().rollout(frames, actions, [1, 2], schedule.window, schedule.num_steps)
-    assert torch.equal(found.flatten(2).long(), actions[:, 4:, None])
+    assert torch.equal(found.flatten(2)[..., :1].long(), actions[:, 4:, None])
 
 
 @pytest.mark.parametrize("name", AHEAD)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from worldmodel.errors import ConfigError
 from worldmodel.geometry import SpatialConfig
+from worldmodel.memory.folded import NUM_FOLDED
 
 STRUCTURES = ("summary", "prepend", "channel", "cross", "none")
 COMPRESSIONS = {"summary": ("none",), "prepend": ("none", "joint"), "channel": ("none", "modulated")}
@@ -83,8 +84,8 @@ class DenoiserConfig:
         view_points: pieces of old frames that `worldmodel.geometry` blends into each column of the coming frame; needs
             motions, and takes the place of view_heads. 0: none.
         view_frames: past frames that remembered views draw on; 0: `memory_frames`.
-        warp_channels: channels of what a memory outside the denoiser has warped into each frame, pixel for latent
-            pixel (`FrameInputs.warped`). 0: none.
+        warp_channels: those of a picture that a memory of pixels has warped into each frame
+            (`worldmodel.memory.folded`); 0: none.
         prediction: what the last layer says: "clean" frames, or the "velocity" noise - clean, from which clean frames
             are reckoned.
     """
@@ -146,8 +147,10 @@ class DenoiserConfig:
                 f"or with num_previous below 2; got {self.view_points}, {self.view_frames}, {len(self.motions)} "
                 f"motions, {self.view_heads} view_heads and num_previous {self.num_previous}"
             )
-        if self.warp_channels < 0:
-            raise ConfigError(f"warp_channels must be at least 0; got {self.warp_channels}")
+        if self.warp_channels not in (0, NUM_FOLDED):
+            raise ConfigError(
+                f"warp_channels must be 0 or {NUM_FOLDED}, those of a folded picture; got {self.warp_channels}"
+            )
         self.setting  # noqa: B018  raises what is wrong with it
 
     @property

@@ -11,6 +11,8 @@ Tensors of fixed shapes and loops of fixed length alone, as the step of a world 
 Source: our own; pushing a body out of what it touches is position-based dynamics (Mueller et al. 2007, Sec. 3.3).
 """
 
+from typing import NamedTuple
+
 import torch
 
 from worldmodel.odometry import YAW
@@ -44,6 +46,39 @@ def locate_columns(poses: torch.Tensor, depths: torch.Tensor, slopes: torch.Tens
     return torch.stack([x, y], -1)
 
 
+class Walls(NamedTuple):
+    """Walls that frames show.
+
+    Attributes:
+        points: float32 (B, K, w, 2), in cells, where their columns stand.
+        is_near: bool (B, K, w), which are near enough to the frame that shows them to be walked into.
+    """
+
+    points: torch.Tensor
+    is_near: torch.Tensor
+
+    @staticmethod
+    def of_frames(poses: torch.Tensor, depths: torch.Tensor, slopes: torch.Tensor) -> "Walls":
+        """Return what K frames show: poses (B, K, 5), depths (B, K, w), slopes (w,), as `locate_columns`."""
+        return Walls(locate_columns(poses, depths, slopes), depths < REACH)
+
+    def and_those_of(self, other: "Walls") -> "Walls":
+        """Return these and then those of other frames."""
+        return Walls(*(torch.cat(pair, 1) for pair in zip(self, other, strict=True)))
+
+    def push_out(
+        self,
+        before: torch.Tensor,
+        after: torch.Tensor,
+        is_known: torch.Tensor,
+        longest: torch.Tensor,
+        share: torch.Tensor,
+    ) -> torch.Tensor:
+        """Return `push_out` of the walls of the frames that `is_known`, bool (B, K), counts."""
+        is_wall = (self.is_near & is_known[..., None]).flatten(1)
+        return push_out(before, after, self.points.flatten(1, 2), is_wall, longest, share)
+
+
 def push_out(
     before: torch.Tensor,
     after: torch.Tensor,
@@ -59,8 +94,8 @@ def push_out(
         after: float32 (B, 5), the poses after it if there were no walls.
         points: float32 (B, N, 2), cells, of walls.
         is_wall: bool (B, N), which of them count.
-        longest: float32 (B,), cells, how far a push can bring one from where the step began; 0 for one
-            that does not walk: it is not pushed.
+        longest: float32 (B,), cells, how far a push can bring one from where the step began; 0 for a step that does not
+            walk: it is not pushed.
         share: float32 (B,), from 0 to 1, how much of the push counts.
 
     Returns:
@@ -89,9 +124,9 @@ def push_out(
 
 
 def _square_distances(points: torch.Tensor, place: torch.Tensor) -> torch.Tensor:
-    """Return (B, N) of points (B, N, 2) and places (B, 2); a sum over an axis of two is slow."""
-    x, y = (points - place[:, None]).square().unbind(-1)
-    return x + y
+    """Return (B, N) of points (B, N, 2) and places (B, 2); sums and differences along an axis of two are slow."""
+    x, y = (points[..., i] - place[:, i, None] for i in range(2))
+    return x * x + y * y
 
 
 def is_stood_on(points: torch.Tensor, places: torch.Tensor, is_known: torch.Tensor) -> torch.Tensor:

@@ -16,7 +16,7 @@ from worldmodel.config import DenoiserConfig
 from worldmodel.geometry import SpatialConfig, SpatialMemory, Survey
 from worldmodel.inputs import FrameInputs, Prefer
 from worldmodel.memory.base import Memory, PoseEstimate, Reading, RingShape, frame_positions, start_pose
-from worldmodel.memory.collision import REACH, locate_columns, push_out
+from worldmodel.memory.collision import Walls
 from worldmodel.memory.odometry import motion_table
 from worldmodel.odometry import POSE_SIZE, step_known_ways, step_poses, walk_poses
 from worldmodel.views import NUM_FACTS, RememberedViews
@@ -215,24 +215,20 @@ class ColumnViews(ViewMemory):
             ring = past.rings["view_poses"]
             held, facts, reach = past.positions("views"), ring[0, :, 0, :, 0], min(reach, ring.shape[3])
         old, _, distances = facts.split((POSE_SIZE, 1, self.num_facts), -1)
-        been, walls = old[..., :2], locate_columns(old, distances.exp(), slopes)
-        is_near = distances.exp() < REACH
-
-        def step(action: torch.Tensor, correction: torch.Tensor) -> torch.Tensor:
-            free, share = step_known_ways(self.motions, pose, action, correction, been, is_known)
-            is_wall = (is_near & is_known[..., None]).flatten(1)
-            return push_out(pose, free, walls.flatten(1, 2), is_wall, self.motions[action, 1].abs(), share)
-
+        been, walls = old[..., :2], Walls.of_frames(old, distances.exp(), slopes)
         for j in range(frames.num_frames):
             now, age = positions[:, j : j + 1], positions[:, j : j + 1] - held
             is_known = self.may_look_back(age[:, None], held, reach)[:, 0]
-            pose = step(past_actions[:, j], survey.past_walks[:, j])
+            action = past_actions[:, j]
+            free, share = step_known_ways(self.motions, pose, action, survey.past_walks[:, j], been, is_known)
+            pose = walls.push_out(pose, free, is_known, self.motions[action, 1].abs(), share)
+            before.append(pose)
             been, held = torch.cat([been, pose[:, None, :2]], 1), torch.cat([held, now], 1)
             is_known = torch.cat([is_known, now >= 1], 1)
-            seen = locate_columns(pose, depths[:, j], slopes)[:, None]
-            walls, is_near = torch.cat([walls, seen], 1), torch.cat([is_near, depths[:, j, None] < REACH], 1)
-            before.append(pose)
-            poses.append(step(frames.actions[:, j], survey.walks[:, j]))
+            walls = walls.and_those_of(Walls.of_frames(pose[:, None], depths[:, j, None], slopes))
+            action = frames.actions[:, j]
+            free, share = step_known_ways(self.motions, pose, action, survey.walks[:, j], been, is_known)
+            poses.append(walls.push_out(pose, free, is_known, self.motions[action, 1].abs(), share))
         return torch.stack(before, 1), torch.stack(poses, 1)
 
     def _lay(

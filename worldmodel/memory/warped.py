@@ -7,10 +7,9 @@ import torch
 
 from worldmodel.cache import MemoryCache
 from worldmodel.config import DenoiserConfig
-from worldmodel.errors import ConfigError
 from worldmodel.inputs import FrameInputs, Prefer
 from worldmodel.memory.base import Memory, PoseEstimate, Reading
-from worldmodel.memory.folded import NUM_FOLDED, WarpEncoder
+from worldmodel.memory.folded import WarpEncoder
 from worldmodel.memory.views import ViewEmbedding
 
 
@@ -20,15 +19,9 @@ class WarpedView(Memory):
     is_true_in_training = True
 
     def __init__(self, config: DenoiserConfig) -> None:
-        """Take folded pictures.
-
-        Raises:
-            ConfigError: `warp_channels` are not those of a folded picture.
-        """
+        """Take folded pictures."""
         super().__init__()
-        if config.warp_channels != NUM_FOLDED:
-            raise ConfigError(f"warp_channels must be 0 or {NUM_FOLDED}; got {config.warp_channels}")
-        self.channels, self.num_patches = config.warp_channels, config.num_patches
+        self.num_patches = config.num_patches
         self.encoder = WarpEncoder(config.latent_channels)
         self.num_places = config.latent_size**2
         self.embed = ViewEmbedding(self.encoder.num_features + WarpEncoder.NUM_TOLD, config.patch, config.width)
