@@ -22,6 +22,7 @@ from worldmodel.memory.camera import POSE_SIZE, Camera, pixel_rays, view_change
 SAMPLINGS = ("nearest", "linear", "cubic")
 COVER = 8  # cells on a side of the grid on which coverage is judged
 NEWEST_RANK = 0.6  # cost rank of the oldest true frame; dreamt ones follow up to 1
+_CPU_VIEWS = 4  # views warped at once on a CPU: what is worked on stays in its cache
 
 
 @dataclass
@@ -390,11 +391,19 @@ def warp(
     """
     rule = rule or WarpRule()
     batch, length, _ = chosen.shape
-    sources = _gather_sources(keyframes, poses, chosen)
-    found, which = _find_surfaces(sources, camera, rule, keyframes.pixels.shape[-1])
     if now is None:
         now = (keyframes.order.amax(1) + 1)[:, None].expand(batch, length)
-    return _compose(keyframes, sources, found, which, rule, now)
+    sources, times = _gather_sources(keyframes, poses, chosen), now.flatten()
+    views = batch * length
+    step = _CPU_VIEWS if poses.device.type == "cpu" else views
+    shown = []
+    for start in range(0, views, step):
+        part = _Sources(*(getattr(sources, field.name)[start : start + step] for field in fields(sources)))
+        found, which = _find_surfaces(part, camera, rule, keyframes.pixels.shape[-1])
+        shown.append(_compose(keyframes, part, found, which, rule, times[start : start + step]))
+    together = torch.cat(shown).unflatten(0, (batch, length))
+    pixels, *others = together.split([3, 1, 1, 1, 1, 1], 2)
+    return Warped(pixels, *others)
 
 
 @dataclass
@@ -667,7 +676,8 @@ def _compose(
     which: torch.Tensor,
     rule: WarpRule,
     now: torch.Tensor,
-) -> Warped:
+) -> torch.Tensor:
+    """Return the parts of `Warped` in their order on the channels, float32 (N, 8, H, W)."""
     views, _, pixels = found.inverse.shape
     size, grid = keyframes.pixels.shape[-1], sources.inverse.shape[-1]
     best = _cheapest(found, rule, 1)
@@ -682,21 +692,11 @@ def _compose(
     cell = (row * grid).long().clamp(0, grid - 1) * grid + (column * grid).long().clamp(0, grid - 1)
     invented = keyframes.invented.flatten().index_select(0, (held * grid**2 + cell).flatten()).view_as(mask) / 255
     order = keyframes.order.flatten().index_select(0, held.flatten()).view_as(mask)
-    age = (now.flatten()[:, None] - order).clamp_min(0).float().add(1).log2() / 8
-    known = torch.cat([colors / 127.5 - 1, -inverse.clamp_min(1e-3).log()[:, None]], 1)
-    filled = fill_holes(known.unflatten(-1, (size, size)), mask.view(views, 1, size, size))
-
-    def shape(part: torch.Tensor) -> torch.Tensor:
-        return part.reshape(*now.shape, -1, size, size)
-
-    return Warped(
-        pixels=shape(filled[:, :3]),
-        mask=shape(mask),
-        magnification=shape(zoom * mask),
-        log_depth=shape(filled[:, 3:]),
-        age=shape(age * mask),
-        invented=shape(invented * mask),
-    )
+    age = (now[:, None] - order).clamp_min(0).float().add(1).log2() / 8
+    known = torch.cat([colors / 127.5 - 1, -inverse.clamp_min(1e-3).log()[:, None]], 1).unflatten(-1, (size, size))
+    flags = (torch.stack([torch.ones_like(zoom), zoom, age, invented], 1) * mask[:, None]).unflatten(-1, (size, size))
+    filled = fill_holes(known, flags[:, :1])
+    return torch.cat([filled[:, :3], flags[:, :2], filled[:, 3:], flags[:, 2:]], 1)
 
 
 def _sample(
