@@ -57,7 +57,7 @@ def test_train_and_eval_mean_the_same_and_prefer_does_not(
 
 def test_a_slice_of_inputs_is_that_of_every_tensor(make_inputs: MakeInputs) -> None:
     config = DenoiserConfig(latent_channels=4, latent_size=4, warp_channels=NUM_FOLDED)
-    frames = make_inputs(config, 2, 9)
+    frames = dataclasses.replace(make_inputs(config, 2, 9), poses=torch.randn(2, 9, 5))
     part = frames[3:7]
     assert part.num_frames == 4 and part.warped is not None and frames.warped is not None
     for name, value in vars(part).items():
