@@ -31,7 +31,7 @@ from worldmodel.files import write_file
 from worldmodel.frames import to_frames, to_pixels
 from worldmodel.memory.camera import Camera, level_pose
 from worldmodel.memory.depth import DepthNet
-from worldmodel.memory.folded import FOLD, NUM_FACTS
+from worldmodel.memory.folded import FOLD, NUM_FACTS, unfold
 from worldmodel.memory.reprojection import Keyframes, choose, sample_points, smooth_inverse_depth, warp
 
 FIELDS = ("latents", "actions", "rewards", "terminated", "poses", "pixels", "mask", "facts")
@@ -233,6 +233,13 @@ def unpack_folded(pixels: torch.Tensor, mask: torch.Tensor, facts: torch.Tensor)
     return torch.cat([folded, facts.float()], 1)
 
 
+def pack_folded(folded: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return pixels, mask and facts, as `warp_episode` gives them, of folded pictures (N, `NUM_FOLDED`, h, w)."""
+    picture = unfold(folded)
+    bits = np.packbits(picture.mask.bool().flatten(1).cpu().numpy(), 1)
+    return to_frames(picture.pixels).permute(0, 3, 1, 2), torch.from_numpy(bits), picture.facts.half()
+
+
 class PreparedData:
     """Clips of prepared shards; files that appear while a training runs are taken up."""
 
@@ -245,7 +252,7 @@ class PreparedData:
             DataError: nothing is there, or a file is damaged (named).
         """
         self._folder, self._split = folder, split
-        self._read: set[Path] = set()
+        self.names: list[str] = []
         self.shards: list[dict[str, torch.Tensor]] = []
         self._looked = 0.0
         self.refresh()
@@ -266,9 +273,9 @@ class PreparedData:
         """Take up new files."""
         self._looked = time.monotonic()
         for path in sorted(self._folder.glob(f"{self._split}-*.safetensors")):
-            if path not in self._read:
+            if path.stem not in self.names:
                 self.shards.append(_read_prepared(path))
-                self._read.add(path)
+                self.names.append(path.stem)
 
     def sample_clips(self, num_clips: int, num_frames: int, generator: torch.Generator) -> dict[str, torch.Tensor]:
         """Cut random clips.

@@ -1,0 +1,287 @@
+"""Program: train the decoder to draw what is not known. `python -m train.decoder --checkpoint DIR --data DIR ...`.
+
+Owns: the examples, the options and the optimizer. The loss is `train.adversary`'s, the loop is `train.loop`'s.
+
+Three kinds of latents are decoded, each with what memory knows of the frame: those of recorded frames, those that the
+denoiser predicts for recorded frames, and those of its own dreams, of which there is no truth. The encoder stays, so
+that latents and denoisers stay valid.
+"""
+
+import dataclasses
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from envs.episodes import ShardInfo, open_shards, read_episode
+from train.adversary import DREAMT, PREDICTED, TRUE, AdversaryConfig, DecoderLoss
+from train.drift import random_actions
+from train.loop import Machine, TrainOptions, start_machine, train_model
+from train.options import options_to_json, parse_options, run_program, save_json
+from train.warps import PreparedData, drop_memory, pack_folded, unpack_folded
+from worldmodel.checkpoint import load_codec, load_denoiser, load_depth, load_info, save_bundle
+from worldmodel.codec import Codec
+from worldmodel.denoiser import Denoiser
+from worldmodel.errors import CheckpointError, ConfigError, DataError
+from worldmodel.frames import to_pixels
+from worldmodel.inputs import FrameInputs
+from worldmodel.noise import add_noise
+from worldmodel.world import WorldModel
+
+CLIP_FRAMES, CLIP_CHUNK = 48, 8
+PACKED = ("pixels", "mask", "facts")
+SECOND_LEVEL = 0.7  # where the second of two denoising steps begins, as in play
+
+
+@dataclass(frozen=True)
+class DecoderOptions(TrainOptions):
+    """Train the decoder of a world with a memory of pixels: true pictures where known, real ones where not."""
+
+    checkpoint: Path = field(default_factory=lambda: Path("runs/denoiser"))
+    """Bundle of codec and denoiser."""
+    warps: Path = field(default_factory=lambda: Path("warps"))
+    """Folder of prepared shards of --data (train.warps)."""
+    depth: str | None = None
+    """Bundle of the depth network; default --checkpoint."""
+    initial: Path | None = None
+    """Bundle of a decoder to begin with; default that of --checkpoint."""
+    batch_size: int = 12
+    """Pictures a step: a third true, the others predicted or dreamt."""
+    learning_rate: float = 2e-4
+    """Peak learning rate of the decoder; the discriminator gets four times that."""
+    shards: int = 12
+    """Prepared shards held in memory."""
+    clips: int = 96
+    """Clips of 48 frames whose latents the denoiser predicts."""
+    dreams: int = 12
+    """Dreams to learn from; 0: none."""
+    dream_frames: int = 120
+    """Frames of each."""
+    adversary: AdversaryConfig = field(default_factory=AdversaryConfig)
+    """Weights of the loss."""
+
+
+@dataclass
+class Examples:
+    """Latents with what is remembered of their frames, on the CPU.
+
+    Attributes:
+        latents: float16 (N, C, h, w).
+        truth: uint8 (N, H, W, 3); for dreamt latents the picture means nothing.
+        kinds: int64 (N,).
+        pixels, mask, facts: packed folded pictures (`train.warps`).
+    """
+
+    latents: torch.Tensor
+    truth: torch.Tensor
+    kinds: torch.Tensor
+    pixels: torch.Tensor
+    mask: torch.Tensor
+    facts: torch.Tensor
+
+    def pick(self, index: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Return the examples of an index as `DecoderLoss` takes them."""
+        return {
+            "latents": self.latents[index].float(),
+            "truth": to_pixels(self.truth[index]),
+            "kinds": self.kinds[index],
+            "warped": unpack_folded(*(getattr(self, name)[index] for name in PACKED)),
+        }
+
+    @staticmethod
+    def join(parts: list["Examples"]) -> "Examples":
+        """Return all of them."""
+        names = [part.name for part in dataclasses.fields(Examples)]
+        return Examples(**{name: torch.cat([getattr(part, name) for part in parts]) for name in names})
+
+
+def read_frames(shard: ShardInfo) -> torch.Tensor:
+    """Return the frames of all episodes of a shard, uint8 (N, H, W, 3), as prepared shards have them."""
+    return torch.from_numpy(np.concatenate([read_episode(e, fields=("frames",))["frames"] for e in shard.episodes]))
+
+
+def true_examples(prepared: dict[str, torch.Tensor], frames: torch.Tensor) -> Examples:
+    """Return the examples of recorded frames."""
+    kinds = torch.full((len(frames),), TRUE)
+    return Examples(prepared["latents"], frames, kinds, *(prepared[name] for name in PACKED))
+
+
+@torch.inference_mode()
+def predicted_examples(
+    denoiser: Denoiser, prepared: dict[str, torch.Tensor], frames: torch.Tensor, generator: torch.Generator, count: int
+) -> Iterator[Examples]:
+    """Yield examples of clips whose every frame the denoiser makes from noise, the frames before it true.
+
+    Half of the clips remember nothing, or little, so that much is invented.
+
+    Args:
+        denoiser: trained.
+        prepared: a prepared shard.
+        frames: its frames.
+        generator: chance.
+        count: clips.
+    """
+    from train.data import draw_clips
+
+    for _ in range(count):
+        index = draw_clips(prepared["lengths"], 1, CLIP_FRAMES, generator)[0]
+        latents = prepared["latents"][index].float()[None]
+        warped = unpack_folded(*(prepared[name][index] for name in PACKED))[None]
+        warped = drop_memory(warped, 0.25, generator)
+        actions = prepared["actions"][index].long()[None]
+        actions[:, 0] = denoiser.config.num_actions
+        shown = add_noise(latents, torch.randn(latents.shape, generator=generator), torch.full(latents.shape[:2], 0.05))
+        made = torch.randn(latents.shape, generator=generator)
+        for level in (1.0, SECOND_LEVEL):
+            levels = torch.full(latents.shape[:2], level)
+            noisy = add_noise(made, torch.randn(latents.shape, generator=generator), levels) if level < 1 else made
+            given = FrameInputs.stack(shown, levels * 0 + 0.05, actions, denoiser.config.num_previous, warped)
+            given = dataclasses.replace(given, latents=noisy, levels=levels)
+            made = denoiser(given, chunk=CLIP_CHUNK)[0].clean
+        kinds = torch.full((CLIP_FRAMES,), PREDICTED)
+        yield Examples(made[0].half(), frames[index], kinds, *pack_folded(warped[0]))
+
+
+@torch.inference_mode()
+def dreamt_examples(model: WorldModel, frames: torch.Tensor, actions: torch.Tensor, seed: int, count: int) -> Examples:
+    """Return the latents of dreams under random actions, and what their memory knew.
+
+    Args:
+        model: the world.
+        frames: uint8 (B, T, H, W, 3), to begin with.
+        actions: integer (B, T - 1).
+        seed: of the dreams and their actions.
+        count: frames to dream.
+    """
+    state = model.reset(frames, actions, [seed + i for i in range(len(frames))])
+    to_come = random_actions((len(frames), count), model.num_actions, np.random.default_rng([seed, 5]))
+    latents, warped = [], []
+    decode = model.codec.decode
+
+    def keep(made: torch.Tensor, known: torch.Tensor | None = None) -> torch.Tensor:
+        latents.append(made.float())
+        if known is not None:
+            warped.append(known)
+        return decode(made, known)
+
+    model.codec.decode = keep  # type: ignore[method-assign]
+    shown = []
+    try:
+        for column in to_come.unbind(1):
+            shown.append(model.step(state, column).frames)
+    finally:
+        model.codec.decode = decode  # type: ignore[method-assign]
+    kinds = torch.full((len(frames) * count,), DREAMT)
+    return Examples(torch.cat(latents).half(), torch.cat(shown), kinds, *pack_folded(torch.cat(warped)))
+
+
+def make_examples(
+    options: DecoderOptions, codec: Codec, denoiser: Denoiser
+) -> tuple[Examples, dict[int, torch.Tensor], torch.Tensor]:
+    """Return all examples, the places of each kind among them, and recorded frames.
+
+    Raises:
+        DataError: a prepared shard has no recording, or another number of frames.
+    """
+    prepared = PreparedData(options.warps)
+    recorded = {shard.path.stem: shard for shard in open_shards(options.data) if shard.split == "train"}
+    generator = torch.Generator().manual_seed(options.seed)
+    names = list(prepared.names)[:: max(1, len(prepared.names) // options.shards)][: options.shards]
+    parts: list[Examples] = []
+    openings = []
+    for name in tqdm(names, desc="predicting", unit="shard", mininterval=5.0):
+        shard = prepared.shards[prepared.names.index(name)]
+        if name not in recorded:
+            raise DataError(f"{options.data} has no shard {name}, which {options.warps} was prepared from")
+        frames = read_frames(recorded[name])
+        if len(frames) != len(shard["latents"]):
+            raise DataError(
+                f"{name} of {options.warps} has {len(shard['latents'])} frames, the recording {len(frames)}"
+            )
+        parts.append(true_examples(shard, frames))
+        parts += predicted_examples(denoiser, shard, frames, generator, -(-options.clips // len(names)))
+        start = int(torch.randint(0, int(shard["lengths"][0]) - 33, (1,), generator=generator))
+        openings.append((frames[start : start + 32], shard["actions"][start + 1 : start + 32].long()))
+    if options.dreams:
+        depth = load_depth(options.checkpoint if options.depth is None else options.depth)
+        model = WorldModel(codec, denoiser, depth=depth, info=load_info(options.checkpoint), device="cpu")
+        chosen = [openings[i % len(openings)] for i in range(options.dreams)]
+        given = torch.stack([frames for frames, _ in chosen]), torch.stack([actions for _, actions in chosen])
+        parts.append(dreamt_examples(model, *given, options.seed, options.dream_frames))
+    examples = Examples.join(parts)
+    places = {kind: (examples.kinds == kind).nonzero()[:, 0] for kind in (TRUE, PREDICTED, DREAMT)}
+    return examples, places, examples.truth[places[TRUE]]
+
+
+def train_decoder(options: DecoderOptions, machine: Machine) -> dict[str, Any]:
+    """Make examples, train, save the codec beside what the bundle holds; return the summary.
+
+    Raises:
+        DataError, CheckpointError: what is given cannot be used. StorageError: a full disk.
+    """
+    denoiser = load_denoiser(options.checkpoint)
+    if not denoiser.config.warp_channels:
+        raise CheckpointError(f"the denoiser of {options.checkpoint} has no memory of pixels: train.denoiser --warps")
+    codec = keep_pixels(load_codec(options.initial or options.checkpoint))
+    if options.batch_size < 3:
+        raise ConfigError(f"batch_size must be at least 3; got {options.batch_size}")
+    torch.manual_seed(options.seed)
+    examples, places, real = make_examples(options, codec, denoiser)
+    codec = codec.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # not in its stubs
+    loss = DecoderLoss(codec, options.adversary)
+    trained = [p for p in codec.parameters() if p.requires_grad]
+    betas = (0.5, 0.99)
+    optimizers: list[torch.optim.Optimizer] = [
+        torch.optim.Adam(trained, lr=options.learning_rate, betas=betas),
+        torch.optim.Adam(loss.discriminator.parameters(), lr=4 * options.learning_rate, betas=betas),
+    ]
+    third = options.batch_size // 3
+    size = codec.config.image_size
+
+    def sample(generator: torch.Generator) -> dict[str, torch.Tensor]:
+        def draw(kind: int, count: int) -> torch.Tensor:
+            return places[kind][torch.randint(len(places[kind]), (count,), generator=generator)]
+
+        others = options.batch_size - third
+        dreamt = others // 2 if len(places[DREAMT]) else 0
+        batch = examples.pick(torch.cat([draw(TRUE, third), draw(PREDICTED, others - dreamt), draw(DREAMT, dreamt)]))
+        more = to_pixels(real[torch.randint(len(real), (2 * third,), generator=generator)])
+        if torch.rand((), generator=generator) < 0.5:
+            more = more.flip(-1)
+        shown = torch.rand(options.batch_size + len(more), generator=generator) < 0.5
+        corner = torch.randint(size // 4 + 1, (2,), generator=generator)
+        jitter = torch.randn(batch["latents"].shape, generator=generator)
+        return batch | {"real": more, "is_coarse_shown": shown, "corner": corner, "jitter": jitter}
+
+    averaged, summary = train_model(options, machine, loss, optimizers, sample, options.batch_size)
+    if machine.is_main:
+        best = averaged.codec.eval()
+        best.requires_grad_(True)
+        save_bundle(options.out, codec=best)
+        content = {"options": options_to_json(options), "summary": summary, "examples": len(examples.kinds)}
+        save_json(options.out / "decoder_training.json", content)
+    return summary
+
+
+def keep_pixels(codec: Codec) -> Codec:
+    """Return the codec with a decoder that keeps remembered pixels, as it is if it has one already."""
+    if codec.config.keeps_pixels:
+        return codec
+    made = Codec(dataclasses.replace(codec.config, keeps_pixels=True))
+    made.load_state_dict(codec.state_dict() | {k: v for k, v in made.state_dict().items() if k.startswith("keeper.")})
+    return made
+
+
+def main() -> None:
+    """Parse options, train, print the summary."""
+    options = parse_options(DecoderOptions, "python -m train.decoder")
+    summary = train_decoder(options, start_machine(options.device))
+    print({k: round(v, 4) if isinstance(v, float) else v for k, v in summary.items()})
+
+
+if __name__ == "__main__":
+    run_program(main)
