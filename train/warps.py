@@ -5,8 +5,8 @@ codec, the depth network and the warp; knows no loss.
 
 For every frame its latent is kept, where it was seen from, and what earlier frames of its episode show of it. A dream
 remembers now more and now less, so spans of an episode differ in which earlier frames count: all of them, only old
-ones, only the last few, or a handful. Some episodes are remembered as the codec shows them, or from places that are a
-little off, as dreams are.
+ones, only the last few, or a handful. Some episodes are remembered as the codec shows them, some blurred and too bright
+or dark, as dreams get, and some from places that are a little off.
 """
 
 import time
@@ -26,12 +26,14 @@ from train.options import parse_options, run_program
 from worldmodel.checkpoint import load_codec, load_depth
 from worldmodel.codec import Codec
 from worldmodel.devices import pick_device
+from worldmodel.distortions import blur_pixels
 from worldmodel.errors import ConfigError, DataError
 from worldmodel.files import write_file
 from worldmodel.frames import to_frames, to_pixels
 from worldmodel.memory.camera import Camera, level_pose
 from worldmodel.memory.depth import DepthNet
 from worldmodel.memory.folded import FOLD, NUM_FACTS, unfold
+from worldmodel.memory.pixels import INVENTED
 from worldmodel.memory.reprojection import Keyframes, choose, sample_points, smooth_inverse_depth, warp
 
 FIELDS = ("latents", "actions", "rewards", "terminated", "poses", "pixels", "mask", "facts")
@@ -41,7 +43,8 @@ NUM_CANDIDATES = (
     96  # frames of an episode that may be sources beside the last: choosing among all costs more than it adds
 )
 CHUNK = 16  # frames warped at once: what stays in a CPU's cache
-SHOWN_BY_CODEC, SHOWN_OFF = 0.25, 0.3  # shares of episodes
+SHOWN_BY_CODEC, SHOWN_BLURRED, SHOWN_OFF = 0.25, 0.25, 0.3  # shares of episodes
+LEAST_BLUR, MOST_BLUR, MOST_GAIN = 0.6, 2.2, 1.15  # pixels of a frame of 64, and factor of light
 PLACE_OFF, YAW_OFF = 0.01, 0.005  # deviations, cells and radians
 
 
@@ -100,6 +103,7 @@ def warp_episode(
     camera: Camera,
     rng: np.random.Generator,
     remembered_poses: torch.Tensor | None = None,
+    invented: int = 0,
 ) -> dict[str, torch.Tensor]:
     """Warp earlier frames of an episode into each of its frames.
 
@@ -111,6 +115,7 @@ def warp_episode(
         camera: what they are seen with.
         rng: draws the candidates.
         remembered_poses: float32 (T, 5), where they are remembered to be seen from; default `poses`.
+        invented: 0 to `INVENTED`, how much of them a generator is said to have made up.
 
     Returns:
         pixels uint8 (T, 3, H, W), mask uint8 (T, H * W / 8), bits, facts float16 (T, `NUM_FACTS`, H / 8, W / 8).
@@ -120,7 +125,7 @@ def warp_episode(
     keyframes = Keyframes(
         pixels=pixels[None],
         inverse_depth=inverse_depth[None].half(),
-        invented=torch.zeros_like(inverse_depth[None], dtype=torch.uint8),
+        invented=torch.full_like(inverse_depth[None], invented, dtype=torch.uint8),
         poses=known[None],
         points=sample_points(inverse_depth, known, camera)[None],
         is_true=torch.ones(1, num_frames, dtype=torch.bool, device=pixels.device),
@@ -152,6 +157,13 @@ def warp_episode(
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 
+def blur_and_light(pixels: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
+    """Return pixels (N, 3, H, W) in [-1, 1] as a tired dream shows them: blurred, and brighter or darker."""
+    sigma = float(rng.uniform(LEAST_BLUR, MOST_BLUR)) * pixels.shape[-1] / 64
+    gain = MOST_GAIN ** float(rng.uniform(-1, 1))
+    return (blur_pixels(pixels, sigma) + 1) * gain - 1
+
+
 @torch.inference_mode()
 def prepare_episode(
     codec: Codec, depth: DepthNet, arrays: dict[str, np.ndarray], rng: np.random.Generator, device: torch.device
@@ -160,10 +172,13 @@ def prepare_episode(
     frames = torch.from_numpy(arrays["frames"])
     latents = encode_frames(codec, frames, device)
     shown = frames
-    if rng.random() < SHOWN_BY_CODEC:
-        shown = torch.cat(
-            [to_frames(codec.decode(part.float().to(device)).float()).cpu() for part in latents.split(32)]
-        )
+    kind = rng.random()
+    is_dreamlike = kind < SHOWN_BY_CODEC + SHOWN_BLURRED
+    if is_dreamlike:
+        decoded = [codec.decode(part.float().to(device)).float() for part in latents.split(32)]
+        if kind < SHOWN_BLURRED:
+            decoded = [blur_and_light(part, rng) for part in decoded]
+        shown = torch.cat([to_frames(part).cpu() for part in decoded])
     places = torch.from_numpy(arrays["pose"]).float()
     poses = level_pose(torch.cat([places[:, :2], places[:, 2:].deg2rad()], 1))
     inverse = torch.cat([depth(to_pixels(part.to(device))).reciprocal() for part in shown.split(32)])
@@ -181,6 +196,7 @@ def prepare_episode(
         Camera(depth.config.view_deg),
         rng,
         remembered.to(device),
+        INVENTED * int(is_dreamlike),
     )
     steps = {name: torch.from_numpy(arrays[name]) for name in ("actions", "rewards", "terminated")}
     into = {name: torch.cat([part.new_zeros(1), part]) for name, part in steps.items()}  # t: the step INTO frame t
