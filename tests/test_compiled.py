@@ -11,7 +11,15 @@ import pytest
 import torch
 
 import worldmodel.compiled
-from worldmodel.compiled import BackgroundCompiler, CompiledStep, cache_folder, compile_step, has_compiler, step_key
+from worldmodel.compiled import (
+    BackgroundCompiler,
+    CompiledStep,
+    cache_folder,
+    compile_step,
+    has_compiler,
+    step_key,
+    time_steps,
+)
 from worldmodel.devices import tune_threads
 from worldmodel.errors import CompileError
 from worldmodel.windows import Window
@@ -173,3 +181,21 @@ def test_threads_are_chosen_by_time(monkeypatch: pytest.MonkeyPatch) -> None:
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize(("milliseconds", "is_taken"), [((5.0, 9.0), True), ((9.0, 5.0), False)])
+def test_a_step_is_taken_up_where_it_is_the_faster_one(
+    world: WorldModel, milliseconds: tuple[float, float], is_taken: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worldmodel.compiled, "time_steps", lambda *_: milliseconds)
+    compiler, step = BackgroundCompiler(world), object()
+    monkeypatch.setattr(compiler, "_find", lambda: step)
+    compiler._work()
+    assert (world.compiled is step) == is_taken and compiler.is_over
+    assert compiler.note == ("" if is_taken else "faster here (5 ms, compiled 9 ms)")
+    world.compiled = None
+
+
+def test_both_steps_are_timed_on_dreams_of_their_own(world: WorldModel) -> None:
+    ours, theirs = time_steps(world, world.stepper, 2, rounds=2)  # type: ignore[arg-type]
+    assert ours > 0 and theirs > 0

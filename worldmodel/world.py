@@ -145,7 +145,8 @@ class WorldModel:
 
         Args:
             batch: dreams stepped at once. Batches of other sizes go on uncompiled.
-            wait: return when it is done; else the world plays on, and is faster from some step on.
+            wait: return when it is done, and step compiled; else the world plays on, and from some step on runs
+                whichever of the two is faster here.
             cached_only: take a step that was compiled before, and compile nothing.
 
         Returns:
@@ -155,7 +156,7 @@ class WorldModel:
             CompileError: with `wait`, if the step cannot be compiled.
         """
         compiler = BackgroundCompiler(self, batch)
-        compiler.start(cached_only=cached_only)
+        compiler.start(cached_only=cached_only, is_wanted=wait)
         if wait and not compiler.wait():
             raise CompileError(compiler.note)
         return compiler
