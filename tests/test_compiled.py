@@ -14,6 +14,9 @@ import worldmodel.compiled
 from worldmodel.compiled import (
     BackgroundCompiler,
     CompiledStep,
+    WholeStep,
+    _detach,
+    _example,
     cache_folder,
     compile_step,
     has_compiler,
@@ -75,6 +78,49 @@ def test_a_compiled_step_dreams_the_same_and_is_kept(world: WorldModel, bundle: 
     file.write_bytes(file.read_bytes()[:1000])
     with pytest.raises(CompileError, match="delete it"):
         CompiledStep(file, ())
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not has_compiler(), reason="no C++ compiler")
+def test_a_compiled_step_with_a_memory_of_pixels_dreams_the_same(
+    pixel_bundle: Path, openings: Openings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLDMODEL_CACHE", str(tmp_path / "cache"))
+    world = WorldModel.load(pixel_bundle, device="cpu", num_steps=1, dtype=torch.float32)
+    expected = dream(world, openings, 4)
+    assert world.compile(1, wait=True).note == "" and world.compiled is not None
+    state = start(world, openings)
+    kept = {name: part for name, part in state.dream.tensors().items() if name.startswith("pixels.")}
+    copies = [state, state.clone(), WorldState.unpack(state.pack())]
+    frames = [torch.stack([world.step(s, torch.tensor([k])).frames for k in range(4)], 1) for s in copies]
+    # Rounding may turn a choice between two sources; few pixels are of another.
+    away = (frames[0].int() - expected.int()).abs()
+    assert float((away <= 2).float().mean()) > 0.99
+    assert all(torch.equal(other, frames[0]) for other in frames)
+    after = state.dream.tensors()
+    assert all(after[name] is part for name, part in kept.items()), "changed in place"
+    newest = int(state.dream.pixels.keyframes.order.argmax()) if state.dream.pixels is not None else -1
+    assert torch.equal(after["pixels.keyframes_pixels"][0, newest], frames[0][0, -1].permute(2, 0, 1))
+
+
+def test_a_step_with_a_memory_of_pixels_can_be_exported(pixel_bundle: Path, openings: Openings) -> None:
+    """Shapes are fixed and nothing depends on data: what is traced from one state steps another alike, in place."""
+    world = WorldModel.load(pixel_bundle, device="cpu", num_steps=1, dtype=torch.float32)
+    with torch.no_grad():
+        given = tuple(_detach(part) for part in _example(world, 1))
+        exported = torch.export.export(WholeStep(world).eval(), given, strict=False).module()
+    state, other = start(world, openings), start(world, openings)
+    world.step(state, torch.tensor([1]))
+    world.step(other, torch.tensor([1]))
+    noise = torch.randn(1, 2, *state.dream.pending.shape[2:], generator=torch.Generator().manual_seed(0)).split(1, 1)
+    action = torch.tensor([[3]])
+    with torch.no_grad():
+        named = _detach(state.dream.tensors())
+        frames, *_, rest = exported(named, action, *noise)
+        expected, _ = world.stepper(other.dream, action, *noise)
+    assert (frames.int() - expected.int()).abs().max() <= 1
+    for name, part in other.dream.tensors().items():
+        torch.testing.assert_close(rest.get(name, named[name]), part, atol=1e-4, rtol=1e-4, msg=name)
 
 
 def test_without_a_compiler_play_goes_on(

@@ -27,7 +27,7 @@ from worldmodel.checkpoint import load_codec, load_depth
 from worldmodel.codec import Codec
 from worldmodel.devices import pick_device
 from worldmodel.distortions import blur_pixels
-from worldmodel.errors import ConfigError, DataError
+from worldmodel.errors import ConfigError, DataError, SeedError
 from worldmodel.files import write_file
 from worldmodel.frames import to_frames, to_pixels
 from worldmodel.memory.camera import Camera, level_pose
@@ -39,9 +39,7 @@ from worldmodel.memory.reprojection import Keyframes, choose, sample_points, smo
 FIELDS = ("latents", "actions", "rewards", "terminated", "poses", "pixels", "mask", "facts")
 READ_FIELDS = ("frames", "actions", "rewards", "terminated", "pose")
 NUM_SOURCES = 6
-NUM_CANDIDATES = (
-    96  # frames of an episode that may be sources beside the last: choosing among all costs more than it adds
-)
+NUM_CANDIDATES = 96  # frames of an episode that may be sources beside the last: all cost more than they add
 CHUNK = 16  # frames warped at once: what stays in a CPU's cache
 SHOWN_BY_CODEC, SHOWN_BLURRED, SHOWN_OFF = 0.25, 0.25, 0.3  # shares of episodes
 LEAST_BLUR, MOST_BLUR, MOST_GAIN = 0.6, 2.2, 1.15  # pixels of a frame of 64, and factor of light
@@ -72,6 +70,10 @@ class WarpOptions:
     def __post_init__(self) -> None:
         if self.split not in ("train", "test"):
             raise ConfigError(f"split must be train or test; got {self.split!r}")
+        if self.shards is not None and self.shards < 1:
+            raise ConfigError(f"shards must be at least 1; got {self.shards}")
+        if self.seed < 0:
+            raise SeedError(f"seed must be 0 or more; got {self.seed}")
 
 
 def draw_remembered(num_frames: int, rng: np.random.Generator) -> torch.Tensor:
@@ -213,6 +215,8 @@ def prepare(options: WarpOptions) -> dict[str, Any]:
     codec = load_codec(options.checkpoint).to(device, memory_format=torch.channels_last)
     depth = load_depth(options.checkpoint if options.depth is None else options.depth).to(device)
     shards = [s for s in open_shards(options.data, image_size=codec.config.image_size) if s.split == options.split]
+    if not shards:
+        raise DataError(f"{options.data} has no {options.split!r} shards: choose another --split")
     options.out.mkdir(parents=True, exist_ok=True)
     num_shards = num_frames = 0
     started = time.monotonic()
@@ -310,7 +314,10 @@ class PreparedData:
         """
         if time.monotonic() - self._looked > self.REFRESH_S:
             self.refresh()
-        sizes = torch.tensor([len(shard["latents"]) for shard in self.shards], dtype=torch.float64)
+        sizes = torch.stack([(shard["lengths"] - num_frames + 1).clamp_min(0).sum() for shard in self.shards]).double()
+        if not sizes.any():
+            longest = max(int(shard["lengths"].max()) for shard in self.shards)
+            raise DataError(f"clips of {num_frames} frames asked for; the longest episode has {longest}: record longer")
         picked = torch.multinomial(sizes, num_clips, replacement=True, generator=generator)
         clips = [self._cut(self.shards[i], num_frames, generator) for i in picked.tolist()]
         return {name: torch.stack([clip[name] for clip in clips]) for name in clips[0]}

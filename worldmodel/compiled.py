@@ -58,10 +58,10 @@ def has_compiler() -> bool:
 
 
 class WholeStep(nn.Module):
-    """One auto-regressive step as a function of tensors; those of the cache are changed in place."""
+    """One auto-regressive step as a function of tensors; those of the memories are changed in place."""
 
     def __init__(self, model: "WorldModel") -> None:
-        """Take denoiser, schedule and codec of a world."""
+        """Take what a world steps with."""
         super().__init__()
         self.stepper = model.stepper
 
@@ -80,11 +80,11 @@ class WholeStep(nn.Module):
 
         Returns:
             frames uint8 (B, S, H, W, 3), reward logits (B, S, R), termination logits (B, S), the new tensors beside
-            those of the cache.
+            those of the memories.
         """
         state = DreamState.from_tensors(tensors)
         frames, prediction = self.stepper(state, actions, noise, shown_noise)
-        rest = {name: part for name, part in state.tensors().items() if not _is_of_cache(name)}
+        rest = {name: part for name, part in state.tensors().items() if not _is_of_memory(name)}
         return frames, prediction.reward_logits, prediction.terminated_logit, rest
 
 
@@ -134,8 +134,8 @@ def _detach(value: Any) -> Any:
     return value.clone(memory_format=torch.contiguous_format)
 
 
-def _is_of_cache(name: str) -> bool:
-    """Whether a step changes a tensor of a state in place."""
+def _is_of_memory(name: str) -> bool:
+    """Whether a step changes a tensor of a state in place: those of the cache and of the memory of pixels."""
     return "." in name
 
 
@@ -156,15 +156,15 @@ class CompiledStep:
 
     def fits(self, state: DreamState) -> bool:
         """Whether it was compiled for such a state; with any other it would write where it must not."""
-        cache = [part for name, part in state.tensors().items() if _is_of_cache(name)]
-        return state.layout == self.layout and all(part.is_contiguous() for part in cache)
+        kept = [part for name, part in state.tensors().items() if _is_of_memory(name)]
+        return state.layout == self.layout and all(part.is_contiguous() for part in kept)
 
     def __call__(
         self, state: DreamState, actions: torch.Tensor, noise: torch.Tensor, shown_noise: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Take one step in place; return frames, reward logits and termination logits as `WholeStep`."""
         # compiled code trusts the strides it was made for: copies for what it reads; what it writes is never copied
-        named = {name: part if _is_of_cache(name) else part.contiguous() for name, part in state.tensors().items()}
+        named = {name: part if _is_of_memory(name) else part.contiguous() for name, part in state.tensors().items()}
         given = [part.contiguous() for part in (actions, noise, shown_noise)]
         frames, rewards, terminated, parts = self._run(named, *given)
         for name, value in parts.items():
@@ -185,7 +185,8 @@ def step_key(model: "WorldModel", batch: int) -> str:
         digest.update(path.read_bytes())
     facts = (VERSION, torch.__version__, platform.machine(), torch.backends.cpu.get_cpu_capability(), str(model.device))
     settings = (model.config, model.window, model.memory_frames, str(model.dtype), batch, torch.get_num_threads())
-    digest.update(repr((facts, settings, model.denoiser.config, model.codec.config)).encode())
+    pixels = None if model.pixels is None else (model.pixels.config, model.pixels.depth.config)
+    digest.update(repr((facts, settings, model.denoiser.config, model.codec.config, pixels)).encode())
     return digest.hexdigest()[:24]
 
 
