@@ -30,7 +30,7 @@ def orthogonalize(
     for _ in range(num_steps):
         gram = x @ x.mT
         x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
-    return x.mT if is_tall else x
+    return x.mT.contiguous() if is_tall else x
 
 
 class StackedMuon(torch.optim.Muon):
