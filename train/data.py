@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save
 from tqdm import tqdm
 
 from envs.episodes import EpisodeInfo, ShardInfo, open_shards, read_episode
+from train.loop import send
 from worldmodel.codec import Codec
 from worldmodel.devices import has_fast_bfloat16
 from worldmodel.errors import DataError
@@ -179,8 +180,9 @@ class LatentData:
         return cls(**joined, starts=lengths.cumsum(0) - lengths, lengths=lengths)
 
     def to(self, device: torch.device) -> "LatentData":
-        """Return the data on a device."""
-        return LatentData(**{name: value.to(device) for name, value in vars(self).items()})
+        """Return the data on a device; starts and lengths, which clips are drawn by, stay."""
+        here = ("starts", "lengths")
+        return LatentData(**{name: v if name in here else v.to(device) for name, v in vars(self).items()})
 
     def sample_clips(self, num_clips: int, num_frames: int, generator: torch.Generator) -> dict[str, torch.Tensor]:
         """Cut random clips, every frame equally likely to start one.
@@ -196,7 +198,7 @@ class LatentData:
         Raises:
             DataError: no episode is as long as a clip.
         """
-        index = draw_clips(self.lengths.cpu(), num_clips, num_frames, generator).to(self.latents.device)
+        index = send(draw_clips(self.lengths, num_clips, num_frames, generator), self.latents.device)
         return {
             "latents": self.latents[index].float(),
             "actions": self.actions[index].long(),

@@ -8,7 +8,7 @@ that latents and denoisers stay valid.
 """
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -127,23 +127,28 @@ def predicted_examples(
         generator: chance.
         count: clips.
     """
+    device = denoiser.to_clean.weight.device
+
+    def noise() -> torch.Tensor:
+        return torch.randn(latents.shape, generator=generator).to(device)
+
     for _ in range(count):
         index = draw_clips(prepared["lengths"], 1, CLIP_FRAMES, generator)[0]
-        latents = prepared["latents"][index].float()[None]
-        warped = unpack_folded(*(prepared[name][index] for name in PACKED))[None]
+        latents = prepared["latents"][index].float()[None].to(device)
+        warped = unpack_folded(*(prepared[name][index] for name in PACKED))[None].to(device)
         warped = drop_memory(warped, 0.25, generator)
-        actions = prepared["actions"][index].long()[None]
+        actions = prepared["actions"][index].long()[None].to(device)
         actions[:, 0] = denoiser.config.num_actions
-        shown = add_noise(latents, torch.randn(latents.shape, generator=generator), torch.full(latents.shape[:2], 0.05))
-        made = torch.randn(latents.shape, generator=generator)
+        shown = add_noise(latents, noise(), latents.new_full(latents.shape[:2], 0.05))
+        made = noise()
         for level in (1.0, SECOND_LEVEL):
-            levels = torch.full(latents.shape[:2], level)
-            noisy = add_noise(made, torch.randn(latents.shape, generator=generator), levels) if level < 1 else made
+            levels = latents.new_full(latents.shape[:2], level)
+            noisy = add_noise(made, noise(), levels) if level < 1 else made
             given = FrameInputs.stack(shown, levels * 0 + 0.05, actions, denoiser.config.num_previous, warped)
             given = dataclasses.replace(given, latents=noisy, levels=levels)
             made = denoiser(given, chunk=CLIP_CHUNK)[0].clean
         kinds = torch.full((CLIP_FRAMES,), PREDICTED)
-        yield Examples(made[0].half(), frames[index], kinds, *pack_folded(warped[0]))
+        yield Examples(made[0].half().cpu(), frames[index], kinds, *pack_folded(warped[0].cpu()))
 
 
 @torch.inference_mode()
@@ -163,16 +168,16 @@ def dreamt_examples(model: WorldModel, frames: torch.Tensor, actions: torch.Tens
     decode = model.codec.decode
 
     def keep(made: torch.Tensor, known: torch.Tensor | None = None) -> torch.Tensor:
-        latents.append(made.float())
+        latents.append(made.float().cpu())
         if known is not None:
-            warped.append(known)
+            warped.append(known.float().cpu())
         return decode(made, known)
 
     model.codec.decode = keep  # type: ignore[method-assign]
     shown = []
     try:
         for column in to_come.unbind(1):
-            shown.append(model.step(state, column).frames)
+            shown.append(model.step(state, column).frames.cpu())
     finally:
         model.codec.decode = decode  # type: ignore[method-assign]
     kinds = torch.full((len(frames) * count,), DREAMT)
@@ -180,7 +185,7 @@ def dreamt_examples(model: WorldModel, frames: torch.Tensor, actions: torch.Tens
 
 
 def make_examples(
-    options: DecoderOptions, codec: Codec, denoiser: Denoiser
+    options: DecoderOptions, codec: Codec, denoiser: Denoiser, device: torch.device
 ) -> tuple[Examples, dict[int, torch.Tensor], torch.Tensor]:
     """Return all examples, the places of each kind among them, and recorded frames.
 
@@ -188,6 +193,7 @@ def make_examples(
         DataError: a prepared shard has no recording, or another number of frames.
     """
     prepared = PreparedData(options.warps)
+    denoiser = denoiser.to(device)
     recorded = {shard.path.stem: shard for shard in open_shards(options.data) if shard.split == "train"}
     generator = torch.Generator().manual_seed(options.seed)
     names = list(prepared.names)[:: max(1, len(prepared.names) // options.shards)][: options.shards]
@@ -208,7 +214,7 @@ def make_examples(
         openings.append((frames[index], shard["actions"][index[1:]].long()))
     if options.dreams:
         depth = load_depth(options.checkpoint if options.depth is None else options.depth)
-        model = WorldModel(codec, denoiser, depth=depth, info=load_info(options.checkpoint), device="cpu")
+        model = WorldModel(codec, denoiser, depth=depth, info=load_info(options.checkpoint), device=device)
         chosen = [openings[i % len(openings)] for i in range(options.dreams)]
         given = torch.stack([frames for frames, _ in chosen]), torch.stack([actions for _, actions in chosen])
         parts.append(dreamt_examples(model, *given, options.seed, options.dream_frames))
@@ -217,8 +223,15 @@ def make_examples(
     return examples, places, examples.truth[places[TRUE]]
 
 
-def train_decoder(options: DecoderOptions, machine: Machine) -> dict[str, Any]:
+def train_decoder(
+    options: DecoderOptions, machine: Machine, deadline: float | Callable[[], float] | None = None
+) -> dict[str, Any]:
     """Make examples, train, save the codec beside what the bundle holds; return the summary.
+
+    Args:
+        options: of the program.
+        machine: from `start_machine`.
+        deadline: as `train_model` takes it.
 
     Raises:
         DataError, CheckpointError: what is given cannot be used. StorageError: a full disk.
@@ -230,7 +243,7 @@ def train_decoder(options: DecoderOptions, machine: Machine) -> dict[str, Any]:
         raise ConfigError(f"batch_size must be at least 3; got {options.batch_size}")
     torch.manual_seed(options.seed)
     codec = keep_pixels(load_codec(options.initial or options.checkpoint))
-    examples, places, real = make_examples(options, codec, denoiser)
+    examples, places, real = make_examples(options, codec, denoiser, machine.device)
     codec = codec.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # not in its stubs
     loss = DecoderLoss(codec, options.adversary)
     trained = [p for p in codec.parameters() if p.requires_grad]
@@ -257,7 +270,7 @@ def train_decoder(options: DecoderOptions, machine: Machine) -> dict[str, Any]:
         jitter = torch.randn(batch["latents"].shape, generator=generator)
         return batch | {"real": more, "is_coarse_shown": shown, "corner": corner, "jitter": jitter}
 
-    averaged, summary = train_model(options, machine, loss, optimizers, sample, options.batch_size)
+    averaged, summary = train_model(options, machine, loss, optimizers, sample, options.batch_size, deadline=deadline)
     if machine.is_main:
         best = averaged.codec.eval()
         best.requires_grad_(True)

@@ -4,6 +4,7 @@ Owns the denoiser's options and optimizers. The loss is `worldmodel.objective`'s
 """
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from envs.actions import find_motions
 from envs.episodes import open_shards
 from train.data import LatentData, encode_recording
 from train.loop import Machine, TrainOptions, start_machine, train_model
+from train.muon import StackedMuon
 from train.options import options_to_json, parse_options, run_program, save_json
 from train.warps import PreparedData, drop_memory
 from worldmodel.checkpoint import codec_hash, load_codec, load_denoiser, load_spatial, save_bundle
@@ -89,7 +91,7 @@ def make_optimizers(denoiser: Denoiser, options: DenoiserOptions) -> list[torch.
     rest = [p for name, p in trained.items() if not is_matrix(name, p)]
     rate, decay = options.learning_rate, options.weight_decay
     return [
-        torch.optim.Muon(matrices, lr=rate, weight_decay=decay, adjust_lr_fn="match_rms_adamw"),
+        StackedMuon(matrices, lr=rate, weight_decay=decay, adjust_lr_fn="match_rms_adamw"),
         torch.optim.AdamW(rest, lr=0.5 * rate, betas=(0.9, 0.98), weight_decay=0.0),
     ]
 
@@ -114,14 +116,13 @@ def train_denoiser(options: DenoiserOptions, machine: Machine) -> dict[str, Any]
     prepared: PreparedData | None = None
     action_names = open_shards(options.data)[0].action_names
     if options.warps is not None:
-        prepared = PreparedData(options.warps)
+        prepared = PreparedData(options.warps, device=machine.device)
         found = tuple(prepared.shards[0]["latents"].shape[1:])
         if found != (config.latent_channels, config.latent_size, config.latent_size):
             raise DataError(
                 f"{options.warps} holds latents {found}, of another codec than {options.codec}: run train.warps again"
             )
-        some = torch.cat([shard["latents"][::16] for shard in prepared.shards[:64]])
-        rewards = torch.cat([shard["rewards"] for shard in prepared.shards])
+        some, rewards = prepared.some_latents(), prepared.rewards()
     else:
         latent_folder = options.data / "latents"
         if machine.is_main:
@@ -163,20 +164,16 @@ def train_denoiser(options: DenoiserOptions, machine: Machine) -> dict[str, Any]
             print(f"distorted context: the fit explains {shares} of what happens to latents")
     loss = DenoiserLoss(denoiser, options.objective, options.chunk, distortions)
 
-    def sample(generator: torch.Generator) -> dict[str, torch.Tensor]:
-        source = data if prepared is None else prepared
-        clips = source.sample_clips(options.batch_size, options.clip_frames, generator)
-        if prepared is not None:
-            clips["warped"] = drop_memory(clips["warped"], options.memory_dropout, generator)
-        clips["actions"][:, 0] = config.num_actions  # nobody knows what led to the first frame
-        seed = int(torch.randint(2**62, (1,), generator=generator))
-        on_device = torch.Generator(machine.device).manual_seed(seed)
-        return clips | sample_chance(options.objective, clips["latents"].shape, on_device)
-
+    sample = make_sampler(options, config, data if prepared is None else prepared, machine.device)
     frames = options.batch_size * options.clip_frames
     passes = 4.0 if options.objective.own_share > 0 else 3.0
     flops = passes * frames * denoiser.flops_per_frame(options.clip_frames)
-    averaged, summary = train_model(options, machine, loss, make_optimizers(denoiser, options), sample, frames, flops)
+
+    def keep(averaged: DenoiserLoss) -> None:
+        save_bundle(options.out, codec=codec, denoiser=averaged.denoiser)
+
+    optimizers = make_optimizers(denoiser, options)
+    averaged, summary = train_model(options, machine, loss, optimizers, sample, frames, flops, on_save=keep)
     if machine.is_main:
         save_bundle(options.out, codec=codec.cpu(), denoiser=averaged.denoiser)
         frames, episodes = (
@@ -185,6 +182,23 @@ def train_denoiser(options: DenoiserOptions, machine: Machine) -> dict[str, Any]
         content = {"options": options_to_json(options), "summary": summary, "recorded_frames": frames}
         save_json(options.out / "denoiser_training.json", content | {"mazes_or_episodes": episodes})
     return summary
+
+
+def make_sampler(
+    options: DenoiserOptions, config: DenoiserConfig, source: LatentData | PreparedData, device: torch.device
+) -> Callable[[torch.Generator], dict[str, torch.Tensor]]:
+    """Return what draws the batch of a step: clips, and all chance that the objective needs."""
+
+    def sample(generator: torch.Generator) -> dict[str, torch.Tensor]:
+        clips = source.sample_clips(options.batch_size, options.clip_frames, generator)
+        if "warped" in clips:
+            clips["warped"] = drop_memory(clips["warped"], options.memory_dropout, generator)
+        clips["actions"][:, 0] = config.num_actions  # nobody knows what led to the first frame
+        seed = int(torch.randint(2**62, (1,), generator=generator))
+        on_device = torch.Generator(device).manual_seed(seed)
+        return clips | sample_chance(options.objective, clips["latents"].shape, on_device)
+
+    return sample
 
 
 def fit_to_latents(

@@ -21,7 +21,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save
 from torch import nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
 
 from worldmodel.devices import has_fast_bfloat16, pick_device
@@ -109,6 +109,8 @@ def start_machine(device_name: str) -> Machine:
     rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     device = pick_device(device_name)
     if device.type == "cuda":
+        # For masks such as ours cuDNN's attention is not the fast one; PyTorch asks for this once, at the first call.
+        os.environ.setdefault("TORCH_CUDNN_SDPA_DEPRIORITIZED", "1")
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", device.index or 0)))
         torch.cuda.set_device(device)
         torch.set_float32_matmul_precision("high")
@@ -184,6 +186,35 @@ def load_state(folder: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path} is damaged ({error}); delete it and start without --resume") from error
 
 
+def send(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Return a tensor on a device; the host does not wait for what the device still has to do."""
+    if device.type == "cuda" and not tensor.is_cuda:
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
+
+
+@torch.no_grad()
+def update_average(average: AveragedModel, model: nn.Module, decay: float) -> None:
+    """Move the exponential moving average of parameters and buffers on by one step; the first copies them.
+
+    As `AveragedModel.update_parameters` does, whose counter would make a GPU wait in every step.
+    """
+    pairs = [
+        pair
+        for kind in ("parameters", "buffers")
+        for pair in zip(getattr(average.module, kind)(), getattr(model, kind)(), strict=True)
+    ]
+    exact = [(ours, theirs) for ours, theirs in pairs if not ours.is_floating_point()]
+    ours, theirs = zip(*[pair for pair in pairs if pair[0].is_floating_point()], strict=True)
+    if int(average.n_averaged) == 0:  # on the CPU
+        torch._foreach_copy_(list(ours), list(theirs))
+    else:
+        torch._foreach_lerp_(list(ours), list(theirs), 1 - decay)
+    for counter, now in exact:
+        counter.copy_(now)
+    average.n_averaged += 1
+
+
 def _writer(folder: Path) -> Any:
     try:
         from torch.utils.tensorboard import SummaryWriter
@@ -200,6 +231,11 @@ def train_model(
     sample_batch: Callable[[torch.Generator], dict[str, torch.Tensor]],
     frames_per_step: int,
     flops_per_step: float = 0.0,
+    *,
+    on_save: Callable[[Model], object] | None = None,
+    on_save_s: float | None = None,
+    deadline: float | Callable[[], float] | None = None,
+    runner: nn.Module | None = None,
 ) -> tuple[Model, dict[str, Any]]:
     """Train until the time or the steps are over, saving states on the way.
 
@@ -211,6 +247,11 @@ def train_model(
         sample_batch: generator -> batch of tensors on the CPU or the device.
         frames_per_step: frames a step and process, for the rate shown.
         flops_per_step: floating-point operations a step and process, for the rate shown; 0 leaves it out.
+        on_save: called on the main process with the averaged model whenever a state is saved; it must not keep it.
+        on_save_s: seconds between further calls of `on_save`, without a state.
+        deadline: `time.monotonic()` at which to stop whatever the options say, after the step under way; or what
+            returns it, where it may change meanwhile.
+        runner: `model` compiled already; default compiled here, where the options ask for it.
 
     Returns:
         the model with averaged weights, and a summary: steps, minutes, frames, frames_per_s, and the last logged
@@ -223,7 +264,7 @@ def train_model(
     """
     options.out.mkdir(parents=True, exist_ok=True)
     model.to(machine.device)
-    average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(options.ema), use_buffers=True)
+    average = AveragedModel(model, use_buffers=True)
     step, seconds_before, frames_before = 0, 0.0, 0
     frames_of_step = frames_per_step * machine.world_size
     if options.resume:
@@ -250,13 +291,14 @@ def train_model(
     for optimizer, rates in zip(optimizers, peaks, strict=True):
         for group, rate in zip(optimizer.param_groups, rates, strict=True):
             group["peak_lr"] = rate
-    runner: nn.Module = compile_model(model, machine.device) if options.compile else model
+    if runner is None:
+        runner = compile_model(model, machine.device) if options.compile else model
     if machine.world_size > 1:
         ids = [machine.device.index] if machine.device.type == "cuda" else None
         runner = nn.parallel.DistributedDataParallel(runner, device_ids=ids)
     writer = _writer(options.out) if machine.is_main else None
     bar = tqdm(total=options.steps, initial=step, disable=not machine.is_main, unit="step", mininterval=2.0)
-    started = last_saved = time.monotonic()
+    started = last_saved = last_shown = time.monotonic()
     first_step, logs, fast_from = step, {}, (step, started)
 
     def save_now() -> None:
@@ -270,22 +312,28 @@ def train_model(
             saved |= {"optimizers": [o.state_dict() for o in optimizers], "seconds": seconds_before + elapsed}
             saved |= {"frames": frames_before + (step - first_step) * frames_of_step}
             save_state(options.out, saved)
+            show_average()
+
+    def show_average() -> None:
+        if on_save is not None and machine.is_main:
+            on_save(cast(Model, average.module))
 
     elapsed, loss, norm = 0.0, torch.zeros(()), torch.zeros(())
-    for step, progress in _steps(first_step, options, machine, lambda: seconds_before + time.monotonic() - started):
+    clock = lambda: seconds_before + time.monotonic() - started  # noqa: E731
+    for step, progress in _steps(first_step, options, machine, clock, deadline):
         factor = rate_at(progress, options.decay_share, step)
         for optimizer in optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = group["peak_lr"] * factor
         batch = sample_batch(step_generator(options.seed, step, machine.rank))
         with machine.autocast():
-            loss, scalars = runner(**{k: v.to(machine.device, non_blocking=True) for k, v in batch.items()})
+            loss, scalars = runner(**{k: send(v, machine.device) for k, v in batch.items()})
         loss.backward()
         norm = nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for optimizer in optimizers:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-        average.update_parameters(model)
+        update_average(average, model, options.ema)
         step += 1
         if step == first_step + 3:
             fast_from = (step, time.monotonic())  # compilation is over
@@ -304,7 +352,10 @@ def train_model(
         if time.monotonic() - last_saved > 60 * options.save_minutes:
             elapsed = time.monotonic() - started
             save_now()
-            last_saved = time.monotonic()
+            last_saved = last_shown = time.monotonic()
+        elif on_save_s is not None and time.monotonic() - last_shown > on_save_s:
+            show_average()
+            last_shown = time.monotonic()
     elapsed = time.monotonic() - started
     bar.close()
     save_now()
@@ -319,11 +370,17 @@ def train_model(
 
 
 def _steps(
-    step: int, options: TrainOptions, machine: Machine, seconds: Callable[[], float]
+    step: int,
+    options: TrainOptions,
+    machine: Machine,
+    seconds: Callable[[], float],
+    deadline: float | Callable[[], float] | None = None,
 ) -> Iterator[tuple[int, float]]:
     """Yield step numbers and the share of the run that is over, until it is; the main process' clock counts for all."""
     while True:
         progress = step / options.steps if options.steps else seconds() / (60 * options.minutes)
+        if deadline is not None and time.monotonic() >= (deadline() if callable(deadline) else deadline):
+            progress = 1.0
         if machine.world_size > 1:  # processes with clocks of their own would train at rates of their own
             shared = torch.tensor(progress, device=machine.device, dtype=torch.float64)
             torch.distributed.broadcast(shared, 0)

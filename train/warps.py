@@ -9,7 +9,9 @@ ones, only the last few, or a handful. Some episodes are remembered as the codec
 or dark, as dreams get, and some from places that are a little off.
 """
 
+import functools
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,8 +22,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from tqdm import tqdm
 
-from envs.episodes import open_shards, read_episode
+from envs.episodes import ShardInfo, open_shards, read_episode
 from train.data import draw_clips, encode_frames
+from train.loop import send
 from train.options import parse_options, run_program
 from worldmodel.checkpoint import load_codec, load_depth
 from worldmodel.codec import Codec
@@ -40,7 +43,7 @@ FIELDS = ("latents", "actions", "rewards", "terminated", "poses", "pixels", "mas
 READ_FIELDS = ("frames", "actions", "rewards", "terminated", "pose")
 NUM_SOURCES = 6
 NUM_CANDIDATES = 96  # frames of an episode that may be sources beside the last: all cost more than they add
-CHUNK = 16  # frames warped at once: what stays in a CPU's cache
+CHUNK, CHUNK_ON_GPU = 16, 256  # frames warped at once: what stays in a CPU's cache; what keeps a GPU busy
 SHOWN_BY_CODEC, SHOWN_BLURRED, SHOWN_OFF = 0.25, 0.25, 0.3  # shares of episodes
 LEAST_BLUR, MOST_BLUR, MOST_GAIN = 0.6, 2.2, 1.15  # pixels of a frame of 64, and factor of light
 PLACE_OFF, YAW_OFF = 0.01, 0.005  # deviations, cells and radians
@@ -64,6 +67,12 @@ class WarpOptions:
     """Prepare at most this many in all."""
     seed: int = 0
     """Seed of what is remembered when."""
+    parts: int = 1
+    """Programs that prepare one recording side by side, each every so many shards."""
+    part: int = 0
+    """Which of them this is, from 0."""
+    follow_s: float = 0.0
+    """Wait this long for further shards, of a recording that is being made."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
 
@@ -74,6 +83,10 @@ class WarpOptions:
             raise ConfigError(f"shards must be at least 1; got {self.shards}")
         if self.seed < 0:
             raise SeedError(f"seed must be 0 or more; got {self.seed}")
+        if not 0 <= self.part < self.parts or not self.follow_s >= 0:
+            raise ConfigError(
+                f"part must be from 0 to parts - 1, follow_s at least 0; got {self.part}, {self.parts}, {self.follow_s}"
+            )
 
 
 def draw_remembered(num_frames: int, rng: np.random.Generator) -> torch.Tensor:
@@ -137,7 +150,7 @@ def warp_episode(
     candidates = Keyframes(**{name: part[:, picked] for name, part in keyframes.tensors.items()})
     number = torch.arange(num_frames, device=pixels.device)
     parts = []
-    for frames in number.split(CHUNK):
+    for frames in number.split(CHUNK_ON_GPU if pixels.is_cuda else CHUNK):
         may = allowed[frames]
         chosen = choose(candidates, camera, poses[None, frames], NUM_SOURCES - 1, allowed=may[None][:, :, picked])[0]
         slots = picked[chosen.clamp_min(0)]
@@ -172,18 +185,19 @@ def prepare_episode(
 ) -> dict[str, torch.Tensor]:
     """Return the `FIELDS` of one episode, float16 or integers, on the CPU."""
     frames = torch.from_numpy(arrays["frames"])
+    at_once = 32 if device.type == "cpu" else 512
     latents = encode_frames(codec, frames, device)
     shown = frames
     kind = rng.random()
     is_dreamlike = kind < SHOWN_BY_CODEC + SHOWN_BLURRED
     if is_dreamlike:
-        decoded = [codec.decode(part.float().to(device)).float() for part in latents.split(32)]
+        decoded = [codec.decode(part.float().to(device)).float() for part in latents.split(at_once)]
         if kind < SHOWN_BLURRED:
             decoded = [blur_and_light(part, rng) for part in decoded]
         shown = torch.cat([to_frames(part).cpu() for part in decoded])
     places = torch.from_numpy(arrays["pose"]).float()
     poses = level_pose(torch.cat([places[:, :2], places[:, 2:].deg2rad()], 1))
-    inverse = torch.cat([depth(to_pixels(part.to(device))).reciprocal() for part in shown.split(32)])
+    inverse = torch.cat([depth(to_pixels(part.to(device))).reciprocal() for part in shown.split(at_once)])
     remembered = poses
     if rng.random() < SHOWN_OFF:
         off = torch.zeros_like(poses)
@@ -205,6 +219,31 @@ def prepare_episode(
     return {"latents": latents, "poses": poses} | into | warped
 
 
+def list_unprepared(options: WarpOptions, image_size: int) -> Iterator[tuple[int, ShardInfo, Path]]:
+    """Yield shards that are not prepared yet, as they appear: their numbers, and the files to write.
+
+    Raises:
+        DataError: no readable shard.
+    """
+    last_new = time.monotonic()
+    while True:
+        found = sorted(options.data.glob(f"{options.split}-*.h5"))[: options.shards]
+        if found or not options.follow_s:
+            shards = [s for s in open_shards(options.data, image_size=image_size) if s.split == options.split]
+            if not shards and not options.follow_s:
+                raise DataError(f"{options.data} has no {options.split!r} shards: choose another --split")
+            for position, shard in enumerate(shards[: options.shards]):
+                last = shard.path.stem.rpartition("-")[2]
+                number = int(last) if last.isdecimal() else position
+                path = options.out / f"{shard.path.stem}.safetensors"
+                if number % options.parts == options.part and not path.is_file():
+                    yield number, shard, path
+                    last_new = time.monotonic()
+        if time.monotonic() - last_new >= options.follow_s:
+            return
+        time.sleep(min(1.0, options.follow_s))
+
+
 def prepare(options: WarpOptions) -> dict[str, Any]:
     """Prepare what is not prepared yet; return how many shards and frames this call made.
 
@@ -214,16 +253,11 @@ def prepare(options: WarpOptions) -> dict[str, Any]:
     device = pick_device(options.device)
     codec = load_codec(options.checkpoint).to(device, memory_format=torch.channels_last)
     depth = load_depth(options.checkpoint if options.depth is None else options.depth).to(device)
-    shards = [s for s in open_shards(options.data, image_size=codec.config.image_size) if s.split == options.split]
-    if not shards:
-        raise DataError(f"{options.data} has no {options.split!r} shards: choose another --split")
     options.out.mkdir(parents=True, exist_ok=True)
     num_shards = num_frames = 0
     started = time.monotonic()
-    for number, shard in enumerate(tqdm(shards[: options.shards], desc="warping", unit="shard", mininterval=5.0)):
-        path = options.out / f"{shard.path.stem}.safetensors"
-        if path.is_file():
-            continue
+    waiting = list_unprepared(options, codec.config.image_size)
+    for number, shard, path in tqdm(waiting, desc="warping", unit="shard", mininterval=5.0):
         rng = np.random.default_rng([options.seed, number])
         parts, lengths = [], []
         for episode in shard.episodes:
@@ -241,13 +275,16 @@ def prepare(options: WarpOptions) -> dict[str, Any]:
     return {"shards": num_shards, "frames": num_frames, "frames_per_s": num_frames / max(seconds, 1e-9)}
 
 
-_BITS = torch.from_numpy(np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1)).float()
+@functools.cache
+def _bits(device: torch.device) -> torch.Tensor:
+    """Return the bits of each byte, float32 (256, 8)."""
+    return torch.from_numpy(np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1)).float().to(device)
 
 
 def unpack_folded(pixels: torch.Tensor, mask: torch.Tensor, facts: torch.Tensor) -> torch.Tensor:
     """Return folded pictures, float32 (N, `NUM_FOLDED`, h, w), of what `warp_episode` gives for N frames."""
     size = pixels.shape[-1]
-    known = _BITS.to(mask.device)[mask.long()].reshape(-1, 1, size, size)
+    known = _bits(mask.device)[mask.long()].reshape(-1, 1, size, size)
     colors = (pixels.float() / 127.5 - 1) * known
     folded = torch.nn.functional.pixel_unshuffle(torch.cat([colors, known], 1), FOLD)
     return torch.cat([folded, facts.float()], 1)
@@ -261,17 +298,31 @@ def pack_folded(folded: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch
 
 
 class PreparedData:
-    """Clips of prepared shards; files that appear while a training runs are taken up."""
+    """Clips of prepared shards; files that appear while a training runs are taken up.
+
+    On a GPU all that clips are cut from lies there, end to end, and `shards` keeps the lengths alone.
+    """
 
     REFRESH_S = 240.0
 
-    def __init__(self, folder: Path, split: str = "train") -> None:
+    def __init__(
+        self, folder: Path, split: str = "train", device: torch.device | None = None, refresh_s: float | None = None
+    ) -> None:
         """Read what is there.
+
+        Args:
+            folder: of prepared shards.
+            split: train or test.
+            device: where clips are cut; default the CPU.
+            refresh_s: seconds between looks for new files.
 
         Raises:
             DataError: nothing is there, or a file is damaged (named).
         """
         self._folder, self._split = folder, split
+        self._device = torch.device("cpu") if device is None else device
+        self._refresh_s = self.REFRESH_S if refresh_s is None else refresh_s
+        self._joined: dict[str, torch.Tensor] = {}
         self.names: list[str] = []
         self.shards: list[dict[str, torch.Tensor]] = []
         self._looked = 0.0
@@ -282,20 +333,41 @@ class PreparedData:
     @property
     def num_frames(self) -> int:
         """Frames there are now."""
-        return sum(len(shard["latents"]) for shard in self.shards)
+        return sum(int(shard["lengths"].sum()) for shard in self.shards)
 
     @property
     def num_episodes(self) -> int:
         """Episodes there are now."""
         return sum(len(shard["lengths"]) for shard in self.shards)
 
+    def some_latents(self, every: int = 16, most_shards: int = 64) -> torch.Tensor:
+        """Return every so many latents of the first shards, float16 (N, C, h, w)."""
+        if self.is_joined:
+            num_frames = sum(int(shard["lengths"].sum()) for shard in self.shards[:most_shards])
+            return self._joined["latents"][:num_frames:every]
+        return torch.cat([shard["latents"][::every] for shard in self.shards[:most_shards]])
+
+    def rewards(self) -> torch.Tensor:
+        """Return all rewards, float32 (N,)."""
+        return self._joined["rewards"] if self.is_joined else torch.cat([shard["rewards"] for shard in self.shards])
+
     def refresh(self) -> None:
         """Take up new files."""
         self._looked = time.monotonic()
+        fresh: list[dict[str, torch.Tensor]] = [self._joined] if self._joined else []
         for path in sorted(self._folder.glob(f"{self._split}-*.safetensors")):
             if path.stem not in self.names:
-                self.shards.append(_read_prepared(path))
+                shard = _read_prepared(path)
                 self.names.append(path.stem)
+                self.shards.append({"lengths": shard["lengths"]} if self.is_joined else shard)
+                fresh.append({name: shard[name].to(self._device) for name in FIELDS} if self.is_joined else {})
+        if self.is_joined and fresh:
+            self._joined = {name: torch.cat([part[name] for part in fresh]) for name in FIELDS}
+
+    @property
+    def is_joined(self) -> bool:
+        """Whether all shards lie end to end on a device."""
+        return self._device.type != "cpu"
 
     def sample_clips(self, num_clips: int, num_frames: int, generator: torch.Generator) -> dict[str, torch.Tensor]:
         """Cut random clips.
@@ -312,36 +384,42 @@ class PreparedData:
         Raises:
             DataError: no episode is as long as a clip.
         """
-        if time.monotonic() - self._looked > self.REFRESH_S:
+        if time.monotonic() - self._looked > self._refresh_s:
             self.refresh()
-        sizes = torch.stack([(shard["lengths"] - num_frames + 1).clamp_min(0).sum() for shard in self.shards]).double()
-        if not sizes.any():
+        room = torch.stack([(shard["lengths"] - num_frames + 1).clamp_min(0).sum() for shard in self.shards]).double()
+        if not room.any():
             longest = max(int(shard["lengths"].max()) for shard in self.shards)
             raise DataError(f"clips of {num_frames} frames asked for; the longest episode has {longest}: record longer")
-        picked = torch.multinomial(sizes, num_clips, replacement=True, generator=generator)
-        clips = [self._cut(self.shards[i], num_frames, generator) for i in picked.tolist()]
+        picked = torch.multinomial(room, num_clips, replacement=True, generator=generator)
+        places = [draw_clips(self.shards[i]["lengths"], 1, num_frames, generator)[0] for i in picked.tolist()]
+        if self.is_joined:
+            sizes = torch.stack([shard["lengths"].sum() for shard in self.shards])
+            starts = sizes.cumsum(0) - sizes
+            return self._cut(self._joined, send(torch.stack(places) + starts[picked, None], self._device))
+        clips = [self._cut(self.shards[i], index) for i, index in zip(picked.tolist(), places, strict=True)]
         return {name: torch.stack([clip[name] for clip in clips]) for name in clips[0]}
 
     @staticmethod
-    def _cut(shard: dict[str, torch.Tensor], num_frames: int, generator: torch.Generator) -> dict[str, torch.Tensor]:
-        index = draw_clips(shard["lengths"], 1, num_frames, generator)[0]
+    def _cut(shard: dict[str, torch.Tensor], index: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Return what lies at an index (..., T) of frames that follow one another."""
+        folded = unpack_folded(*(shard[name][index.flatten()] for name in ("pixels", "mask", "facts")))
         return {
             "latents": shard["latents"][index].float(),
             "actions": shard["actions"][index].long(),
             "rewards": shard["rewards"][index],
             "terminated": shard["terminated"][index],
             "poses": relative_poses(shard["poses"][index]),
-            "warped": unpack_folded(*(shard[name][index] for name in ("pixels", "mask", "facts"))),
+            "warped": folded.unflatten(0, index.shape),
         }
 
 
 def relative_poses(poses: torch.Tensor) -> torch.Tensor:
-    """Return level poses (T, 5) as seen from the first, as a dream counts them: it begins at 0, looking along x."""
-    moved = poses - poses[:1]
-    cos, sin = poses[0, 3].cos(), -poses[0, 3].sin()
-    x, y = moved[:, 0] * cos - moved[:, 1] * sin, moved[:, 0] * sin + moved[:, 1] * cos
-    yaw = torch.remainder(moved[:, 3], 2 * torch.pi)
-    return torch.stack([x, y, moved[:, 2], yaw, poses[:, 4]], 1)
+    """Return level poses (..., T, 5) as seen from the first, as a dream counts them: from 0, looking along x."""
+    moved = poses - poses[..., :1, :]
+    cos, sin = poses[..., :1, 3].cos(), -poses[..., :1, 3].sin()
+    x, y, z, turned, _ = moved.unbind(-1)
+    yaw = torch.remainder(turned, 2 * torch.pi)
+    return torch.stack([x * cos - y * sin, x * sin + y * cos, z, yaw, poses[..., 4]], -1)
 
 
 def _read_prepared(path: Path) -> dict[str, torch.Tensor]:
@@ -374,7 +452,7 @@ def drop_memory(warped: torch.Tensor, share: float, generator: torch.Generator) 
     start, size = length * uniform(), 4 + 40 * uniform()
     is_span = (uniform() < 2 * share) & (number >= start) & (number < start + size)
     is_dropped = (uniform() < share) | is_span
-    return warped * ~is_dropped[:, :, None, None, None]
+    return warped * send(~is_dropped, warped.device)[:, :, None, None, None]
 
 
 def main() -> None:

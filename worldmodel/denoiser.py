@@ -267,7 +267,8 @@ class Denoiser(nn.Module):
         """Return for each block shift, scale and gate of attention and of feed-forward, each (B, T, 1, D)."""
         shared = rearrange(self.to_condition(condition), "b t (s d) -> b t 1 s 1 d", s=6)
         own = torch.stack([block.modulation for block in self.blocks])[:, :, None]
-        at_rest = own.new_tensor([0.0, 1.0, 0.0, 0.0, 1.0, 0.0])[:, None, None]
+        is_scale = torch.arange(6, device=own.device) % 3 == 1  # made there: a list would be waited for
+        at_rest = is_scale.to(own.dtype)[:, None, None]
         return [block.unbind(2) for block in (shared + (own + at_rest)).unbind(2)]
 
     def _leave(self, tokens: torch.Tensor, condition: torch.Tensor, frames: FrameInputs) -> Prediction:
