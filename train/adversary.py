@@ -37,6 +37,8 @@ class AdversaryConfig:
     Attributes:
         adversary_weight: of the discriminator, where nothing is known for sure.
         low_weight: of keeping coarse colors as the decoder drew them before, for dreamt latents.
+        tint_weight: of keeping the tint of small squares as it was drawn before, for latents that are not true: texture
+            is light and dark, not rainbow.
         texture_weight: of matching the local strength of gradients, where the truth is known.
         drawn_weight: of what is drawn under remembered pixels, as if they were not there.
         width: channels of the discriminator's first layer.
@@ -44,12 +46,13 @@ class AdversaryConfig:
 
     adversary_weight: float = 0.03
     low_weight: float = 4.0
+    tint_weight: float = 1.0
     texture_weight: float = 0.3
     drawn_weight: float = 0.5
     width: int = 48
 
     def __post_init__(self) -> None:
-        for name in ("adversary_weight", "low_weight", "texture_weight", "drawn_weight"):
+        for name in ("adversary_weight", "low_weight", "tint_weight", "texture_weight", "drawn_weight"):
             if not getattr(self, name) >= 0:
                 raise ConfigError(f"{name} must be at least 0; got {getattr(self, name)}")
 
@@ -87,6 +90,11 @@ class PatchDiscriminator(nn.Module):
 def low_pass(pictures: torch.Tensor) -> torch.Tensor:
     """Return the mean colors of `LOW_PASS` squares, (N, 3, H/8, W/8)."""
     return F.avg_pool2d(pictures, LOW_PASS)
+
+
+def tint(pictures: torch.Tensor) -> torch.Tensor:
+    """Return how far each color is from the gray of its square of 2 x 2 pixels, (N, 3, H/2, W/2)."""
+    return F.avg_pool2d(pictures - pictures.mean(1, keepdim=True), 2)
 
 
 def _edge_error(error: torch.Tensor) -> torch.Tensor:
@@ -149,7 +157,9 @@ class DecoderLoss(nn.Module):
         known = self._difference(error, trust) + config.drawn_weight * self._difference(under, weigh(is_true))
         texture = (local_gradient(made) - local_gradient(truth)).abs() * weigh(is_true)
         coarse = F.smooth_l1_loss(low_pass(made), low_pass(was), reduction="none", beta=0.04) * weigh(1 - is_true)
+        tinted = (tint(made) - tint(was)).abs() * weigh(1 - is_true)
         rebuilt = known + config.texture_weight * texture.mean() + config.low_weight * coarse.mean()
+        rebuilt = rebuilt + config.tint_weight * tinted.mean()
 
         adversary, judged = self._judge(made, torch.cat([was, real]), real, is_coarse_shown, corner, 1 - 0.5 * is_true)
         loss = rebuilt + config.adversary_weight * adversary + judged
