@@ -154,7 +154,8 @@ def test_sharp_pixels_come_through_and_soft_ones_less(make_codec: Callable[..., 
         away, way = (found - drawn).flatten(), (pixels()[..., 16:] - drawn).flatten()
         shares.append(float((away * way).sum() / way.square().sum()))  # 0: drawn, 1: kept
     assert shares[0] > 0.9 and shares[0] == pytest.approx(shares[1], abs=0.01)
-    assert shares[1] > shares[2] > shares[3] and shares[2] == pytest.approx(0.5, abs=0.1) and shares[3] < 0.01
+    assert shares[1] > shares[2] > shares[3] and shares[2] == pytest.approx(0.5, abs=0.15)
+    assert shares[3] < 0.05
 
 
 def test_a_keeper_and_a_plain_decoder_have_the_same_latents(make_codec: Callable[..., Codec], tmp_path: Path) -> None:

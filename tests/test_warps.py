@@ -179,7 +179,7 @@ def test_damaged_and_foreign_files_are_named(prepared: Path, tmp_path: Path) -> 
     with pytest.raises(DataError, match=r"train-00000\.safetensors is damaged.*run train\.warps again"):
         PreparedData(tmp_path)
     shard = load_file(prepared / path.name)
-    for change in ({"poses": shard["poses"][1:]}, {"more": shard["poses"].clone()}):
+    for change in ({"poses": shard["poses"][1:].clone()}, {"more": shard["poses"].clone()}):
         save_file(shard | change, path)
         with pytest.raises(DataError, match="is damaged"):
             PreparedData(tmp_path)
