@@ -177,6 +177,15 @@ class DreamEnv(gymnasium.Env[np.ndarray, np.int64]):
         """Why steps do not run compiled, once that is known; else ""."""
         return "" if self._compiler is None else self._compiler.note
 
+    @property
+    def engine(self) -> str:
+        """How steps run now, for the eyes of a player: compiled, uncompiled and why, or being compiled."""
+        if self.is_compiled:
+            return "compiled"
+        if self._compiler is None:
+            return "uncompiled"
+        return f"uncompiled: {self.compile_note}" if self._compiler.is_over else "uncompiled, compiling"
+
     def close(self) -> None:
         """End what still runs in the background."""
         if self._compiler is not None:

@@ -80,6 +80,7 @@ def run_headless(session: PlaySession, actions: Iterator[int], num_frames: int) 
         "median_ms": round(float(np.median(steps_ms)), 2),
         "p95_ms": round(float(np.percentile(steps_ms, 95)), 2),
         "denoising_steps": view.num_steps,
+        "engine": view.engine,
         "memory_frames": view.memory_frames,
         "device": session.device,
         "seed": view.seed,

@@ -49,6 +49,8 @@ class Hud:
             lines.append(f"memory {used} / {view.memory_frames} frames")
         if view.num_steps is not None:
             lines.append(f"{view.num_steps} denoising step{'s' * (view.num_steps != 1)}   {device or ''}")
+        if view.engine is not None:
+            lines.append(view.engine)
         lines.append(f"seed {view.seed}   F1 help")
         size = self._size(screen)
         self._draw_panel(screen, [self._line(line, size, _TEXT) for line in lines], (size // 2, size // 2))

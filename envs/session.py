@@ -53,6 +53,7 @@ class View:
         memory_used: frames remembered now, or None.
         memory_frames: frames that can be remembered, or None.
         num_steps: denoising steps a frame, or None.
+        engine: how the steps run, such as "compiled", or None.
     """
 
     frame: np.ndarray
@@ -65,6 +66,7 @@ class View:
     memory_used: int | None = None
     memory_frames: int | None = None
     num_steps: int | None = None
+    engine: str | None = None
 
 
 class PlaySession:
@@ -72,7 +74,7 @@ class PlaySession:
 
     Args:
         env: an unwrapped environment with uint8 (H, W, 3) observations. `fps`, `memory_used`, `memory_frames`,
-            `num_steps` and `device` are read from it where it has them.
+            `num_steps`, `engine` and `device` are read from it where it has them.
         seed: seed of the first dream, at least 0.
         fps: steps a second of play and of videos; None takes the environment's own.
 
@@ -188,5 +190,5 @@ class PlaySession:
             raise
 
     def _model_facts(self) -> dict[str, Any]:
-        names = ("memory_used", "memory_frames", "num_steps")
+        names = ("memory_used", "memory_frames", "num_steps", "engine")
         return {name: getattr(self.env, name, None) for name in names}

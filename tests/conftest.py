@@ -31,6 +31,8 @@ from worldmodel.checkpoint import save_bundle
 from worldmodel.codec import Codec, CodecConfig
 from worldmodel.denoiser import Denoiser, DenoiserConfig
 from worldmodel.inputs import FrameInputs
+from worldmodel.memory.depth import DepthConfig, DepthNet
+from worldmodel.memory.folded import NUM_FOLDED
 from worldmodel.presets import get_preset
 
 torch.set_num_threads(1)
@@ -49,6 +51,7 @@ TINY_DENOISER: dict[str, Any] = {
     "num_summary": 2,
     "mlp_ratio": 2,
 }
+TINY_DEPTH = DepthConfig(image_size=32, width=8, inner_width=8, inner_blocks=1, outer_blocks=1)
 TINY_CODEC = CodecConfig(image_size=32, width=8, latent_channels=4, encoder_blocks=(1, 1, 1), decoder_blocks=(1, 1, 1))
 
 
@@ -98,14 +101,25 @@ def make_inputs() -> Callable[..., FrameInputs]:
 
 @pytest.fixture(scope="session")
 def make_codec() -> Callable[..., Codec]:
-    """Build a seeded codec for 32 x 32 frames whose latent scale is not at rest."""
+    """Build a seeded codec for 32 x 32 frames whose latent scale is not at rest: `make_codec(seed=0, **changes)`."""
 
-    def make(seed: int = 0) -> Codec:
+    def make(seed: int = 0, **changes: Any) -> Codec:
         torch.manual_seed(seed)
-        codec = Codec(TINY_CODEC)
+        codec = Codec(dataclasses.replace(TINY_CODEC, **changes))
         codec.latent_mean.copy_(0.1 * torch.randn(TINY_CODEC.latent_channels))
         codec.latent_std.copy_(0.5 + torch.rand(TINY_CODEC.latent_channels))
         return codec.eval()
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def make_depth() -> Callable[..., DepthNet]:
+    """Build a seeded depth network: `make_depth(seed=0, **changes to TINY_DEPTH)`; all is about 2 units away."""
+
+    def make(seed: int = 0, **changes: Any) -> DepthNet:
+        torch.manual_seed(seed)
+        return DepthNet(dataclasses.replace(TINY_DEPTH, **changes)).eval()
 
     return make
 
@@ -139,6 +153,25 @@ def bundle(
     folder = tmp_path_factory.mktemp("bundle") / "world"
     info = {"world": "LabMaze", "action_names": list(LABMAZE_ACTIONS.names), "fps": 15, "num_steps": 2}
     save_bundle(folder, codec=make_codec(), denoiser=make_denoiser(), openings=openings, info=info)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def pixel_bundle(
+    tmp_path_factory: pytest.TempPathFactory,
+    make_denoiser: Callable[..., Denoiser],
+    make_codec: Callable[..., Codec],
+    make_depth: Callable[..., DepthNet],
+    openings: dict[str, torch.Tensor],
+) -> Path:
+    """The folder of a whole tiny bundle with a memory of pixels. Tests only read it."""
+    folder = tmp_path_factory.mktemp("pixels") / "world"
+    codec = make_codec(keeps_pixels=True)
+    assert codec.keeper is not None
+    perturb(codec.keeper, 1)
+    parts = {"codec": codec, "denoiser": make_denoiser(warp_channels=NUM_FOLDED, motions=LABMAZE_ACTIONS.motions)}
+    info = {"world": "LabMaze", "action_names": list(LABMAZE_ACTIONS.names), "fps": 15, "num_steps": 2}
+    save_bundle(folder, **parts, depth=make_depth(), openings=openings, info=info)
     return folder
 
 

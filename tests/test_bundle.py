@@ -1,5 +1,6 @@
 """Bundles: openings cut rightly and from unseen mazes, a bundle that plays, a card with the figures, and refusals."""
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -8,15 +9,19 @@ import numpy as np
 import pytest
 import torch
 
+from envs.actions import LABMAZE_ACTIONS
 from envs.dream import DreamEnv
 from envs.episodes import ShardWriter, open_shards
 from train.bundle import BundleOptions, choose_openings, make_bundle
 from train.card import command_line
+from train.decoder import keep_pixels
 from train.denoiser import DenoiserOptions
-from worldmodel.checkpoint import load_info, load_openings, save_bundle
+from worldmodel.checkpoint import load_codec, load_info, load_openings, save_bundle, save_depth
 from worldmodel.codec import Codec
 from worldmodel.denoiser import Denoiser
 from worldmodel.errors import CheckpointError, ConfigError, DataError
+from worldmodel.memory.depth import DepthConfig, DepthNet
+from worldmodel.memory.folded import NUM_FOLDED
 from worldmodel.presets import get_preset
 from worldmodel.world import WorldModel
 
@@ -117,6 +122,34 @@ def test_a_bundle_plays_and_says_what_it_is(trained: Path, data: Path, tmp_path:
     )
     assert [text for text in told if text not in card] == []
     assert "/home/me" not in card and str(tmp_path) not in card
+
+
+def test_a_bundle_with_a_memory_of_pixels(trained: Path, data: Path, tmp_path: Path) -> None:
+    """The codec of train.decoder and the network of train.depth go in; without them there is one error."""
+    torch.manual_seed(0)
+    preset = get_preset("tiny")
+    config = dataclasses.replace(preset.denoiser, motions=LABMAZE_ACTIONS.motions, warp_channels=NUM_FOLDED)
+    codec = load_codec(trained)
+    save_bundle(tmp_path / "denoiser", codec=codec, denoiser=Denoiser(config))
+    save_bundle(tmp_path / "decoder", codec=keep_pixels(codec))
+    save_bundle(tmp_path / "foreign", codec=Codec(preset.codec))
+    save_depth(tmp_path / "depth", DepthNet(DepthConfig(width=8, inner_width=8, inner_blocks=1, outer_blocks=1)))
+    parts = {"codec": tmp_path / "decoder", "depth": tmp_path / "depth", "opening_frames": 3, "openings": 2}
+    out = tmp_path / "world"
+    with pytest.raises(CheckpointError, match=r"needs a depth network: give the folder of train\.depth with --depth"):
+        bundle(tmp_path / "denoiser", data, out, **{**parts, "depth": None})
+    with pytest.raises(CheckpointError, match="the encoder of .* is not the one"):
+        bundle(tmp_path / "denoiser", data, out, **{**parts, "codec": tmp_path / "foreign"})
+    with pytest.raises(ConfigError, match="has no memory of pixels: leave --depth out"):
+        bundle(trained, data, out, **{**parts, "codec": None})
+    assert not out.exists()
+    summary = bundle(tmp_path / "denoiser", data, out, **parts)
+    assert summary["depth_parameters"] > 0
+    world = WorldModel.load(out, device="cpu")
+    assert world.pixels is not None and world.codec.config.keeps_pixels
+    opening = load_openings(out)
+    state = world.reset(opening["frames"][:1], opening["actions"][:1], [1])
+    assert world.step(state, torch.tensor([1])).frames.shape == (1, 64, 64, 3)
 
 
 def test_command_line_shows_what_differs_from_the_defaults() -> None:

@@ -1,5 +1,6 @@
 """The codec: latents of unit scale, shapes as promised, and what ships is what was measured."""
 
+import dataclasses
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -9,10 +10,12 @@ import pytest
 import torch
 
 from train.codec import CodecLoss, measure_psnr, set_latent_scale
-from worldmodel.checkpoint import load_codec, save_bundle
+from train.decoder import keep_pixels
+from worldmodel.checkpoint import codec_hash, load_codec, save_bundle
 from worldmodel.codec import Codec, CodecConfig
 from worldmodel.errors import ConfigError, ShapeError
 from worldmodel.frames import to_pixels
+from worldmodel.memory.folded import NUM_FACTS, NUM_FOLDED, fold
 
 CPU = torch.device("cpu")
 
@@ -115,3 +118,48 @@ def test_training_lowers_the_error(make_codec: Callable[..., Codec], openings: d
         values.append((float(value), float(scalars["psnr"])))
     assert values[-1][0] < 0.5 * values[0][0]
     assert values[-1][1] > values[0][1] + 3
+
+
+def folded(share: float = 0.5, magnification: float = 0.0) -> torch.Tensor:
+    """Folded pictures of three frames whose right part is remembered."""
+    mask = torch.zeros(3, 1, 32, 32)
+    mask[..., int(32 * (1 - share)) :] = 1.0
+    facts = torch.zeros(3, NUM_FACTS, 32, 32)
+    facts[:, 0] = magnification
+    return fold(pixels(), mask, facts)
+
+
+@torch.inference_mode()
+def test_a_decoder_that_keeps_pixels_begins_as_the_plain_one(make_codec: Callable[..., Codec]) -> None:
+    plain = make_codec()
+    keeping = keep_pixels(plain)
+    assert keeping.config == dataclasses.replace(plain.config, keeps_pixels=True) and keep_pixels(keeping) is keeping
+    latents = plain.encode(pixels())
+    expected = plain.decode(latents)
+    torch.testing.assert_close(keeping.decode(latents), expected)
+    torch.testing.assert_close(keeping.decode(latents, torch.zeros(3, NUM_FOLDED, 4, 4)), expected)
+    found = keeping.decode(latents, folded())
+    torch.testing.assert_close(found[..., :16], expected[..., :16])
+    assert torch.equal(plain.decode(latents, folded()), expected), "a plain decoder takes none"
+
+
+@torch.inference_mode()
+def test_sharp_pixels_come_through_and_soft_ones_less(make_codec: Callable[..., Codec]) -> None:
+    codec = keep_pixels(make_codec())
+    latents = codec.encode(pixels())
+    drawn = codec.decode(latents)[..., 16:]
+    shares = []
+    for magnification in (0.0, 0.5, 0.95, 2.0):
+        found = codec.decode(latents, folded(0.5, magnification))[..., 16:]
+        away, way = (found - drawn).flatten(), (pixels()[..., 16:] - drawn).flatten()
+        shares.append(float((away * way).sum() / way.square().sum()))  # 0: drawn, 1: kept
+    assert shares[0] > 0.9 and shares[0] == pytest.approx(shares[1], abs=0.01)
+    assert shares[1] > shares[2] > shares[3] and shares[2] == pytest.approx(0.5, abs=0.1) and shares[3] < 0.01
+
+
+def test_a_keeper_and_a_plain_decoder_have_the_same_latents(make_codec: Callable[..., Codec], tmp_path: Path) -> None:
+    codec = make_codec()
+    save_bundle(tmp_path / "plain", codec=codec)
+    save_bundle(tmp_path / "keeping", codec=keep_pixels(codec))
+    assert codec_hash(tmp_path / "plain") == codec_hash(tmp_path / "keeping")
+    assert load_codec(tmp_path / "keeping").config.keeps_pixels

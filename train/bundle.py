@@ -16,8 +16,11 @@ from envs.episodes import ShardInfo, open_shards, read_episode
 from train.card import TrainingRecord, write_card
 from train.options import parse_options, run_program
 from train.recorded import STEPS_PER_SECOND
-from worldmodel.checkpoint import load_codec, load_denoiser, save_bundle
+from worldmodel.checkpoint import codec_hash, has_part, load_codec, load_denoiser, load_depth, save_bundle
+from worldmodel.codec import Codec
+from worldmodel.denoiser import Denoiser
 from worldmodel.errors import CheckpointError, ConfigError, DataError, SeedError
+from worldmodel.memory.depth import DepthNet
 from worldmodel.sampler import SamplerConfig
 from worldmodel.world import DEFAULT_SHIFT, DEFAULT_STEPS
 
@@ -26,14 +29,18 @@ MEGABYTE = 1e6
 
 @dataclass(frozen=True)
 class BundleOptions:
-    """Put a trained codec and denoiser, real openings and a model card into one folder that play.py loads."""
+    """Put trained networks, real openings and a model card into one folder that play.py loads."""
 
     denoiser: Path
-    """Folder of the trained denoiser (train.denoiser); it holds the codec too."""
+    """Folder of the trained denoiser (train.denoiser); it holds a codec too."""
     data: Path
     """Folder of the recording that the openings are taken from."""
     out: Path
     """Folder of the bundle; made if missing."""
+    codec: Path | None = None
+    """Folder of the codec (train.decoder); default that of --denoiser."""
+    depth: Path | None = None
+    """Folder of the depth network (train.depth), for a denoiser with a memory of pixels; default that of --denoiser."""
     report: Path | None = None
     """report.json of train.evaluate, for the figures of the model card."""
     notes: str = ""
@@ -110,15 +117,18 @@ def make_bundle(options: BundleOptions) -> dict[str, Any]:
     """Write the bundle and its card; return its sizes.
 
     Returns:
-        `weights_megabytes`, `openings_megabytes`, `codec_parameters`, `denoiser_parameters`, `openings`, `out`.
+        `weights_megabytes`, `openings_megabytes`, `codec_parameters`, `denoiser_parameters`, `openings`, `out`, and
+        `depth_parameters` where there is a depth network.
 
     Raises:
-        CheckpointError: the trained model is missing or damaged, or too large.
+        CheckpointError: the trained model is missing or damaged, too large, or its parts do not belong together.
         DataError: the recording cannot be used, or the report is no JSON object.
         StorageError: a file cannot be written.
     """
-    codec, denoiser = load_codec(options.denoiser), load_denoiser(options.denoiser)
-    numbers = sum(value.numel() for module in (codec, denoiser) for value in module.state_dict().values())
+    codec, denoiser = find_codec(options), load_denoiser(options.denoiser)
+    depth = find_depth(options, denoiser)
+    parts = [codec, denoiser] + ([] if depth is None else [depth])
+    numbers = sum(value.numel() for module in parts for value in module.state_dict().values())
     weights_megabytes = 2 * numbers / MEGABYTE  # a bundle keeps bfloat16
     if weights_megabytes > options.max_megabytes:
         raise CheckpointError(
@@ -144,7 +154,7 @@ def make_bundle(options: BundleOptions) -> dict[str, Any]:
         "opening_split": options.split,
         "opening_maze_seeds": maze_seeds,
     }
-    save_bundle(options.out, codec=codec, denoiser=denoiser, openings=openings, info=info)
+    save_bundle(options.out, codec=codec, denoiser=denoiser, depth=depth, openings=openings, info=info)
     summary = {
         "weights_megabytes": weights_megabytes,
         "openings_megabytes": sum(value.nbytes for value in openings.values()) / MEGABYTE,
@@ -153,8 +163,43 @@ def make_bundle(options: BundleOptions) -> dict[str, Any]:
         "openings": len(maze_seeds),
         "out": str(options.out),
     }
+    if depth is not None:
+        summary["depth_parameters"] = sum(weight.numel() for weight in depth.parameters())
     write_card(options.out, shards, info, summary, training, report, options.notes)
     return summary
+
+
+def find_codec(options: BundleOptions) -> Codec:
+    """Return the codec that goes with the denoiser.
+
+    Raises:
+        CheckpointError: missing, damaged, or its latents are not those that the denoiser learned from.
+    """
+    if options.codec is not None and codec_hash(options.codec) != codec_hash(options.denoiser):
+        raise CheckpointError(
+            f"the encoder of {options.codec} is not the one that {options.denoiser} was trained with: give the codec "
+            "that train.decoder made from it"
+        )
+    return load_codec(options.denoiser if options.codec is None else options.codec)
+
+
+def find_depth(options: BundleOptions, denoiser: Denoiser) -> DepthNet | None:
+    """Return the depth network that the denoiser needs, if it needs one.
+
+    Raises:
+        CheckpointError: it needs one and there is none, or it is damaged.
+        ConfigError: it needs none and one is given.
+    """
+    if not denoiser.config.warp_channels:
+        if options.depth is not None:
+            raise ConfigError(f"the denoiser of {options.denoiser} has no memory of pixels: leave --depth out")
+        return None
+    if options.depth is None and not has_part(options.denoiser, "depth"):
+        raise CheckpointError(
+            f"the denoiser of {options.denoiser} has a memory of pixels, which needs a depth network: give the folder "
+            "of train.depth with --depth"
+        )
+    return load_depth(options.denoiser if options.depth is None else options.depth)
 
 
 def _read_report(path: Path) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from envs.episodes import ShardInfo, open_shards, read_episode
 from train.adversary import DREAMT, PREDICTED, TRUE, AdversaryConfig, DecoderLoss
+from train.data import draw_clips
 from train.drift import random_actions
 from train.loop import Machine, TrainOptions, start_machine, train_model
 from train.options import options_to_json, parse_options, run_program, save_json
@@ -33,6 +34,7 @@ from worldmodel.noise import add_noise
 from worldmodel.world import WorldModel
 
 CLIP_FRAMES, CLIP_CHUNK = 48, 8
+OPENING_FRAMES = 32  # of a dream
 PACKED = ("pixels", "mask", "facts")
 SECOND_LEVEL = 0.7  # where the second of two denoising steps begins, as in play
 
@@ -125,8 +127,6 @@ def predicted_examples(
         generator: chance.
         count: clips.
     """
-    from train.data import draw_clips
-
     device = denoiser.to_clean.weight.device
 
     def noise() -> torch.Tensor:
@@ -210,8 +210,8 @@ def make_examples(
             )
         parts.append(true_examples(shard, frames))
         parts += predicted_examples(denoiser, shard, frames, generator, -(-options.clips // len(names)))
-        start = int(torch.randint(0, int(shard["lengths"][0]) - 33, (1,), generator=generator))
-        openings.append((frames[start : start + 32], shard["actions"][start + 1 : start + 32].long()))
+        index = draw_clips(shard["lengths"], 1, OPENING_FRAMES, generator)[0]
+        openings.append((frames[index], shard["actions"][index[1:]].long()))
     if options.dreams:
         depth = load_depth(options.checkpoint if options.depth is None else options.depth)
         model = WorldModel(codec, denoiser, depth=depth, info=load_info(options.checkpoint), device=device)
@@ -239,10 +239,10 @@ def train_decoder(
     denoiser = load_denoiser(options.checkpoint)
     if not denoiser.config.warp_channels:
         raise CheckpointError(f"the denoiser of {options.checkpoint} has no memory of pixels: train.denoiser --warps")
-    codec = keep_pixels(load_codec(options.initial or options.checkpoint))
     if options.batch_size < 3:
         raise ConfigError(f"batch_size must be at least 3; got {options.batch_size}")
     torch.manual_seed(options.seed)
+    codec = keep_pixels(load_codec(options.initial or options.checkpoint))
     examples, places, real = make_examples(options, codec, denoiser, machine.device)
     codec = codec.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # not in its stubs
     loss = DecoderLoss(codec, options.adversary)

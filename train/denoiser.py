@@ -22,7 +22,7 @@ from worldmodel.checkpoint import codec_hash, load_codec, load_denoiser, load_sp
 from worldmodel.codec import Codec
 from worldmodel.denoiser import Denoiser, DenoiserConfig
 from worldmodel.distortions import LatentDistortions, fit_distortions
-from worldmodel.errors import CheckpointError, ConfigError
+from worldmodel.errors import CheckpointError, ConfigError, DataError
 from worldmodel.memory.folded import NUM_FOLDED
 from worldmodel.memory.views import ColumnViews
 from worldmodel.objective import DenoiserLoss, ObjectiveConfig, sample_chance
@@ -117,6 +117,11 @@ def train_denoiser(options: DenoiserOptions, machine: Machine) -> dict[str, Any]
     action_names = open_shards(options.data)[0].action_names
     if options.warps is not None:
         prepared = PreparedData(options.warps, device=machine.device)
+        found = tuple(prepared.shards[0]["latents"].shape[1:])
+        if found != (config.latent_channels, config.latent_size, config.latent_size):
+            raise DataError(
+                f"{options.warps} holds latents {found}, of another codec than {options.codec}: run train.warps again"
+            )
         some, rewards = prepared.some_latents(), prepared.rewards()
     else:
         latent_folder = options.data / "latents"
@@ -223,6 +228,8 @@ def memory_changes(config: DenoiserConfig, options: DenoiserOptions, action_name
     Raises:
         ConfigError: odometry is asked for and the motions of the actions are not known, or the memory cannot be.
     """
+    if options.warps is not None and not options.odometry:
+        raise ConfigError("--warps needs --odometry: a memory of pixels is played with the motions of the actions")
     motions = find_motions(action_names) if options.odometry else ()
     if options.odometry and not motions:
         raise ConfigError(

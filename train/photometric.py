@@ -150,7 +150,7 @@ def photometric_loss(
     codes: torch.Tensor,
     frames: PosedFrames,
     smooth_weight: float = 0.03,
-    far_weight: float = 0.003,
+    far_weight: float = 0.006,
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """Return the loss of depths by what they predict of other frames, and scalars.
 

@@ -30,7 +30,7 @@ from worldmodel.checkpoint import load_codec, load_depth
 from worldmodel.codec import Codec
 from worldmodel.devices import pick_device
 from worldmodel.distortions import blur_pixels
-from worldmodel.errors import ConfigError, DataError
+from worldmodel.errors import ConfigError, DataError, SeedError
 from worldmodel.files import write_file
 from worldmodel.frames import to_frames, to_pixels
 from worldmodel.memory.camera import Camera, level_pose
@@ -42,9 +42,7 @@ from worldmodel.memory.reprojection import Keyframes, choose, sample_points, smo
 FIELDS = ("latents", "actions", "rewards", "terminated", "poses", "pixels", "mask", "facts")
 READ_FIELDS = ("frames", "actions", "rewards", "terminated", "pose")
 NUM_SOURCES = 6
-NUM_CANDIDATES = (
-    96  # frames of an episode that may be sources beside the last: choosing among all costs more than it adds
-)
+NUM_CANDIDATES = 96  # frames of an episode that may be sources beside the last: all cost more than they add
 CHUNK, CHUNK_ON_GPU = 16, 256  # frames warped at once: what stays in a CPU's cache; what keeps a GPU busy
 SHOWN_BY_CODEC, SHOWN_BLURRED, SHOWN_OFF = 0.25, 0.25, 0.3  # shares of episodes
 LEAST_BLUR, MOST_BLUR, MOST_GAIN = 0.6, 2.2, 1.15  # pixels of a frame of 64, and factor of light
@@ -81,6 +79,10 @@ class WarpOptions:
     def __post_init__(self) -> None:
         if self.split not in ("train", "test"):
             raise ConfigError(f"split must be train or test; got {self.split!r}")
+        if self.shards is not None and self.shards < 1:
+            raise ConfigError(f"shards must be at least 1; got {self.shards}")
+        if self.seed < 0:
+            raise SeedError(f"seed must be 0 or more; got {self.seed}")
         if not 0 <= self.part < self.parts or not self.follow_s >= 0:
             raise ConfigError(
                 f"part must be from 0 to parts - 1, follow_s at least 0; got {self.part}, {self.parts}, {self.follow_s}"
@@ -228,6 +230,8 @@ def list_unprepared(options: WarpOptions, image_size: int) -> Iterator[tuple[int
         found = sorted(options.data.glob(f"{options.split}-*.h5"))[: options.shards]
         if found or not options.follow_s:
             shards = [s for s in open_shards(options.data, image_size=image_size) if s.split == options.split]
+            if not shards and not options.follow_s:
+                raise DataError(f"{options.data} has no {options.split!r} shards: choose another --split")
             for position, shard in enumerate(shards[: options.shards]):
                 last = shard.path.stem.rpartition("-")[2]
                 number = int(last) if last.isdecimal() else position
@@ -382,11 +386,15 @@ class PreparedData:
         """
         if time.monotonic() - self._looked > self._refresh_s:
             self.refresh()
-        sizes = torch.tensor([int(shard["lengths"].sum()) for shard in self.shards], dtype=torch.float64)
-        picked = torch.multinomial(sizes, num_clips, replacement=True, generator=generator)
+        room = torch.stack([(shard["lengths"] - num_frames + 1).clamp_min(0).sum() for shard in self.shards]).double()
+        if not room.any():
+            longest = max(int(shard["lengths"].max()) for shard in self.shards)
+            raise DataError(f"clips of {num_frames} frames asked for; the longest episode has {longest}: record longer")
+        picked = torch.multinomial(room, num_clips, replacement=True, generator=generator)
         places = [draw_clips(self.shards[i]["lengths"], 1, num_frames, generator)[0] for i in picked.tolist()]
         if self.is_joined:
-            starts = (sizes.cumsum(0) - sizes).long()
+            sizes = torch.stack([shard["lengths"].sum() for shard in self.shards])
+            starts = sizes.cumsum(0) - sizes
             return self._cut(self._joined, send(torch.stack(places) + starts[picked, None], self._device))
         clips = [self._cut(self.shards[i], index) for i, index in zip(picked.tolist(), places, strict=True)]
         return {name: torch.stack([clip[name] for clip in clips]) for name in clips[0]}

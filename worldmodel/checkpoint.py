@@ -106,6 +106,15 @@ def save_bundle(
     write_files(files | {folder / "config.json": (json.dumps(config, indent=2) + "\n").encode()})
 
 
+def has_part(name_or_folder: str | Path, name: str) -> bool:
+    """Return whether a bundle holds a part: codec, denoiser, spatial, depth or openings.
+
+    Raises:
+        CheckpointError: the bundle is missing or unreadable.
+    """
+    return name in _read_config(resolve(name_or_folder)).get("files", {})
+
+
 def _read_config(folder: Path) -> dict[str, Any]:
     try:
         config = json.loads((folder / "config.json").read_text())

@@ -18,10 +18,12 @@ import os
 import platform
 import shutil
 import signal
+import statistics
 import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -56,10 +58,10 @@ def has_compiler() -> bool:
 
 
 class WholeStep(nn.Module):
-    """One auto-regressive step as a function of tensors; those of the cache are changed in place."""
+    """One auto-regressive step as a function of tensors; those of the memories are changed in place."""
 
     def __init__(self, model: "WorldModel") -> None:
-        """Take denoiser, schedule and codec of a world."""
+        """Take what a world steps with."""
         super().__init__()
         self.stepper = model.stepper
 
@@ -78,11 +80,11 @@ class WholeStep(nn.Module):
 
         Returns:
             frames uint8 (B, S, H, W, 3), reward logits (B, S, R), termination logits (B, S), the new tensors beside
-            those of the cache.
+            those of the memories.
         """
         state = DreamState.from_tensors(tensors)
         frames, prediction = self.stepper(state, actions, noise, shown_noise)
-        rest = {name: part for name, part in state.tensors().items() if not _is_of_cache(name)}
+        rest = {name: part for name, part in state.tensors().items() if not _is_of_memory(name)}
         return frames, prediction.reward_logits, prediction.terminated_logit, rest
 
 
@@ -132,8 +134,8 @@ def _detach(value: Any) -> Any:
     return value.clone(memory_format=torch.contiguous_format)
 
 
-def _is_of_cache(name: str) -> bool:
-    """Whether a step changes a tensor of a state in place."""
+def _is_of_memory(name: str) -> bool:
+    """Whether a step changes a tensor of a state in place: those of the cache and of the memory of pixels."""
     return "." in name
 
 
@@ -154,15 +156,15 @@ class CompiledStep:
 
     def fits(self, state: DreamState) -> bool:
         """Whether it was compiled for such a state; with any other it would write where it must not."""
-        cache = [part for name, part in state.tensors().items() if _is_of_cache(name)]
-        return state.layout == self.layout and all(part.is_contiguous() for part in cache)
+        kept = [part for name, part in state.tensors().items() if _is_of_memory(name)]
+        return state.layout == self.layout and all(part.is_contiguous() for part in kept)
 
     def __call__(
         self, state: DreamState, actions: torch.Tensor, noise: torch.Tensor, shown_noise: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Take one step in place; return frames, reward logits and termination logits as `WholeStep`."""
         # compiled code trusts the strides it was made for: copies for what it reads; what it writes is never copied
-        named = {name: part if _is_of_cache(name) else part.contiguous() for name, part in state.tensors().items()}
+        named = {name: part if _is_of_memory(name) else part.contiguous() for name, part in state.tensors().items()}
         given = [part.contiguous() for part in (actions, noise, shown_noise)]
         frames, rewards, terminated, parts = self._run(named, *given)
         for name, value in parts.items():
@@ -183,8 +185,28 @@ def step_key(model: "WorldModel", batch: int) -> str:
         digest.update(path.read_bytes())
     facts = (VERSION, torch.__version__, platform.machine(), torch.backends.cpu.get_cpu_capability(), str(model.device))
     settings = (model.config, model.window, model.memory_frames, str(model.dtype), batch, torch.get_num_threads())
-    digest.update(repr((facts, settings, model.denoiser.config, model.codec.config)).encode())
+    pixels = None if model.pixels is None else (model.pixels.config, model.pixels.depth.config)
+    digest.update(repr((facts, settings, model.denoiser.config, model.codec.config, pixels)).encode())
     return digest.hexdigest()[:24]
+
+
+def time_steps(model: "WorldModel", compiled: CompiledStep, batch: int, rounds: int = 8) -> tuple[float, float]:
+    """Return the median milliseconds of a compiled and of an uncompiled step, taken in turns on gray dreams."""
+    stepper, example = model.stepper, _begin_example(model, batch)
+    seconds: tuple[list[float], list[float]] = [], []
+    with torch.inference_mode():
+        actions = torch.zeros(batch, 1, dtype=torch.int64, device=model.device)
+        noise = torch.randn(batch, 2, *example.dream.pending.shape[2:], device=model.device)
+        dreams = example.dream, example.clone().dream
+        for _ in range(rounds + 2):
+            for run, dream, spent in zip((compiled, stepper), dreams, seconds, strict=True):
+                started = time.perf_counter()
+                run(dream, actions, noise[:, :1], noise[:, 1:])
+                if model.device.type == "cuda":
+                    torch.cuda.synchronize()
+                spent.append(time.perf_counter() - started)
+    ours, theirs = (1000 * statistics.median(spent[2:]) for spent in seconds)  # the first ones warm up
+    return ours, theirs
 
 
 class BackgroundCompiler:
@@ -198,14 +220,20 @@ class BackgroundCompiler:
         self._file: Path | None = None
         self.note = ""  # why there is no compiled step, once that is known
         self.is_over = False
+        self._is_wanted = False
         self._is_stopped = False
 
-    def start(self, *, cached_only: bool = False) -> None:
+    def start(self, *, cached_only: bool = False, is_wanted: bool = False) -> None:
         """Load the step from the cache at once, or start compiling it; the world takes it up when it is there.
+
+        It takes it only where it is faster than the uncompiled step, which depends on the processor: with AMX tiles it
+        is three times as fast, without them sometimes slower, as libraries of single operations are tuned better.
 
         Args:
             cached_only: compile nothing.
+            is_wanted: take it even if it is slower.
         """
+        self._is_wanted = is_wanted
         self._file = cache_folder() / f"step-{step_key(self._model, self._batch)}.pt2"
         if self._model.source is not None and self._file.is_file():
             self._work()
@@ -231,12 +259,24 @@ class BackgroundCompiler:
 
     def _work(self) -> None:
         try:
-            self._model.compiled = self._find()
+            compiled = self._find()
+            if self._is_wanted:
+                self._model.compiled = compiled
+            else:
+                self._take_if_faster(compiled)
         except WorldModelError as error:
             self.note = str(error)
         except Exception as error:  # a player must not lose the dream over this
             self.note = f"{type(error).__name__}: {error}"
         self.is_over = True
+
+    def _take_if_faster(self, compiled: CompiledStep) -> None:
+        """Let the world have the step if it is the faster one of the two, each timed in turns."""
+        ours, theirs = time_steps(self._model, compiled, self._batch)
+        if ours <= theirs:
+            self._model.compiled = compiled
+        else:
+            self.note = f"faster here ({theirs:.0f} ms, compiled {ours:.0f} ms)"
 
     def _find(self) -> CompiledStep:
         model = self._model

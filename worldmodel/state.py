@@ -49,6 +49,10 @@ class DreamState:
     flight_poses: torch.Tensor
     pixels: PixelState | None = None
 
+    def _pixel_shapes(self) -> dict[str, torch.Size]:
+        """Return the shapes of what the memory of pixels keeps of one dream."""
+        return {} if self.pixels is None else {name: part.shape[1:] for name, part in self.pixels.tensors().items()}
+
     @property
     def layout(self) -> Layout:
         """Name, shape and format of every tensor: what code compiled for one state can take of another."""
@@ -82,8 +86,14 @@ class DreamState:
         """Replace the dreams of `rows` (int64 (n,)) by the n dreams of `other`, in place.
 
         Raises:
-            ShapeError: the dreams of `other` walk another window, or their context was too short to fill `pending`.
+            ShapeError: the dreams of `other` walk another window, their context was too short to fill `pending`, or
+                they have no memory of pixels or one of another size.
         """
+        if self._pixel_shapes() != other._pixel_shapes():
+            raise ShapeError(
+                "dreams cannot take in some whose memory of pixels has another size, or that have none: begin both "
+                "with one world"
+            )
         for name in ("pending", "flight"):
             mine, theirs = getattr(self, name), getattr(other, name)
             if mine.shape[1:] != theirs.shape[1:]:

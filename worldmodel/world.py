@@ -11,12 +11,12 @@ from typing import Any, cast
 
 import torch
 
-from worldmodel.checkpoint import load_codec, load_denoiser, load_depth, load_info, resolve
+from worldmodel.checkpoint import has_part, load_codec, load_denoiser, load_depth, load_info, resolve
 from worldmodel.codec import Codec
 from worldmodel.compiled import BackgroundCompiler, CompiledStep
 from worldmodel.denoiser import Denoiser
 from worldmodel.devices import has_fast_bfloat16, pick_device
-from worldmodel.errors import ActionError, CompileError, ConfigError, ShapeError, WindowError
+from worldmodel.errors import ActionError, CheckpointError, CompileError, ConfigError, ShapeError, WindowError
 from worldmodel.frames import to_frames, to_pixels
 from worldmodel.memory.camera import POSE_SIZE
 from worldmodel.memory.depth import DepthNet
@@ -132,10 +132,16 @@ class WorldModel:
             CheckpointError: the bundle is missing, damaged or does not fit.
         """
         codec, denoiser = load_codec(name_or_folder), load_denoiser(name_or_folder)
-        if denoiser.config.warp_channels:
-            settings = {"depth": load_depth(name_or_folder)} | settings
+        has_own_depth = "depth" not in settings
+        if has_own_depth and denoiser.config.warp_channels:
+            if not has_part(name_or_folder, "depth"):
+                raise CheckpointError(
+                    f"{name_or_folder} takes what a memory of pixels shows and holds no depth network: make it with "
+                    "train.bundle --depth"
+                )
+            settings = settings | {"depth": load_depth(name_or_folder)}
         model = cls(codec, denoiser, info=load_info(name_or_folder), **settings)
-        model.source = resolve(name_or_folder)
+        model.source = resolve(name_or_folder) if has_own_depth else None  # None: the bundle is not all of it
         return model
 
     def compile(self, batch: int = 1, *, wait: bool = True, cached_only: bool = False) -> BackgroundCompiler:
@@ -145,7 +151,8 @@ class WorldModel:
 
         Args:
             batch: dreams stepped at once. Batches of other sizes go on uncompiled.
-            wait: return when it is done; else the world plays on, and is faster from some step on.
+            wait: return when it is done, and step compiled; else the world plays on, and from some step on runs
+                whichever of the two is faster here.
             cached_only: take a step that was compiled before, and compile nothing.
 
         Returns:
@@ -155,7 +162,7 @@ class WorldModel:
             CompileError: with `wait`, if the step cannot be compiled.
         """
         compiler = BackgroundCompiler(self, batch)
-        compiler.start(cached_only=cached_only)
+        compiler.start(cached_only=cached_only, is_wanted=wait)
         if wait and not compiler.wait():
             raise CompileError(compiler.note)
         return compiler
@@ -255,11 +262,12 @@ class WorldModel:
         generators = [torch.Generator().manual_seed(int(seed)) for seed in seeds]
         noise = self._noise(generators, known)
         flight = (self._check_actions(ahead), self._noise(generators, 2 * lag)) if lag else (None, None)
+        latents = self.encode(frames)
         pixels = sight = None
         if self.pixels is not None:
             pixels = self.pixels.empty(batch)
             sight = self._watch(self.pixels, pixels, frames.to(self.device), torch.cat([into, ahead.to(into)], 1))
-        dream = sampler.begin(self.encode(frames), into, noise, *flight, sight)
+        dream = sampler.begin(latents, into, noise, *flight, sight)
         dream.pixels = pixels
         return WorldState(dream, generators)
 
@@ -325,7 +333,8 @@ class WorldModel:
     def reckon(self, state: WorldState, actions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return which share of its way the last step of each dream got, and which the next one will get.
 
-        The spatial memory of the denoiser judges it from what the dream shows: less than 1 where a wall is near.
+        The memory of pixels, or the spatial memory of the denoiser, judges it from what the dream shows: less than 1
+        where a wall is near.
 
         Args:
             state: from `reset`; not changed.
@@ -338,7 +347,7 @@ class WorldModel:
             ConfigError: `can_reckon` is false. ActionError, ShapeError: as `step`.
         """
         actions = self._check_step(state, actions)
-        if self.pixels is not None and state.dream.pixels is not None:
+        if self.pixels is not None and self.can_reckon:
             parts, motions = self._reckon_pixels(self.pixels, state, actions), self.pixels.motions[:, 0]
         else:
             parts = self.sampler.reckon(state.dream, actions[:, None])

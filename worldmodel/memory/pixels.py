@@ -20,8 +20,9 @@ from worldmodel.memory.folded import fold, unfold
 from worldmodel.memory.pose import Body, Surroundings, advance, level_motions, observe
 from worldmodel.memory.reprojection import Keyframes, WarpRule, choose, smooth_inverse_depth, warp, write
 
-# Keyframes 4.7 MB, obstacles and places 60 KB: with the denoiser's own memory a dream stays below 8 MB.
-NUM_KEYFRAMES = 288
+# Keyframes 3.3 MB, obstacles and places 41 KB: with 304 frames of the denoiser's own memory in 32 bits, 4.5 MB, a dream
+# stays below 8 MB.
+NUM_KEYFRAMES = 200
 NUM_POINTS, NUM_PLACES = 2048, 2048
 NUM_SOURCES = 6
 INVENTED = 255
