@@ -101,6 +101,7 @@ def test_a_compiled_step_with_a_memory_of_pixels_dreams_the_same(
     assert torch.equal(after["pixels.keyframes_pixels"][0, newest], frames[0][0, -1].permute(2, 0, 1))
 
 
+@pytest.mark.slow
 def test_a_step_with_a_memory_of_pixels_can_be_exported(pixel_bundle: Path, openings: Openings) -> None:
     """Shapes are fixed and nothing depends on data: what is traced on one state steps another alike, in place."""
     world = WorldModel.load(pixel_bundle, device="cpu", num_steps=1, dtype=torch.float32)
