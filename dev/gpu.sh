@@ -23,6 +23,8 @@ echo "wheels: $(($(date +%s) - started)) s"
     --deadline $((SECONDS_IN_ALL - 10 - $(date +%s) + started)) "$@" 2> "$work.stderr"
 status=$?
 tr '\r' '\n' < "$work.stderr" | grep -v -e '^ *$' -e '%|' -e 'step \[' -e ' frames \[' | tail -n 30
+# For a second call while the machine is warm: train.evaluate --checkpoint $WORK/world --data $WORK/recording
+mkdir -p "$work/world" && cp "$OUT"/config.json "$OUT"/{codec,denoiser,depth}.safetensors "$work/world" 2> /dev/null
 for log in "$work"/record.log "$work"/prepare_*.log; do
     [ -f "$log" ] && echo "== $(basename "$log")" && tr '\r' '\n' < "$log" | tail -n 2
 done

@@ -177,7 +177,7 @@ class Clock:
     def __init__(self, options: FineTuneOptions, started: float) -> None:
         """Share the time; `started` is the moment that the deadline counts from."""
         total = options.deadline
-        margin = min(15.0, max(2.0, 0.03 * total))
+        margin = min(15.0, max(5.0, 0.03 * total))
         evaluate = min(options.evaluate_s, 0.1 * total)
         self.started, self.end = started, started + total
         self.hard_end = self.end - margin / 3
