@@ -12,7 +12,7 @@ Source: Jordan et al. 2024 (Muon); the stack is ours.
 import math
 from collections import defaultdict
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -57,7 +57,7 @@ class StackedMuon(torch.optim.Muon):
                 if weight.grad is not None:
                     by_shape[weight.shape].append(weight)
             for shape, weights in by_shape.items():
-                grads = [weight.grad for weight in weights]
+                grads = [cast("torch.Tensor", weight.grad) for weight in weights]
                 for weight, grad in zip(weights, grads, strict=True):
                     if "momentum_buffer" not in self.state[weight]:
                         self.state[weight]["momentum_buffer"] = torch.zeros_like(grad)

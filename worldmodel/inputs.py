@@ -60,8 +60,8 @@ class FrameInputs:
         """
         past, past_levels = stack_previous(frames, levels, num_previous)
         part = slice(frames.shape[1] - actions.shape[1], None)
-        parts = (whole[:, part] for whole in (frames, levels))
-        return FrameInputs(*parts, actions, past[:, part], past_levels[:, part], warped, poses)
+        last, last_levels = frames[:, part], levels[:, part]
+        return FrameInputs(last, last_levels, actions, past[:, part], past_levels[:, part], warped, poses)
 
     @property
     def num_frames(self) -> int:

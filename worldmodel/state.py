@@ -79,7 +79,7 @@ class DreamState:
 
     def clone(self) -> "DreamState":
         """Return an independent copy: a fork of the dreams."""
-        parts = {f.name: getattr(self, f.name) for f in fields(self)}
+        parts: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
         return DreamState(**{name: None if part is None else part.clone() for name, part in parts.items()})
 
     def put(self, rows: torch.Tensor, other: "DreamState") -> None:
