@@ -79,8 +79,9 @@ class DreamState:
 
     def clone(self) -> "DreamState":
         """Return an independent copy: a fork of the dreams."""
-        parts: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
-        return DreamState(**{name: None if part is None else part.clone() for name, part in parts.items()})
+        parts = {f.name: getattr(self, f.name) for f in fields(self)}
+        copies: dict[str, Any] = {name: None if part is None else part.clone() for name, part in parts.items()}
+        return DreamState(**copies)
 
     def put(self, rows: torch.Tensor, other: "DreamState") -> None:
         """Replace the dreams of `rows` (int64 (n,)) by the n dreams of `other`, in place.
