@@ -116,6 +116,18 @@ def test_a_walk_and_a_turn_show_what_is_there(sampling: str) -> None:
     assert closer.magnification[0, 0, 0][28:36, 28:36].mean().item() == pytest.approx(1, abs=0.02)
 
 
+def test_what_was_dreamt_is_taken_whole_and_true_pixels_are_mixed() -> None:
+    poses = level_pose(torch.tensor([[0.3, -0.2, 0.1], [0.5, -0.1, 0.25]]))
+    seen = {}
+    for invented, rule in ((0, WarpRule()), (255, WarpRule()), (255, NEAREST)):
+        keyframes = Keyframes.empty(1, 2, SIZE)
+        remember(keyframes, poses[:1], invented=invented)
+        chosen = choose(keyframes, CAMERA, poses[None, 1:], 2, rule)
+        seen[invented, rule.sampling] = warp(keyframes, CAMERA, poses[None, 1:], chosen, rule).pixels
+    assert torch.equal(seen[255, "cubic"], seen[255, "nearest"])
+    assert not torch.allclose(seen[0, "cubic"], seen[255, "cubic"], atol=1e-2)
+
+
 def test_a_turn_that_comes_back_finds_what_it_left() -> None:
     keyframes = Keyframes.empty(1, 32, SIZE)
     for heading in range(0, 360, 30):

@@ -122,6 +122,8 @@ class WarpRule:
     Attributes:
         sampling: "nearest" keeps texture sharp, "linear" and "cubic" (kept between the nearest four pixels) come
             closer in mean.
+        whole: share invented from which pixels are taken whole, as with "nearest": what was dreamt is warped from dream
+            to dream, and each time it was mixed it would be blurred further.
         later: cost of the latest rank against the first.
         magnified: cost of each doubling of magnification above 0.2.
         squeezed: cost of each doubling of minification.
@@ -136,6 +138,7 @@ class WarpRule:
     """
 
     sampling: str = "cubic"
+    whole: float = 0.5
     later: float = 0.6
     magnified: float = 1.5
     squeezed: float = 0.25
@@ -688,9 +691,11 @@ def _compose(
     inverse, column, row, zoom = (pick(part) for part in (found.inverse, found.column, found.row, found.zoom))
     mask = inverse.sign()
     held = sources.rows.flatten().index_select(0, pick(which).flatten()).view(views, pixels)
-    colors = _sample(keyframes.pixels, held, column, row, rule.sampling)  # (N, 3, P)
     cell = (row * grid).long().clamp(0, grid - 1) * grid + (column * grid).long().clamp(0, grid - 1)
     invented = keyframes.invented.flatten().index_select(0, (held * grid**2 + cell).flatten()).view_as(mask) / 255
+    is_whole = (invented >= rule.whole).float()
+    column, row = (torch.lerp(part, ((part * size).floor() + 0.5) / size, is_whole) for part in (column, row))
+    colors = _sample(keyframes.pixels, held, column, row, rule.sampling)  # (N, 3, P)
     order = keyframes.order.flatten().index_select(0, held.flatten()).view_as(mask)
     age = (now[:, None] - order).clamp_min(0).float().add(1).log2() / 8
     known = torch.cat([colors / 127.5 - 1, -inverse.clamp_min(1e-3).log()[:, None]], 1).unflatten(-1, (size, size))
