@@ -129,7 +129,8 @@ class Codec(nn.Module):
         drawn, kept = self.draw_raw(raw, warped)
         if warped is None or kept is None:
             return drawn
-        return drawn + kept * (unfold(warped).pixels.to(drawn.dtype) - drawn)
+        drawn = drawn.float()  # remembered pixels keep their digits: they are remembered again
+        return drawn + kept.float() * (unfold(warped).pixels.float() - drawn)
 
     def draw_raw(
         self, raw: torch.Tensor, warped: torch.Tensor | None = None
