@@ -13,6 +13,7 @@ from worldmodel.cache import MemoryCache
 from worldmodel.denoiser import Denoiser, DenoiserConfig, Prediction
 from worldmodel.errors import ActionError, ConfigError, ShapeError
 from worldmodel.inputs import FrameInputs, Prefer
+from worldmodel.memory.folded import NUM_FOLDED
 from worldmodel.memory.views import ColumnViews
 from worldmodel.presets import PRESETS, get_preset
 
@@ -43,7 +44,7 @@ SETTINGS += [
     {"motions": MOTIONS, "width": 64, "heads": 4, "view_points": 5, "memory_frames": 4, "view_frames": view_frames}
     for view_frames in (0, 11)
 ]
-SETTINGS += [{"warp_channels": 3}]
+SETTINGS += [{"warp_channels": NUM_FOLDED}]
 SETTINGS += STRUCTURES + [{**changes, "motions": MOTIONS, "width": 64, "heads": 4} for changes in [{}, *STRUCTURES]]
 
 
@@ -128,7 +129,7 @@ def test_memory_of_another_length_than_trained_is_refused(
 def test_every_input_matters_from_its_frame_on_and_never_before(
     name: str, make_denoiser: Callable[..., Denoiser], make_inputs: Callable[..., FrameInputs]
 ) -> None:
-    denoiser = make_denoiser(warp_channels=3)
+    denoiser = make_denoiser(warp_channels=NUM_FOLDED)
     inputs = make_inputs(denoiser.config, 2, 10)
     before, _ = denoiser(inputs)
     moved = (lambda x: (x + 1) % denoiser.config.num_actions) if name == "actions" else (lambda x: 0.5 * x + 0.1)

@@ -417,7 +417,7 @@ def test_clips_begin_with_no_known_action(
     """As a dream begins: `WorldModel.reset` says "none" for the first frame as well."""
     import train.denoiser
 
-    def stop(options: Any, machine: Any, model: Any, optimizers: Any, sample: Any, *_: Any) -> None:
+    def stop(options: Any, machine: Any, model: Any, optimizers: Any, sample: Any, *_: Any, **__: Any) -> None:
         seen.update(sample(step_generator(0, 0, 0)))
         assert {id(p) for o in optimizers for g in o.param_groups for p in g["params"]} == {
             id(p) for p in model.parameters()

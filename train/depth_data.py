@@ -19,7 +19,7 @@ from train.photometric import complete_poses, window_means
 from worldmodel.errors import DataError
 from worldmodel.frames import to_pixels
 from worldmodel.memory.depth import halve_depth
-from worldmodel.odometry import walk_poses
+from worldmodel.odometry import POSE_SIZE, walk_poses
 
 REACHES = (1, 2, 3, 4, 5)  # steps between the frames of a pair: few for what is near, many for what is far
 
@@ -57,7 +57,8 @@ def reckon_poses(actions: np.ndarray, action_names: tuple[str, ...]) -> torch.Te
         )
     table = torch.tensor([*motions, (0.0, 0.0)]) * torch.tensor([math.pi / 180, 1.0])
     taken = torch.from_numpy(actions.astype(np.int64))[None]
-    return complete_poses(torch.cat([torch.zeros(1, 1, 3), walk_poses(table, taken, torch.zeros(1, 3))], 1)[0])
+    start = torch.zeros(1, POSE_SIZE)
+    return torch.cat([start[:, None], walk_poses(table, taken, start)], 1)[0]
 
 
 def read_depth(depth: np.ndarray, image_size: int, where: str) -> torch.Tensor:
