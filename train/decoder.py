@@ -173,13 +173,13 @@ def dreamt_examples(model: WorldModel, frames: torch.Tensor, actions: torch.Tens
             warped.append(known.float().cpu())
         return decode(made, known)
 
-    model.codec.decode = keep  # type: ignore[method-assign]
+    model.codec.decode = keep
     shown = []
     try:
         for column in to_come.unbind(1):
             shown.append(model.step(state, column).frames.cpu())
     finally:
-        model.codec.decode = decode  # type: ignore[method-assign]
+        model.codec.decode = decode
     kinds = torch.full((len(frames) * count,), DREAMT)
     return Examples(torch.cat(latents).half(), torch.cat(shown), kinds, *pack_folded(torch.cat(warped)))
 

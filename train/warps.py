@@ -251,7 +251,8 @@ def prepare(options: WarpOptions) -> dict[str, Any]:
         DataError: no readable shard, or episodes without poses. CheckpointError: a bundle is missing.
     """
     device = pick_device(options.device)
-    codec = load_codec(options.checkpoint).to(device, memory_format=torch.channels_last)
+    codec = load_codec(options.checkpoint).to(device)
+    codec = codec.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # not in its stubs
     depth = load_depth(options.checkpoint if options.depth is None else options.depth).to(device)
     options.out.mkdir(parents=True, exist_ok=True)
     num_shards = num_frames = 0

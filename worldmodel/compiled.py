@@ -198,8 +198,9 @@ def time_steps(model: "WorldModel", compiled: CompiledStep, batch: int, rounds: 
         actions = torch.zeros(batch, 1, dtype=torch.int64, device=model.device)
         noise = torch.randn(batch, 2, *example.dream.pending.shape[2:], device=model.device)
         dreams = example.dream, example.clone().dream
+        steps: tuple[Callable[..., Any], Callable[..., Any]] = compiled, stepper
         for _ in range(rounds + 2):
-            for run, dream, spent in zip((compiled, stepper), dreams, seconds, strict=True):
+            for run, dream, spent in zip(steps, dreams, seconds, strict=True):
                 started = time.perf_counter()
                 run(dream, actions, noise[:, :1], noise[:, 1:])
                 if model.device.type == "cuda":

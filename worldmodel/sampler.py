@@ -7,8 +7,8 @@ The clean write of frames that have left the window rides in the first network c
 `DreamState.pending` holds frames that the cache does not know yet.
 """
 
+import dataclasses
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 from torch.nn import functional as F
@@ -54,7 +54,8 @@ class SamplerConfig:
             raise ConfigError(f"level_shift must be above 0; got {self.level_shift}")
 
 
-class Sight(NamedTuple):
+@dataclass(frozen=True)
+class Sight:
     """What a memory outside the denoiser tells of T frames.
 
     Attributes:
@@ -65,7 +66,7 @@ class Sight(NamedTuple):
     poses: torch.Tensor
     warped: torch.Tensor
 
-    def __getitem__(self, frames: slice) -> "Sight":  # type: ignore[override]  # frames, not fields
+    def __getitem__(self, frames: slice) -> "Sight":
         """Return that of some of the frames."""
         return Sight(self.poses[:, frames], self.warped[:, frames])
 
@@ -150,8 +151,9 @@ class Sampler:
         past = frames - window.num_clean
         shown = self._show(latents[:, :past], noise[:, :past])
         levels = shown.new_full((batch, past), self.config.context_level)
-        poses, warped = (None, None) if sight is None else sight[:past]
-        given = FrameInputs.stack(shown, levels, actions[:, :past], config.num_previous, warped, poses)
+        given = FrameInputs.stack(shown, levels, actions[:, :past], config.num_previous)
+        if sight is not None:
+            given = dataclasses.replace(given, warped=sight.warped[:, :past], poses=sight.poses[:, :past])
         cache = self.denoiser.new_cache(batch, self.memory_frames)
         known = max(0, past - window.stride)
         for start in range(0, known, CONTEXT_PART):
@@ -174,7 +176,9 @@ class Sampler:
             flight_poses=shown.new_zeros(batch, window.size - window.stride, POSE_SIZE),
         )
         if sight is not None:
-            state.pending_poses, state.pending_warped = (part.clone() for part in sight[known:past])
+            state.pending_poses, state.pending_warped = (
+                part[:, known:past].clone() for part in (sight.poses, sight.warped)
+            )
             state.flight_poses = sight.poses[:, past:].clone()
         self._fill(state, flight_actions, flight_noise, None if sight is None else sight[past:])
         return state
@@ -276,7 +280,7 @@ class Sampler:
         state.pending, state.pending_actions = self._show(flight[:, :stride], shown_noise), flight_actions[:, :stride]
         state.flight, state.flight_actions = flight[:, stride:].clone(), flight_actions[:, stride:].clone()
         if sight is not None:
-            state.pending_poses, state.pending_warped = sight[:stride]
+            state.pending_poses, state.pending_warped = sight.poses[:, :stride], sight.warped[:, :stride]
             state.flight_poses = sight.poses[:, stride:].clone()
         finished = slice(self.window.num_clean, self.window.num_clean + stride)
         return flight[:, finished], Prediction(*(part[:, finished] for part in prediction))

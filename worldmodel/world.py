@@ -261,13 +261,14 @@ class WorldModel:
         into = torch.cat([none, self._check_actions(actions)], 1)
         generators = [torch.Generator().manual_seed(int(seed)) for seed in seeds]
         noise = self._noise(generators, known)
-        flight = (self._check_actions(ahead), self._noise(generators, 2 * lag)) if lag else (None, None)
+        flight_actions = self._check_actions(ahead) if lag else None
+        flight_noise = self._noise(generators, 2 * lag) if lag else None
         latents = self.encode(frames)
         pixels = sight = None
         if self.pixels is not None:
             pixels = self.pixels.empty(batch)
             sight = self._watch(self.pixels, pixels, frames.to(self.device), torch.cat([into, ahead.to(into)], 1))
-        dream = sampler.begin(latents, into, noise, *flight, sight)
+        dream = sampler.begin(latents, into, noise, flight_actions, flight_noise, sight)
         dream.pixels = pixels
         return WorldState(dream, generators)
 
