@@ -2,13 +2,10 @@
 
 import math
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 import torch
 
-from worldmodel.codec import Codec
-from worldmodel.compiled import CompiledStep, compile_step, has_compiler
 from worldmodel.denoiser import Denoiser
 from worldmodel.geometry import WALK_SCALE, ReprojectedViews
 from worldmodel.inputs import FrameInputs, Prefer
@@ -18,7 +15,6 @@ from worldmodel.odometry import POSE_SIZE, ground_poses
 from worldmodel.sampler import Sampler, SamplerConfig
 from worldmodel.state import DreamState
 from worldmodel.windows import next_frame_window
-from worldmodel.world import WorldModel
 
 MOTIONS = ((0.0, 0.0), (0.0, 0.12), (0.0, -0.12), (6.0, 0.0), (-6.0, 0.0), (6.0, 0.12), (-6.0, 0.12))
 AHEAD, BACK, LEFT = 1, 2, 3
@@ -202,24 +198,3 @@ def test_clips_and_caches_stop_at_the_same_places(make_denoiser: Callable[..., D
         _, written = denoiser(now, cache=cache, prefer="oldest")
         cache.commit(*written, num_frames=1)
     torch.testing.assert_close(torch.cat(found, 1), clip.poses, rtol=1e-4, atol=1e-4)
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(not has_compiler(), reason="no C++ compiler")
-def test_compiled_dreams_stop_at_the_same_places(
-    make_denoiser: Callable[..., Denoiser], make_codec: Callable[..., Codec], tmp_path: Path
-) -> None:
-    denoiser = make_denoiser(motions=MOTIONS, width=64, heads=4, view_points=4, view_frames=20)
-    set_geometry(denoiser, depth=0.3)
-    world = WorldModel(make_codec(), denoiser, device="cpu", num_steps=1, dtype=torch.float32)
-    frames = torch.randint(256, (2, 5, 32, 32, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    start = world.reset(frames, torch.tensor([[0, 0, 0, AHEAD], [LEFT, 0, BACK, BACK]]), [0, 1])
-    found = []
-    compile_step(world, 2, tmp_path / "step.pt2")
-    for compiled in (None, CompiledStep(tmp_path / "step.pt2", start.dream.layout)):
-        world.compiled, state = compiled, start.clone()
-        shown = [world.step(state, torch.tensor([AHEAD, action])).frames for action in (1, 3, 1, 2, 5, 1, 1, 1)]
-        found.append((torch.stack(shown).int(), state.dream.cache.pose))
-    assert (found[0][0] - found[1][0]).abs().max() <= 2  # levels of 255
-    torch.testing.assert_close(found[0][1], found[1][1], rtol=0, atol=1e-4)
-    assert found[0][1][0, 0] < 0.5  # of 9 steps ahead, which get 1.08 cells where nothing stops them
