@@ -36,12 +36,11 @@ from worldmodel.frames import to_frames, to_pixels
 from worldmodel.memory.camera import Camera, level_pose
 from worldmodel.memory.depth import DepthNet
 from worldmodel.memory.folded import FOLD, NUM_FACTS, unfold
-from worldmodel.memory.pixels import INVENTED
+from worldmodel.memory.pixels import INVENTED, NUM_SOURCES
 from worldmodel.memory.reprojection import Keyframes, choose, sample_points, smooth_inverse_depth, warp
 
 FIELDS = ("latents", "actions", "rewards", "terminated", "poses", "pixels", "mask", "facts")
 READ_FIELDS = ("frames", "actions", "rewards", "terminated", "pose")
-NUM_SOURCES = 6
 NUM_CANDIDATES = 96  # frames of an episode that may be sources beside the last: all cost more than they add
 CHUNK, CHUNK_ON_GPU = 16, 256  # frames warped at once: what stays in a CPU's cache; what keeps a GPU busy
 SHOWN_BY_CODEC, SHOWN_BLURRED, SHOWN_OFF = 0.25, 0.25, 0.3  # shares of episodes
