@@ -134,3 +134,15 @@ def test_refusals(folder: Path, codec_folder: Path, bundle: Path, tmp_path: Path
     shorter = decoder_options(folder, tmp_path)
     with pytest.raises(DataError, match="has 98 frames, the recording 12"):
         train_decoder(DecoderOptions(**{**vars(shorter), "data": other}), CPU)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["low_weight", "tint_weight", "texture_weight", "drawn_weight"])
+def test_each_weight_of_the_loss_counts(name: str, make_codec: Callable[..., Codec]) -> None:
+    """The latents are jittered, so that what is drawn differs from what was drawn before."""
+    found = []
+    for weight in (0.0, 1e4):
+        torch.manual_seed(0)
+        loss = DecoderLoss(make_codec(keeps_pixels=True), AdversaryConfig(width=4, **{name: weight})).train()
+        found.append(float(loss(**batch())[1]["rebuilt"]))
+    assert found[1] > found[0] + 1e-3
