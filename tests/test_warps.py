@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+import train.warps
 from envs.episodes import open_shards, read_episode
 from tests.box_room import see, walk, write_walks
 from train.photometric import complete_poses
@@ -68,6 +69,37 @@ def episode(num_frames: int) -> dict[str, torch.Tensor]:
     frames, depth = see(places, 32)
     inverse = depth.reciprocal()[:, ::2, ::2]
     return {"pixels": frames.permute(0, 3, 1, 2), "inverse_depth": inverse, "poses": complete_poses(places)}
+
+
+@pytest.mark.parametrize("anchored", [0.0, 1.0])
+def test_a_shard_holds_its_episodes_in_order(
+    walks: Path, parts: Path, tmp_path: Path, anchored: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = [shard for shard in open_shards(walks) if shard.split == "train"][0]
+    read = train.warps.read_episode
+    cut = iter([5, 3] * len(given.episodes))
+
+    def read_part(*args: Any, **kwargs: Any) -> dict[str, np.ndarray]:  # episodes end early, or late
+        arrays, length = read(*args, **kwargs), next(cut)
+        return {name: part[: length - (name not in ("frames", "pose"))] for name, part in arrays.items()}
+
+    monkeypatch.setattr(train.warps, "read_episode", read_part)
+    made = [tmp_path / name for name in ("a", "b")]
+    for out in made:
+        cut = iter([5, 3] * len(given.episodes))
+        prepare(options(walks, parts, out, anchored=anchored, shards=1))
+    files = [next(out.glob("*.safetensors")) for out in made]
+    assert files[0].read_bytes() == files[1].read_bytes()
+    shard = load_file(files[0])
+    lengths = ([5, 3] * len(given.episodes))[: len(given.episodes)]
+    assert shard["lengths"].tolist() == lengths
+    for row, (first, episode) in enumerate(zip(np.cumsum([0, *lengths]), given.episodes, strict=False)):
+        arrays = read(episode, fields=("actions",))
+        told = shard["actions"][first : first + lengths[row]]
+        assert told[1:].tolist() == arrays["actions"][: lengths[row] - 1].tolist() and told[0] == 0
+        assert not shard["mask"][first].any()
+        # Of others, chance may have hidden all that came before.
+        assert not anchored or shard["mask"][first + 1 : first + lengths[row]].any()
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -198,7 +230,7 @@ def test_refusals(walks: Path, parts: Path, tmp_path: Path) -> None:
     assert not list((tmp_path / "out").iterdir())
     with pytest.raises(DataError, match="no 'test' shards"):
         prepare(options(walks, parts, tmp_path / "out", split="test"))
-    for change in ({"split": "valid"}, {"shards": 0}, {"seed": -1}):
+    for change in ({"split": "valid"}, {"shards": 0}, {"anchored": 1.5}, {"seed": -1}):
         with pytest.raises(ConfigError if "seed" not in change else ValueError, match=next(iter(change))):
             options(walks, parts, tmp_path, **change)
 

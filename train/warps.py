@@ -7,6 +7,8 @@ For every frame its latent is kept, where it was seen from, and what earlier fra
 remembers now more and now less, so spans of an episode differ in which earlier frames count: all of them, only old
 ones, only the last few, or a handful. Some episodes are remembered as the codec shows them, some blurred and too bright
 or dark, as dreams get, and some from places that are a little off.
+
+Other shards hold what `train.anchored` makes of their episodes: memories of memories, as a dream's are.
 """
 
 import functools
@@ -23,6 +25,7 @@ from safetensors.torch import load_file, save
 from tqdm import tqdm
 
 from envs.episodes import ShardInfo, open_shards, read_episode
+from train.anchored import roll_out
 from train.data import draw_clips, encode_frames
 from train.loop import send
 from train.options import parse_options, run_program
@@ -36,7 +39,7 @@ from worldmodel.frames import to_frames, to_pixels
 from worldmodel.memory.camera import Camera, level_pose
 from worldmodel.memory.depth import DepthNet
 from worldmodel.memory.folded import FOLD, NUM_FACTS, unfold
-from worldmodel.memory.pixels import INVENTED, NUM_SOURCES
+from worldmodel.memory.pixels import INVENTED, NUM_SOURCES, PixelMemory
 from worldmodel.memory.reprojection import Keyframes, choose, sample_points, smooth_inverse_depth, warp
 
 FIELDS = ("latents", "actions", "rewards", "terminated", "poses", "pixels", "mask", "facts")
@@ -64,6 +67,8 @@ class WarpOptions:
     """train or test."""
     shards: int | None = None
     """Prepare at most this many in all."""
+    anchored: float = 0.5
+    """Share of the shards that remember what they remembered, as dreams do (train.anchored)."""
     seed: int = 0
     """Seed of what is remembered when."""
     parts: int = 1
@@ -80,6 +85,8 @@ class WarpOptions:
             raise ConfigError(f"split must be train or test; got {self.split!r}")
         if self.shards is not None and self.shards < 1:
             raise ConfigError(f"shards must be at least 1; got {self.shards}")
+        if not 0 <= self.anchored <= 1:
+            raise ConfigError(f"anchored must be from 0 to 1; got {self.anchored}")
         if self.seed < 0:
             raise SeedError(f"seed must be 0 or more; got {self.seed}")
         if not 0 <= self.part < self.parts or not self.follow_s >= 0:
@@ -178,6 +185,36 @@ def blur_and_light(pixels: torch.Tensor, rng: np.random.Generator) -> torch.Tens
     return (blur_pixels(pixels, sigma) + 1) * gain - 1
 
 
+def read_poses(arrays: dict[str, np.ndarray]) -> torch.Tensor:
+    """Return where the frames of an episode are seen from, float32 (T, 5)."""
+    places = torch.from_numpy(arrays["pose"]).float()
+    return level_pose(torch.cat([places[:, :2], places[:, 2:].deg2rad()], 1))
+
+
+def read_steps(arrays: dict[str, np.ndarray]) -> dict[str, torch.Tensor]:
+    """Return actions, rewards and ends of an episode; those at t belong to the step into frame t."""
+    steps = {name: torch.from_numpy(arrays[name]) for name in ("actions", "rewards", "terminated")}
+    return {name: torch.cat([part.new_zeros(1), part]) for name, part in steps.items()}
+
+
+def show_by_codec(
+    codec: Codec, frames: torch.Tensor, latents: torch.Tensor, rng: np.random.Generator, device: torch.device
+) -> tuple[torch.Tensor, bool]:
+    """Return frames uint8 (T, H, W, 3) as some episodes are remembered: as they are, decoded, or decoded and tired.
+
+    Returns:
+        the frames, and whether they were decoded.
+    """
+    kind = rng.random()
+    if kind >= SHOWN_BY_CODEC + SHOWN_BLURRED:
+        return frames, False
+    at_once = 32 if device.type == "cpu" else 512
+    decoded = [codec.decode(part.float().to(device)).float() for part in latents.split(at_once)]
+    if kind < SHOWN_BLURRED:
+        decoded = [blur_and_light(part, rng) for part in decoded]
+    return torch.cat([to_frames(part).cpu() for part in decoded]), True
+
+
 @torch.inference_mode()
 def prepare_episode(
     codec: Codec, depth: DepthNet, arrays: dict[str, np.ndarray], rng: np.random.Generator, device: torch.device
@@ -186,16 +223,8 @@ def prepare_episode(
     frames = torch.from_numpy(arrays["frames"])
     at_once = 32 if device.type == "cpu" else 512
     latents = encode_frames(codec, frames, device)
-    shown = frames
-    kind = rng.random()
-    is_dreamlike = kind < SHOWN_BY_CODEC + SHOWN_BLURRED
-    if is_dreamlike:
-        decoded = [codec.decode(part.float().to(device)).float() for part in latents.split(at_once)]
-        if kind < SHOWN_BLURRED:
-            decoded = [blur_and_light(part, rng) for part in decoded]
-        shown = torch.cat([to_frames(part).cpu() for part in decoded])
-    places = torch.from_numpy(arrays["pose"]).float()
-    poses = level_pose(torch.cat([places[:, :2], places[:, 2:].deg2rad()], 1))
+    shown, is_dreamlike = show_by_codec(codec, frames, latents, rng, device)
+    poses = read_poses(arrays)
     inverse = torch.cat([depth(to_pixels(part.to(device))).reciprocal() for part in shown.split(at_once)])
     remembered = poses
     if rng.random() < SHOWN_OFF:
@@ -213,9 +242,35 @@ def prepare_episode(
         remembered.to(device),
         INVENTED * int(is_dreamlike),
     )
-    steps = {name: torch.from_numpy(arrays[name]) for name in ("actions", "rewards", "terminated")}
-    into = {name: torch.cat([part.new_zeros(1), part]) for name, part in steps.items()}  # t: the step INTO frame t
-    return {"latents": latents, "poses": poses} | into | warped
+    return {"latents": latents, "poses": poses} | read_steps(arrays) | warped
+
+
+@torch.inference_mode()
+def prepare_anchored(
+    codec: Codec,
+    depth: DepthNet,
+    episodes: list[dict[str, np.ndarray]],
+    rng: np.random.Generator,
+    device: torch.device,
+) -> list[dict[str, torch.Tensor]]:
+    """Return the `FIELDS` of each of some episodes, rolled out side by side, on the CPU."""
+    longest = max(len(arrays["frames"]) for arrays in episodes)
+    latents = [encode_frames(codec, torch.from_numpy(arrays["frames"]), device) for arrays in episodes]
+    shown, poses = [], []
+    for arrays, coded in zip(episodes, latents, strict=True):
+        frames = show_by_codec(codec, torch.from_numpy(arrays["frames"]), coded, rng, device)[0]
+        # One that has ended stands still until all have.
+        index = torch.arange(longest).clamp_max(len(frames) - 1)
+        shown.append(frames[index])
+        poses.append(read_poses(arrays)[index])
+    memory = PixelMemory(depth, ()).to(device)
+    folded, reckoned = roll_out(memory, torch.stack(shown), torch.stack(poses), rng)
+    prepared = []
+    for row, (arrays, coded) in enumerate(zip(episodes, latents, strict=True)):
+        pixels, mask, facts = pack_folded(folded[row, : len(coded)].float())
+        warped = {"pixels": pixels.contiguous(), "mask": mask, "facts": facts}
+        prepared.append({"latents": coded, "poses": reckoned[row, : len(coded)]} | read_steps(arrays) | warped)
+    return prepared
 
 
 def list_unprepared(options: WarpOptions, image_size: int) -> Iterator[tuple[int, ShardInfo, Path]]:
@@ -259,15 +314,19 @@ def prepare(options: WarpOptions) -> dict[str, Any]:
     waiting = list_unprepared(options, codec.config.image_size)
     for number, shard, path in tqdm(waiting, desc="warping", unit="shard", mininterval=5.0):
         rng = np.random.default_rng([options.seed, number])
-        parts, lengths = [], []
+        episodes = []
         for episode in shard.episodes:
             if "pose" not in episode.fields:
                 raise DataError(
                     f"{shard.path} holds episodes without poses, and a memory of pixels needs them: record again, or "
                     "train on summaries alone (train.denoiser without --warps)"
                 )
-            parts.append(prepare_episode(codec, depth, read_episode(episode, fields=READ_FIELDS), rng, device))
-            lengths.append(episode.num_frames)
+            episodes.append(read_episode(episode, fields=READ_FIELDS))
+        if np.random.default_rng([options.seed, number, 1]).random() < options.anchored:
+            parts = prepare_anchored(codec, depth, episodes, rng, device)
+        else:
+            parts = [prepare_episode(codec, depth, arrays, rng, device) for arrays in episodes]
+        lengths = [len(part["latents"]) for part in parts]
         content = {name: torch.cat([part[name] for part in parts]).contiguous() for name in FIELDS}
         write_file(path, save(content | {"lengths": torch.tensor(lengths)}))
         num_shards, num_frames = num_shards + 1, num_frames + sum(lengths)
