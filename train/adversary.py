@@ -36,7 +36,8 @@ class AdversaryConfig:
 
     Attributes:
         adversary_weight: of the discriminator, where nothing is known for sure.
-        low_weight: of keeping coarse colors as the decoder drew them before, for dreamt latents.
+        low_weight: of keeping coarse colors as the decoder drew them before, without remembered pixels, for latents
+            that are not true.
         tint_weight: of keeping the tint of small squares as it was drawn before, for latents that are not true: texture
             is light and dark, not rainbow.
         texture_weight: of matching the local strength of gradients, where the truth is known.
@@ -145,7 +146,8 @@ class DecoderLoss(nn.Module):
         drawn, kept = drawn.float(), torch.zeros_like(mask) if kept is None else kept.float()
         made = drawn + kept * (pixels - drawn)
         with torch.no_grad():
-            was = self.before.decode_raw(raw, warped).float()
+            # What the latent says, without remembered pixels: those of dreams are torn, and shall not be held on to.
+            was = self.before.decode_raw(raw, torch.zeros_like(warped)).float()
 
         def weigh(share: torch.Tensor) -> torch.Tensor:
             return share[:, None, None, None]
