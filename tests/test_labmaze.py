@@ -6,6 +6,7 @@ import math
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import gymnasium
@@ -18,9 +19,12 @@ from hypothesis import strategies as st
 pytest.importorskip("mujoco")
 pytest.importorskip("labmaze")
 
+from envs.episodes import open_shards, read_episode
 from envs.sources import labmaze_scene
 from envs.sources.labmaze import TURN_DEG, WALK_CELLS, LabMazeEnv
 from envs.sources.labmaze_maze import NO_TEXTURE, WALKER_RADIUS, Maze, make_maze
+from train.record import record
+from train.recording import RecordOptions
 from train.sight import look
 from worldmodel.errors import ActionError, ConfigError, MissingPackageError, SeedError, StateError
 
@@ -394,6 +398,7 @@ def test_depth_is_the_distance_along_the_heading_of_what_the_frame_shows() -> No
         x, y, heading = map(float, info["pose"])
         depth = env.render_depth(x, y, heading)
         assert depth.shape == (64, 64) and depth.dtype == np.float32
+        assert np.array_equal(env.render_depth(), depth)
         assert np.array_equal(env.render(), frame)  # reading depths leaves frames as they are
         walls = look(info["layout"], info["pose"][None], 64).distances[0]
         rise = math.tan(math.radians(labmaze_scene.FOV_DEG / 2)) * (1 - (2 * np.arange(64)[:, None] + 1) / 64)
@@ -500,3 +505,19 @@ def test_missing_gl_names_the_system_packages(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(mujoco, "GLContext", fail)
     with pytest.raises(MissingPackageError, match="EGL device.*libegl1 libgl1-mesa-dri.*osmesa.*libosmesa6"):
         LabMazeEnv()
+
+
+def test_depth_is_recorded_beside_frames(tmp_path: Path) -> None:
+    options = RecordOptions(
+        out=tmp_path, world="LabMaze", episodes=1, length=6, workers=1, episodes_per_shard=1, depth=True
+    )
+    record(options)
+    [shard] = open_shards(tmp_path)
+    [episode] = shard.episodes
+    arrays = read_episode(episode, fields=("frames", "pose", "depth"))
+    assert arrays["depth"].shape == arrays["frames"].shape[:3]
+    env = LabMazeEnv()
+    env.reset(seed=episode.seed, options={"maze_seed": episode.maze_seed})
+    env.set_pose(*map(float, arrays["pose"][-1]))
+    assert np.array_equal(arrays["depth"][-1], env.render_depth().astype(np.float16))
+    env.close()

@@ -214,11 +214,19 @@ class LabMazeEnv(gymnasium.Env[np.ndarray, np.int64]):
         self._check_pose(x, y, heading_deg)
         return self._renderer.render(x, y, heading_deg % 360.0)
 
-    def render_depth(self, x: float, y: float, heading_deg: float) -> np.ndarray:
+    def render_depth(
+        self, x: float | None = None, y: float | None = None, heading_deg: float | None = None
+    ) -> np.ndarray:
         """Return how far away is what `render_pose` shows, cells along the heading: float32 (H, W).
 
-        The sky is `envs.sources.labmaze_scene.SKY_DEPTH` away. Arguments and errors as `render_pose`.
+        Without arguments: how far away is what the present frame shows. The sky is
+        `envs.sources.labmaze_scene.SKY_DEPTH` away. Arguments and errors as `render_pose`.
         """
+        self._require_maze("render_depth")
+        here = (self._x, self._y, self._heading_deg)
+        x, y, heading_deg = (
+            own if given is None else given for given, own in zip((x, y, heading_deg), here, strict=True)
+        )
         self._check_pose(x, y, heading_deg)
         return self._renderer.render_depth(x, y, heading_deg % 360.0)
 
