@@ -14,7 +14,7 @@ from envs.actions import LABMAZE_ACTIONS
 from envs.episodes import open_shards
 from tests.box_room import SKY, VIEW_DEG, see, walk, write_walks
 from train.depth import DepthOptions, train_depth
-from train.depth_data import DepthData, read_poses, reckon_poses
+from train.depth_data import DepthData, read_poses, reckon_poses, tear
 from train.loop import Machine
 from train.photometric import PosedFrames, complete_poses, photometric_loss, picture_error, warp_frames
 from train.recording import record_episode
@@ -330,3 +330,14 @@ def test_the_bundle_of_a_codec_takes_a_depth_network(net: DepthNet, tmp_path: Pa
     save_bundle(tmp_path, codec=codec)
     save_depth(tmp_path, net)
     assert load_codec(tmp_path).config == codec.config and load_depth(tmp_path).config == CONFIG
+
+
+def test_a_torn_picture_is_made_of_pixels_close_by() -> None:
+    size = 32
+    rows, columns = torch.meshgrid(torch.arange(size), torch.arange(size), indexing="ij")
+    places = torch.stack([rows, columns, rows * 0]).float()[None].repeat(8, 1, 1, 1)
+    torn = tear(places, torch.Generator().manual_seed(0))
+    off = (torn - places)[:, :2]
+    assert float(off.abs().max()) < 6 and float((off != 0).float().mean()) > 0.4
+    assert torch.equal(torn, torn.round()), "taken whole"
+    assert float(off.mean().abs()) < 0.3

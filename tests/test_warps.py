@@ -235,6 +235,23 @@ def test_refusals(walks: Path, parts: Path, tmp_path: Path) -> None:
             options(walks, parts, tmp_path, **change)
 
 
+@pytest.mark.parametrize("anchored", [0.0, 1.0])
+def test_poses_that_are_not_finite_are_refused(
+    walks: Path, parts: Path, tmp_path: Path, anchored: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = train.warps.read_episode
+
+    def spoil(*args: Any, **kwargs: Any) -> dict[str, np.ndarray]:
+        arrays = read(*args, **kwargs)
+        arrays["pose"][3] = np.nan
+        return arrays
+
+    monkeypatch.setattr(train.warps, "read_episode", spoil)
+    with pytest.raises(DataError, match=r"train-0.*pose must be finite.*record it again"):
+        prepare(options(walks, parts, tmp_path / "out", anchored=anchored))
+    assert not list((tmp_path / "out").iterdir())
+
+
 def test_dropped_memory_is_zero_in_whole_clips_or_spans() -> None:
     warped = torch.ones(400, 60, 1, 1, 1)
     found = drop_memory(warped, 0.2, torch.Generator().manual_seed(0))[:, :, 0, 0, 0]

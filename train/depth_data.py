@@ -77,6 +77,9 @@ def read_depth(depth: np.ndarray, image_size: int, where: str) -> torch.Tensor:
     return (halve_depth(found) if depth.shape[1] == image_size else found).to(torch.float16)
 
 
+SHARE_TORN, TORN = 0.25, 1.0  # of frames; deviation in pixels
+
+
 @dataclass
 class DepthData:
     """Frames end to end, where they were seen from, and which of them make pairs.
@@ -186,11 +189,27 @@ def _find_pairs(poses: torch.Tensor, is_stopped: torch.Tensor, min_walk: float) 
     return found
 
 
+def tear(pixels: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """Return pixels (B, 3, H, W) each taken whole from a little beside its place, as a memory of dreams shows them.
+
+    How far beside changes from square to square of 8 pixels, and a little from pixel to pixel.
+    """
+    batch, _, height, width = pixels.shape
+    squares = torch.randn(batch, 2, max(1, height // 8), max(1, width // 8), generator=generator)
+    shift = TORN * F.interpolate(squares, (height, width), mode="nearest")
+    shift = shift + torch.randn(batch, 2, height, width, generator=generator) * 0.3 * TORN
+    rows = (torch.arange(height)[:, None] + shift[:, 0]).round().long().clamp(0, height - 1)
+    columns = (torch.arange(width) + shift[:, 1]).round().long().clamp(0, width - 1)
+    place = (rows * width + columns).flatten(1)[:, None].expand(-1, pixels.shape[1], -1).to(pixels.device)
+    return pixels.flatten(2).gather(2, place).view_as(pixels)
+
+
 def distort(pixels: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Return pixels (B, 3, H, W) as a dream might have them: a little noisy, soft, or of another brightness."""
+    """Return pixels (B, 3, H, W) as a dream might have them: a little noisy, soft, torn, or of another brightness."""
     size = (len(pixels), 1, 1, 1)
     soft = F.pad(window_means(pixels), (1, 1, 1, 1), mode="replicate")
-    share, level, gain, is_soft = (torch.rand(size, generator=generator) for _ in range(4))
+    share, level, gain, is_soft, is_torn = (torch.rand(size, generator=generator) for _ in range(5))
+    pixels = torch.where(is_torn < SHARE_TORN, tear(pixels, generator), pixels)
     pixels = torch.lerp(pixels, soft, share * (is_soft < 0.3))
     level = 0.12 * (level - 0.5).clamp_min(0)
     pixels = pixels + level * torch.randn(pixels.shape, generator=generator)

@@ -27,6 +27,7 @@ from tqdm import tqdm
 from envs.episodes import ShardInfo, open_shards, read_episode
 from train.anchored import roll_out
 from train.data import draw_clips, encode_frames
+from train.depth_data import read_poses
 from train.loop import send
 from train.options import parse_options, run_program
 from worldmodel.checkpoint import load_codec, load_depth
@@ -36,7 +37,7 @@ from worldmodel.distortions import blur_pixels
 from worldmodel.errors import ConfigError, DataError, SeedError
 from worldmodel.files import write_file
 from worldmodel.frames import to_frames, to_pixels
-from worldmodel.memory.camera import Camera, level_pose
+from worldmodel.memory.camera import Camera
 from worldmodel.memory.depth import DepthNet
 from worldmodel.memory.folded import FOLD, NUM_FACTS, unfold
 from worldmodel.memory.pixels import INVENTED, NUM_SOURCES, PixelMemory
@@ -185,12 +186,6 @@ def blur_and_light(pixels: torch.Tensor, rng: np.random.Generator) -> torch.Tens
     return (blur_pixels(pixels, sigma) + 1) * gain - 1
 
 
-def read_poses(arrays: dict[str, np.ndarray]) -> torch.Tensor:
-    """Return where the frames of an episode are seen from, float32 (T, 5)."""
-    places = torch.from_numpy(arrays["pose"]).float()
-    return level_pose(torch.cat([places[:, :2], places[:, 2:].deg2rad()], 1))
-
-
 def read_steps(arrays: dict[str, np.ndarray]) -> dict[str, torch.Tensor]:
     """Return actions, rewards and ends of an episode; those at t belong to the step into frame t."""
     steps = {name: torch.from_numpy(arrays[name]) for name in ("actions", "rewards", "terminated")}
@@ -217,14 +212,23 @@ def show_by_codec(
 
 @torch.inference_mode()
 def prepare_episode(
-    codec: Codec, depth: DepthNet, arrays: dict[str, np.ndarray], rng: np.random.Generator, device: torch.device
+    codec: Codec,
+    depth: DepthNet,
+    arrays: dict[str, np.ndarray],
+    rng: np.random.Generator,
+    device: torch.device,
+    where: str = "the episode",
 ) -> dict[str, torch.Tensor]:
-    """Return the `FIELDS` of one episode, float16 or integers, on the CPU."""
+    """Return the `FIELDS` of one episode, float16 or integers, on the CPU.
+
+    Raises:
+        DataError: poses that are not finite, or of another number of columns; `where` names the episode.
+    """
     frames = torch.from_numpy(arrays["frames"])
     at_once = 32 if device.type == "cpu" else 512
     latents = encode_frames(codec, frames, device)
     shown, is_dreamlike = show_by_codec(codec, frames, latents, rng, device)
-    poses = read_poses(arrays)
+    poses = read_poses(arrays["pose"], where)
     inverse = torch.cat([depth(to_pixels(part.to(device))).reciprocal() for part in shown.split(at_once)])
     remembered = poses
     if rng.random() < SHOWN_OFF:
@@ -252,8 +256,9 @@ def prepare_anchored(
     episodes: list[dict[str, np.ndarray]],
     rng: np.random.Generator,
     device: torch.device,
+    where: str = "an episode",
 ) -> list[dict[str, torch.Tensor]]:
-    """Return the `FIELDS` of each of some episodes, rolled out side by side, on the CPU."""
+    """Return the `FIELDS` of each of some episodes, rolled out side by side. Errors as `prepare_episode`."""
     longest = max(len(arrays["frames"]) for arrays in episodes)
     latents = [encode_frames(codec, torch.from_numpy(arrays["frames"]), device) for arrays in episodes]
     shown, poses = [], []
@@ -262,7 +267,7 @@ def prepare_anchored(
         # One that has ended stands still until all have.
         index = torch.arange(longest).clamp_max(len(frames) - 1)
         shown.append(frames[index])
-        poses.append(read_poses(arrays)[index])
+        poses.append(read_poses(arrays["pose"], where)[index])
     memory = PixelMemory(depth, ()).to(device)
     folded, reckoned = roll_out(memory, torch.stack(shown), torch.stack(poses), rng)
     prepared = []
@@ -322,10 +327,11 @@ def prepare(options: WarpOptions) -> dict[str, Any]:
                     "train on summaries alone (train.denoiser without --warps)"
                 )
             episodes.append(read_episode(episode, fields=READ_FIELDS))
+        where = f"an episode of {shard.path}"
         if np.random.default_rng([options.seed, number, 1]).random() < options.anchored:
-            parts = prepare_anchored(codec, depth, episodes, rng, device)
+            parts = prepare_anchored(codec, depth, episodes, rng, device, where)
         else:
-            parts = [prepare_episode(codec, depth, arrays, rng, device) for arrays in episodes]
+            parts = [prepare_episode(codec, depth, arrays, rng, device, where) for arrays in episodes]
         lengths = [len(part["latents"]) for part in parts]
         content = {name: torch.cat([part[name] for part in parts]).contiguous() for name in FIELDS}
         write_file(path, save(content | {"lengths": torch.tensor(lengths)}))
