@@ -85,8 +85,8 @@ def test_what_is_warped_counts_for_nothing_before_training_and_learns(make_input
     config = DenoiserConfig(latent_channels=4, latent_size=4, width=32, depth=2, heads=2, warp_channels=NUM_FOLDED)
     torch.manual_seed(0)
     denoiser = Denoiser(config)
-    warped = denoiser.find(WarpedView)
-    assert warped is not None and warped.embed.bias is None and not warped.embed.weight.any()
+    warped = denoiser.named_memories()["warped"]
+    assert isinstance(warped, WarpedView) and warped.embed.bias is None and not warped.embed.weight.any()
     torch.nn.init.normal_(denoiser.to_clean.weight)
     loss_of, shape = DenoiserLoss(denoiser, ObjectiveConfig(), 4), torch.Size((2, 8, 4, 4, 4))
     generator = torch.Generator().manual_seed(0)

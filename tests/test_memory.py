@@ -149,8 +149,8 @@ def test_reckoning_is_exact_in_sixteen_bits(make_denoiser: Callable[..., Denoise
     poses = denoiser.read(FrameInputs.stack(latents, levels, actions, 2)).estimate.poses
     assert poses.dtype == torch.float32
     assert float(torch.remainder(poses[0, -1, YAW] + 0.5, 2 * math.pi)) == pytest.approx(0.5, abs=1e-3)
-    odometry = denoiser.find(Odometry)
-    assert odometry is not None and odometry.motions.dtype == torch.float32
+    odometry = denoiser.named_memories()["odometry"]
+    assert isinstance(odometry, Odometry) and odometry.motions.dtype == torch.float32
 
 
 def test_the_left_column_looks_to_the_left() -> None:

