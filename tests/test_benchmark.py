@@ -49,7 +49,7 @@ def test_every_figure(world: Path, tmp_path: Path) -> None:
     config = get_preset("tiny").denoiser
     size, patches = 4 if report["dtype"] == "float32" else 2, 4 * config.width * config.num_patches
     memory = config.num_memory_layers * 20 * config.num_summary * config.width * 2 * size
-    assert report["cache_bytes"] == 2 * config.num_recent_layers * patches * size + memory + 8 + 8 + 20
+    assert report["cache_bytes"] == 2 * config.num_recent_layers * patches * size + memory + 8 + 20
     assert report["parameters"]["denoiser"] == sum(p.numel() for p in Denoiser(config).parameters())
     floors = report["stage_floors"]
     assert floors.keys() == stages.keys() - {"env_overhead"} and not report["is_compiled"]

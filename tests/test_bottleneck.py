@@ -19,7 +19,7 @@ from worldmodel.analysis.gaussian import (
 )
 from worldmodel.denoiser import Denoiser, Prediction
 from worldmodel.errors import ConfigError, DataError, ShapeError
-from worldmodel.inputs import FrameInputs, Prefer
+from worldmodel.inputs import FrameInputs
 from worldmodel.noise import add_noise
 from worldmodel.windows import Window, fifo_window, next_frame_window, outpainting_window, rolling_window
 from worldmodel.world import WorldModel
@@ -191,8 +191,7 @@ class PerfectDenoiser:
     def new_cache(self, batch: int, memory_frames: int | None = None) -> Cache:
         return Cache()
 
-    def __call__(self, frames: FrameInputs, *, cache: Cache, prefer: Prefer) -> tuple[Prediction, Left]:
-        assert prefer == "newest"  # these are real frames
+    def __call__(self, frames: FrameInputs, *, cache: Cache) -> tuple[Prediction, Left]:
         latents, levels, actions = frames.latents, frames.levels, frames.actions
         previous, previous_levels = frames.previous, frames.previous_levels
         assert latents.shape[1] <= self.config.recent_frames

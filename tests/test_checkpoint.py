@@ -13,7 +13,6 @@ import pytest
 import torch
 from safetensors.torch import load, load_file, save_file
 
-from envs.actions import LABMAZE_ACTIONS
 from worldmodel import checkpoint
 from worldmodel.checkpoint import (
     codec_hash,
@@ -27,6 +26,7 @@ from worldmodel.checkpoint import (
 from worldmodel.codec import Codec
 from worldmodel.denoiser import Denoiser
 from worldmodel.errors import CheckpointError, StorageError
+from worldmodel.world import WorldModel
 
 LOADERS: dict[str, Callable[[Path], Any]] = {
     "codec": load_codec,
@@ -75,10 +75,6 @@ def test_a_round_trip_keeps_every_weight(
 
 
 OLD_STARTS = {
-    "memories.columns.spatial.": "spatial.",
-    "memories.columns.embed.": "embed_views.",
-    "memories.kernels.views.": "views.",
-    "memories.kernels.embed.": "embed_views.",
     "memories.slots.": "",
     "memories.channel.": "",
 }
@@ -88,8 +84,6 @@ OLD_STARTS = {
 @pytest.mark.parametrize(
     "changes",
     [
-        {"motions": LABMAZE_ACTIONS.motions, "view_points": 4, "width": 64, "heads": 4},
-        {"motions": LABMAZE_ACTIONS.motions, "view_heads": 2, "width": 64, "heads": 4},
         {"memory": "prepend", "compression": "joint", "budget": 2},
         {"memory": "channel", "compression": "modulated", "budget": 2},
         {"memory": "cross"},
@@ -253,6 +247,34 @@ def test_a_config_that_makes_no_model_is_named(name: str, change: dict[str, Any]
     edit_config(copy, lambda config: config.pop(name))
     with pytest.raises(CheckpointError, match=rf"config\.json: None makes no {name.title()}Config"):
         LOADERS[name](copy)
+
+
+GONE = {"view_heads": 0, "view_points": 0, "view_frames": 304}
+
+
+def test_options_of_memories_that_are_gone_may_be_there_at_rest(copy: Path, bundle: Path) -> None:
+    edit_config(copy, lambda config: config["denoiser"].update(GONE))
+    assert load_denoiser(copy).config == load_denoiser(bundle).config
+    with pytest.raises(CheckpointError, match="makes no CodecConfig"):
+        edit_config(copy, lambda config: config["codec"].update(GONE))
+        load_codec(copy)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda config: config["denoiser"].update(GONE, view_points=12),
+        lambda config: config["denoiser"].update(GONE, view_heads=2),
+        lambda config: config.update(spatial={"points": 12}),
+        lambda config: config["files"].update(spatial="0" * 64),
+    ],
+)
+def test_a_world_of_an_older_version_says_what_to_do(change: Callable[[dict[str, Any]], Any], copy: Path) -> None:
+    edit_config(copy, change)
+    for load_world in (load_denoiser, lambda folder: WorldModel.load(folder, device="cpu")):
+        with pytest.raises(CheckpointError, match=r"older version.*python -m train\.recipe.*tag study-1") as caught:
+            load_world(copy)
+        assert str(copy) in str(caught.value) and "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(

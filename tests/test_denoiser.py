@@ -12,9 +12,8 @@ from hypothesis import strategies as st
 from worldmodel.cache import MemoryCache
 from worldmodel.denoiser import Denoiser, DenoiserConfig, Prediction
 from worldmodel.errors import ActionError, ConfigError, ShapeError
-from worldmodel.inputs import FrameInputs, Prefer
+from worldmodel.inputs import FrameInputs
 from worldmodel.memory.folded import NUM_FOLDED
-from worldmodel.memory.views import ColumnViews
 from worldmodel.presets import PRESETS, get_preset
 
 SETTINGS: list[dict[str, Any]] = [
@@ -36,14 +35,6 @@ STRUCTURES: list[dict[str, Any]] = [
     {"memory": "channel", "memory_frames": 6, "compression": "modulated", "budget": 3},
     {"memory": "cross", "memory_frames": 5},
 ]
-SETTINGS += [
-    {"motions": MOTIONS, "width": 64, "heads": 4, "view_heads": heads, "memory_frames": 7, "memory": memory}
-    for heads, memory in ((1, "summary"), (2, "none"))
-]
-SETTINGS += [
-    {"motions": MOTIONS, "width": 64, "heads": 4, "view_points": 5, "memory_frames": 4, "view_frames": view_frames}
-    for view_frames in (0, 11)
-]
 SETTINGS += [{"warp_channels": NUM_FOLDED}]
 SETTINGS += STRUCTURES + [{**changes, "motions": MOTIONS, "width": 64, "heads": 4} for changes in [{}, *STRUCTURES]]
 
@@ -55,15 +46,13 @@ def changed(inputs: FrameInputs, name: str, frame: int, change: Callable[[torch.
     return dataclasses.replace(inputs, **{name: value})
 
 
-def walk(
-    denoiser: Denoiser, inputs: FrameInputs, splits: list[int], cache: MemoryCache, prefer: Prefer = "newest"
-) -> Prediction:
+def walk(denoiser: Denoiser, inputs: FrameInputs, splits: list[int], cache: MemoryCache) -> Prediction:
     """Run frames through the cache in calls of the given sizes, the rest in one; return the joined predictions."""
     frames, start, found = inputs.num_frames, 0, []
     for size in [*splits, frames]:
         stop = min(start + size, frames)
         if stop > start:
-            prediction, written = denoiser(inputs[start:stop], cache=cache, prefer=prefer)
+            prediction, written = denoiser(inputs[start:stop], cache=cache)
             cache.commit(*written, num_frames=stop - start)
             found.append(prediction)
         start = stop
@@ -82,13 +71,11 @@ def test_frame_by_frame_through_the_cache_equals_the_whole_clip(
 ) -> None:
     denoiser = make_denoiser(**changes)
     inputs = make_inputs(denoiser.config, 2, 16)
-    preferences: tuple[Prefer, ...] = ("newest", "oldest") if denoiser.find(ColumnViews) else ("newest",)
-    for prefer in preferences:
-        expected, written = denoiser(inputs, prefer=prefer)
-        assert not written.rings
-        assert_equal(walk(denoiser, inputs, [1] * 16, denoiser.new_cache(2), prefer), expected)
-        for chunk in (2, 4, 8):
-            assert_equal(denoiser(inputs, chunk=chunk, prefer=prefer)[0], expected)
+    expected, written = denoiser(inputs)
+    assert not written.rings
+    assert_equal(walk(denoiser, inputs, [1] * 16, denoiser.new_cache(2)), expected)
+    for chunk in (2, 4, 8):
+        assert_equal(denoiser(inputs, chunk=chunk)[0], expected)
 
 
 @given(splits=st.lists(st.integers(1, 9), max_size=8), seed=st.integers(0, 3))

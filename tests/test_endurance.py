@@ -115,7 +115,7 @@ def test_a_world_that_remembers_comes_back_to_what_it_showed(
         assert found["psnr_of_other_places"] < found["psnr"] - 10
 
 
-def test_with_a_spatial_memory_the_dream_itself_says_where_to_walk(tmp_path: Path) -> None:
+def test_with_a_memory_of_pixels_the_dream_itself_says_where_to_walk(tmp_path: Path) -> None:
     """No recorded walk is long enough, and none is needed; the wall in the dream is never walked into."""
     farthest: list[float] = []
 

@@ -10,7 +10,7 @@ import torch
 from envs.actions import LABMAZE_ACTIONS
 from worldmodel.denoiser import Denoiser, DenoiserConfig
 from worldmodel.errors import ConfigError
-from worldmodel.inputs import FrameInputs, Prefer, stack_previous
+from worldmodel.inputs import FrameInputs, stack_previous
 from worldmodel.memory.folded import NUM_FOLDED
 from worldmodel.memory.registry import MEMORIES
 from worldmodel.memory.warped import WarpedView
@@ -26,8 +26,7 @@ BUILT: list[tuple[dict[str, Any], list[str]]] = [
     ({"memory": "prepend", "compression": "joint", "budget": 2}, ["slots"]),
     ({"memory": "cross", **MOVING}, ["odometry", "slots"]),
     ({"memory": "channel"}, ["channel"]),
-    ({"view_heads": 1, **MOVING}, ["odometry", "kernels", "tokens"]),
-    ({"view_points": 3, "warp_channels": NUM_FOLDED, **MOVING}, ["columns", "warped", "tokens"]),
+    ({"warp_channels": NUM_FOLDED, **MOVING}, ["odometry", "warped", "tokens"]),
 ]
 
 
@@ -40,19 +39,14 @@ def test_a_config_names_its_memories(changes: dict[str, Any], names: list[str], 
         assert memory.cache_shapes(6).keys() <= rings.keys(), name
 
 
-@pytest.mark.parametrize("prefer", ["newest", "oldest"])
 @torch.inference_mode()
-def test_train_and_eval_mean_the_same_and_prefer_does_not(
-    prefer: Prefer, make_denoiser: Make, make_inputs: MakeInputs
-) -> None:
-    denoiser = make_denoiser(view_points=3, view_frames=12, **MOVING)
+def test_train_and_eval_mean_the_same(make_denoiser: Make, make_inputs: MakeInputs) -> None:
+    denoiser = make_denoiser(warp_channels=NUM_FOLDED, **MOVING)
     frames = make_inputs(denoiser.config, 2, 12)
     calls: list[dict[str, Any]] = [{}, {"cache": denoiser.new_cache(2)}]
     for call in calls:
-        trained, evaluated = (denoiser.train(mode)(frames, prefer=prefer, **call)[0] for mode in (True, False))
+        trained, evaluated = (denoiser.train(mode)(frames, **call)[0] for mode in (True, False))
         assert torch.equal(trained.clean, evaluated.clean)
-        other: Prefer = "oldest" if prefer == "newest" else "newest"
-        assert not torch.allclose(denoiser(frames, prefer=other, **call)[0].clean, trained.clean, atol=1e-3)
 
 
 def test_a_slice_of_inputs_is_that_of_every_tensor(make_inputs: MakeInputs) -> None:
@@ -91,8 +85,8 @@ def test_what_is_warped_counts_for_nothing_before_training_and_learns(make_input
     config = DenoiserConfig(latent_channels=4, latent_size=4, width=32, depth=2, heads=2, warp_channels=NUM_FOLDED)
     torch.manual_seed(0)
     denoiser = Denoiser(config)
-    warped = denoiser.find(WarpedView)
-    assert warped is not None and warped.embed.bias is None and not warped.embed.weight.any()
+    warped = denoiser.named_memories()["warped"]
+    assert isinstance(warped, WarpedView) and warped.embed.bias is None and not warped.embed.weight.any()
     torch.nn.init.normal_(denoiser.to_clean.weight)
     loss_of, shape = DenoiserLoss(denoiser, ObjectiveConfig(), 4), torch.Size((2, 8, 4, 4, 4))
     generator = torch.Generator().manual_seed(0)

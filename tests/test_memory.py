@@ -18,9 +18,10 @@ from worldmodel.config import MemorySetting
 from worldmodel.denoiser import Denoiser, DenoiserConfig
 from worldmodel.errors import CheckpointError, ConfigError
 from worldmodel.inputs import FrameInputs
-from worldmodel.memory.views import KernelViews
+from worldmodel.memory.camera import level_pose
+from worldmodel.memory.odometry import Odometry
 from worldmodel.objective import DenoiserLoss, ObjectiveConfig, sample_chance
-from worldmodel.odometry import YAW, ground_poses, look_angles, walk_poses
+from worldmodel.odometry import YAW, look_angles, walk_poses
 
 STRUCTURES: list[dict[str, Any]] = [
     {"memory": "summary", "memory_frames": 6},
@@ -105,7 +106,7 @@ def test_a_shorter_memory_forgets_what_a_longer_one_keeps(
     assert torch.equal(found[0], found[1])
 
 
-@pytest.mark.parametrize("changes", [*STRUCTURES, {"memory": "none", "memory_frames": 6, "view_heads": 2}], ids=str)
+@pytest.mark.parametrize("changes", STRUCTURES, ids=str)
 def test_every_structure_learns(changes: dict[str, Any], make_denoiser: Callable[..., Denoiser]) -> None:
     """A few steps on one batch lower the loss, and every weight gets a gradient."""
     denoiser = make_denoiser(depth=2, width=64, heads=4, motions=LABMAZE_ACTIONS.motions, **changes).train()
@@ -143,13 +144,13 @@ def test_walks_add_up_to_poses() -> None:
 
 def test_reckoning_is_exact_in_sixteen_bits(make_denoiser: Callable[..., Denoiser]) -> None:
     """300 left turns of 6 degrees are five full turns, in bfloat16 as well."""
-    denoiser = make_denoiser(width=64, heads=4, motions=LABMAZE_ACTIONS.motions, view_heads=1).to(torch.bfloat16)
+    denoiser = make_denoiser(width=64, heads=4, motions=LABMAZE_ACTIONS.motions).to(torch.bfloat16)
     latents, levels, actions = torch.zeros(1, 300, 4, 4, 4), torch.zeros(1, 300), torch.full((1, 300), 3)
     poses = denoiser.read(FrameInputs.stack(latents, levels, actions, 2)).estimate.poses
     assert poses.dtype == torch.float32
     assert float(torch.remainder(poses[0, -1, YAW] + 0.5, 2 * math.pi)) == pytest.approx(0.5, abs=1e-3)
-    kernels = denoiser.find(KernelViews)
-    assert kernels is not None and kernels.views.look.dtype == torch.float32
+    odometry = denoiser.named_memories()["odometry"]
+    assert isinstance(odometry, Odometry) and odometry.motions.dtype == torch.float32
 
 
 def test_the_left_column_looks_to_the_left() -> None:
@@ -165,7 +166,7 @@ def test_directions_match_across_columns_and_turns() -> None:
     headings = torch.tensor(
         [[0.0, left - right]]
     )  # turned so far that the right column looks where the left one looked
-    poses = ground_poses(torch.cat([torch.zeros(1, 2, 2), headings[..., None]], -1))
+    poses = level_pose(torch.cat([torch.zeros(1, 2, 2), headings[..., None]], -1))
     cos, sin = rotary(torch.zeros(1, 2, dtype=torch.int64), poses)
     turning = slice(16, 24)  # the pairs that turn with the direction
     same = rotate(torch.ones(1, 2, 1, 5, 16), (cos[..., turning], sin[..., turning]))[0, :, 0]

@@ -11,6 +11,7 @@ from worldmodel.denoiser import Denoiser
 from worldmodel.distortions import DISTORTIONS, LatentDistortions, LatentMap
 from worldmodel.errors import ConfigError
 from worldmodel.inputs import FrameInputs, stack_previous
+from worldmodel.memory.folded import NUM_FOLDED
 from worldmodel.noise import add_noise
 from worldmodel.objective import DenoiserLoss, ObjectiveConfig, sample_chance
 from worldmodel.sampler import Sampler, SamplerConfig
@@ -186,12 +187,17 @@ def test_own_frames_replace_the_context_and_nothing_else(make_denoiser: Callable
 
 
 @pytest.mark.parametrize("share", ["own_share", "distort_share"])
-def test_views_stay_true_where_the_frames_before_are_not(share: str, make_denoiser: Callable[..., Denoiser]) -> None:
-    """What is laid over frames is the same, whatever became of the frames before."""
+def test_memory_stays_true_where_the_frames_before_are_not(share: str, make_denoiser: Callable[..., Denoiser]) -> None:
+    """What is warped into frames, and where they are, is the same, whatever became of the frames before.
+
+    Slots are made of the frames before, so they follow them.
+    """
     motions = ((0.0, 0.0), (0.0, 0.12), (0.0, -0.12), (6.0, 0.0), (-6.0, 0.0), (6.0, 0.12), (-6.0, 0.12))
-    denoiser = make_denoiser(motions=motions, width=64, heads=4, view_points=4)
+    moving = {"motions": motions, "width": 64, "heads": 4, "memory": "cross"}
+    denoiser = make_denoiser(**moving, warp_channels=NUM_FOLDED)
     config = ObjectiveConfig(**{share: 0.5})
-    batch, drawn, seen = clips(), chance(config), []
+    warped = torch.randn(*SHAPE[:2], NUM_FOLDED, *SHAPE[3:], generator=torch.Generator().manual_seed(5))
+    batch, drawn, seen = clips() | {"warped": warped}, chance(config), []
     black = LatentDistortions(SHAPE[2])
     cast("LatentMap", black.maps[0]).convolution.weight.zero_()
     handle = denoiser.register_forward_hook(
@@ -204,9 +210,11 @@ def test_views_stay_true_where_the_frames_before_are_not(share: str, make_denois
     (true, _), (other, context) = seen[0], seen[-1]
     assert not torch.equal(true.previous, other.previous)
     expected = denoiser.read(true)
-    torch.testing.assert_close(context.readings["columns"].added, expected.readings["columns"].added)
+    torch.testing.assert_close(context.readings["warped"].added, expected.readings["warped"].added)
     torch.testing.assert_close(context.estimate.poses, expected.estimate.poses)
-    assert not torch.equal(denoiser.read(other).readings["columns"].added, expected.readings["columns"].added)
+    assert context.readings.keys() == {"odometry", "warped"}
+    slots = [denoiser.read(frames).slots for frames in (other, true)]
+    assert slots[0] is not None and slots[1] is not None and not torch.equal(slots[0].tokens, slots[1].tokens)
 
 
 def test_every_weight_learns(make_denoiser: Callable[..., Denoiser]) -> None:

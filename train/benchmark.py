@@ -111,10 +111,10 @@ def time_stages(model: WorldModel, state: WorldState, rounds: int) -> dict[str, 
         actions = torch.zeros(1, frames, dtype=torch.int64, device=device)
         given = FrameInputs.stack(latents, levels, actions, before)
         # The first call of a step looks back, the others share what it read.
-        shared = model.denoiser.read(given, cache, "oldest") if cache_to_write is None else None
+        shared = model.denoiser.read(given, cache) if cache_to_write is None else None
 
         def run() -> None:
-            _, written = model.denoiser(given, cache=cache, context=shared, prefer="oldest")
+            _, written = model.denoiser(given, cache=cache, context=shared)
             if cache_to_write is not None:
                 cache_to_write.commit(*written, num_frames=frames - 1)
 

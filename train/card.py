@@ -190,6 +190,7 @@ def write_card(
         StorageError: the file cannot be written.
     """
     totals = summarize(shards)
+    notes = f"\n{notes}\n" if notes else ""  # apart from the table before
     settings = ", ".join(f"{name} {value}" for name, value in info["settings"].items())
     shares = ", ".join(f"{name} {share:.1%}" for name, share in totals["action_shares"].items())
     size, frames = shards[0].image_size, f"{totals['frames']:,} frames"

@@ -18,13 +18,12 @@ from train.loop import Machine, TrainOptions, start_machine, train_model
 from train.muon import StackedMuon
 from train.options import options_to_json, parse_options, run_program, save_json
 from train.warps import PreparedData, drop_memory
-from worldmodel.checkpoint import codec_hash, load_codec, load_denoiser, load_spatial, save_bundle
+from worldmodel.checkpoint import codec_hash, load_codec, load_denoiser, save_bundle
 from worldmodel.codec import Codec
 from worldmodel.denoiser import Denoiser, DenoiserConfig
 from worldmodel.distortions import LatentDistortions, fit_distortions
 from worldmodel.errors import CheckpointError, ConfigError, DataError
 from worldmodel.memory.folded import NUM_FOLDED
-from worldmodel.memory.views import ColumnViews
 from worldmodel.objective import DenoiserLoss, ObjectiveConfig, sample_chance
 from worldmodel.presets import get_preset
 
@@ -59,13 +58,6 @@ class DenoiserOptions(TrainOptions):
     """Compression of the memory: none, joint (with prepend) or modulated (with channel)."""
     budget: int | None = None
     """Frame slots kept after compression; default all."""
-    view_heads: int = 0
-    """Kernels that lay remembered views over the coming frame (worldmodel.views); needs --odometry."""
-    spatial: Path | None = None
-    """Folder of a trained spatial memory (train.geometry): old frames are laid over the coming one by place and
-    distance; needs --odometry."""
-    view_frames: int = 0
-    """Past frames that remembered views draw on; default those of the memory."""
     prediction: str = "clean"
     """What the network's last layer says: clean frames, or the velocity (noise - clean)."""
     warps: Path | None = None
@@ -142,20 +134,6 @@ def train_denoiser(options: DenoiserOptions, machine: Machine) -> dict[str, Any]
     )
     torch.manual_seed(options.seed)
     denoiser = build_denoiser(config, options.initial, options.graft)
-    columns = denoiser.find(ColumnViews)
-    if options.spatial is not None and columns is not None:
-        spatial = load_spatial(options.spatial)
-        if spatial.config != columns.spatial.config:
-            raise CheckpointError(
-                f"{options.spatial} is {spatial.config}; this training takes {columns.spatial.config}"
-            )
-        columns.spatial.load_state_dict(spatial.state_dict())
-    if columns is not None and float(columns.spatial.views.age) < 0:
-        raise CheckpointError(
-            f"the spatial memory of {options.spatial or options.initial} prefers old views (age "
-            f"{float(columns.spatial.views.age):g}); a denoiser that learns from them trusts its memory too little: "
-            "train one with train.geometry and give it with --spatial"
-        )
     distortions = None
     if options.objective.distort_share > 0:
         distortions, unexplained = fit_to_latents(codec, some, machine.device)
@@ -241,9 +219,6 @@ def memory_changes(config: DenoiserConfig, options: DenoiserOptions, action_name
         "compression": options.compression,
         "budget": options.budget or 0,
         "motions": motions,
-        "view_heads": options.view_heads,
-        "view_points": 0 if options.spatial is None else load_spatial(options.spatial).config.points,
-        "view_frames": options.view_frames,
         "warp_channels": 0 if options.warps is None else NUM_FOLDED,
     }
 

@@ -22,7 +22,8 @@ from worldmodel.checkpoint import save_depth
 from worldmodel.errors import ConfigError, DataError
 from worldmodel.memory.depth import DepthConfig, DepthNet
 
-_VIEWS_DEG = {"LabMaze": FOV_DEG}
+VIEWS_DEG = {"LabMaze": FOV_DEG}
+"""Angle of view of the worlds whose camera is known."""
 
 
 @dataclass(frozen=True)
@@ -102,7 +103,7 @@ def find_view_deg(options: DepthOptions, shard: ShardInfo) -> float:
     Raises:
         ConfigError: neither the options nor the world tell it.
     """
-    found = options.view_deg if options.view_deg is not None else _VIEWS_DEG.get(shard.world)
+    found = options.view_deg if options.view_deg is not None else VIEWS_DEG.get(shard.world)
     if found is None:
         raise ConfigError(f"the angle of view of {shard.world!r} is not known: give --view-deg")
     return found

@@ -187,7 +187,7 @@ def walk_out(
 ) -> Iterator[tuple[WorldState, torch.Tensor, torch.Tensor, float | None]]:
     """Dream walks out, a batch at a time.
 
-    With a spatial memory the walks go where the dream itself shows no wall (`train.wander`). Without one they are
+    With a memory of pixels the walks go where the dream itself shows no wall (`train.wander`). Without one they are
     recorded walks that no wall stopped in the real maze; the dream may have put one elsewhere, and that counts against
     it.
 

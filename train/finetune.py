@@ -338,8 +338,7 @@ def load_world(options: FineTuneOptions) -> tuple[Codec, Denoiser, DepthNet, Den
         motions = config.motions or find_motions(tuple(load_info(options.world).get("action_names", ())))
         if not motions:
             raise ConfigError(f"a memory of pixels needs actions with known motions; those of {options.world} are not")
-        without: dict[str, Any] = {"view_heads": 0, "view_points": 0, "view_frames": 0}
-        config = dataclasses.replace(config, motions=motions, warp_channels=NUM_FOLDED, **without)
+        config = dataclasses.replace(config, motions=motions, warp_channels=NUM_FOLDED)
     return codec, denoiser, depth, config
 
 

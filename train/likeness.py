@@ -224,7 +224,7 @@ def measure_heads(
         shown = add_noise(latents, noise, levels)
         actions = torch.nn.functional.pad(given["actions"].long(), (1, 0), value=config.num_actions).to(model.device)
         inputs = FrameInputs.stack(shown, levels, actions, config.num_previous)
-        found, _ = model.denoiser(inputs, chunk=8 if num_frames % 8 == 0 else None, prefer="newest")
+        found, _ = model.denoiser(inputs, chunk=8 if num_frames % 8 == 0 else None)
         parts.setdefault("rewards", []).append(values[found.reward_logits.argmax(-1).cpu()][:, 1:] != 0)
         parts.setdefault("terminated", []).append(found.terminated_logit.cpu()[:, 1:] > 0)
         parts.setdefault("true_rewards", []).append(given["rewards"] != 0)

@@ -14,8 +14,6 @@ from worldmodel.denoiser import Denoiser, DenoiserConfig
 from worldmodel.inputs import FrameInputs
 
 LENGTHS = (16, 48, 112, 304)
-VIEW_HEADS = 2
-VIEW_POINTS = 12
 BUDGET = 16  # slots of the compressed structures
 COLUMNS = ("structure", "memory_frames", "slots", "parameters", "flops_a_call", "cache_bytes", "bytes_a_frame")
 
@@ -30,8 +28,6 @@ def structures(length: int) -> list[dict[str, Any]]:
         {"memory": "channel", **frames},
         {"memory": "channel", "compression": "modulated", "budget": min(BUDGET, length), **frames},
         {"memory": "cross", **frames},
-        {"memory": "none", "view_heads": VIEW_HEADS, **frames},
-        {"memory": "none", "view_points": VIEW_POINTS, **frames},
     ]
 
 
@@ -43,12 +39,12 @@ def count_flops(denoiser: Denoiser, frames: int = 1, memory_frames: int | None =
     """
     config, device = denoiser.config, denoiser.to_clean.weight.device
     cache = denoiser.new_cache(1, memory_frames)
-    cache.count += 2 * config.most_memory_frames + config.recent_frames
+    cache.count += 2 * config.memory_frames + config.recent_frames
     latent = (config.latent_channels, config.latent_size, config.latent_size)
     with FlopCounterMode(display=False) as counter:
         latents, levels = torch.zeros(1, frames, *latent, device=device), torch.ones(1, frames, device=device)
         actions = torch.zeros(1, frames, dtype=torch.int64, device=device)
-        denoiser(FrameInputs.stack(latents, levels, actions, config.num_previous), cache=cache, prefer="oldest")
+        denoiser(FrameInputs.stack(latents, levels, actions, config.num_previous), cache=cache)
     return int(counter.get_total_flops())
 
 
@@ -64,14 +60,10 @@ def memory_costs(config: DenoiserConfig, lengths: tuple[int, ...] = LENGTHS) -> 
     for length in lengths:
         for changes in structures(length):
             own = {"compression": "none", "budget": 0, "motions": (), **changes}
-            own = {"view_heads": 0, "view_points": 0, "view_frames": 0, **own}
-            if own["view_heads"] or own["view_points"]:  # which motions does not matter for the cost
-                own["motions"] = config.motions or ((0.0, 0.0),) * config.num_actions
             denoiser = Denoiser(dataclasses.replace(config, **own)).eval()
             held = denoiser.new_cache(1).num_bytes
             setting = denoiser.config.setting
             name = setting.structure if setting.compression == "none" else f"{setting.structure}, {setting.compression}"
-            name = "views" if own["view_heads"] else "spatial" if own["view_points"] else name
             parameters = sum(p.numel() for p in denoiser.parameters())
             values = (name, length, setting.budget, parameters, count_flops(denoiser), held, held // length)
             rows.append(dict(zip(COLUMNS, values, strict=True)))

@@ -34,8 +34,13 @@ class Plan:
         is_beside: recording goes on beside codec training (many cores, and a GPU that trains).
         record_share: most time to record.
         codec_share: time to train the codec.
-        geometry_share: time to train the spatial memory, for worlds recorded with poses.
-        view_frames: past frames that remembered views draw on.
+        depth_share: time to train the depth network. This and what follows up to the dreams is for a memory of pixels.
+        depth_frames: most frames that it learns from.
+        warps_share: time to prepare the recording.
+        decoder_share: time to train the decoder that keeps pixels.
+        decoder_clips: clips whose latents the denoiser predicts for it.
+        decoder_dreams: dreams that it learns from.
+        dream_frames: frames of each.
         evaluate_share: time kept for measuring and bundling.
         codec_batch: frames a step.
         codec_rate: peak learning rate.
@@ -57,8 +62,13 @@ class Plan:
     is_beside: bool = False
     record_share: float = 0.12
     codec_share: float = 0.15
-    geometry_share: float = 0.06
-    view_frames: int = 1024
+    depth_share: float = 0.05
+    depth_frames: int = 100_000
+    warps_share: float = 0.1
+    decoder_share: float = 0.08
+    decoder_clips: int = 96
+    decoder_dreams: int = 12
+    dream_frames: int = 120
     evaluate_share: float = 0.07
     codec_batch: int = 64
     codec_rate: float = 1.5e-3
@@ -75,9 +85,10 @@ class Plan:
         frames = min(self.max_frames, round(self.frames_per_minute * minutes))
         return max(frames // self.length, 12 * self.episodes_per_shard)
 
-    def denoiser_minutes(self, minutes: float, used_minutes: float) -> float:
+    def denoiser_minutes(self, minutes: float, used_minutes: float, has_pixels: bool) -> float:
         """Return the time left for the denoiser in a whole time of `minutes`, never less than a quarter of it."""
-        return max(0.25 * minutes, minutes - used_minutes - self.evaluate_share * minutes)
+        after = self.evaluate_share + (self.decoder_share if has_pixels else 0.0)
+        return max(0.25 * minutes, minutes - used_minutes - after * minutes)
 
 
 PLANS: dict[tuple[str, str], Plan] = {
@@ -88,6 +99,10 @@ PLANS: dict[tuple[str, str], Plan] = {
         episodes_per_shard=1,
         test_fraction=0.15,
         evaluate_share=0.25,
+        depth_frames=4_000,
+        decoder_clips=4,
+        decoder_dreams=2,
+        dream_frames=16,
         codec_batch=32,
         denoiser_batch=4,
         clip_frames=16,
@@ -102,6 +117,7 @@ PLANS: dict[tuple[str, str], Plan] = {
         episodes_per_shard=1,
         test_fraction=0.15,
         evaluate_share=0.25,
+        depth_frames=20_000,
         denoiser_batch=32,
         ema=0.98,
         compile_minutes=1e9,
@@ -110,7 +126,11 @@ PLANS: dict[tuple[str, str], Plan] = {
     ("small", "cpu"): Plan(
         frames_per_minute=2_500,
         max_frames=400_000,
-        codec_share=0.25,
+        codec_share=0.22,
+        depth_frames=40_000,
+        decoder_clips=48,
+        decoder_dreams=6,
+        dream_frames=80,
         denoiser_batch=6,
         clip_frames=24,
         ema=0.995,
@@ -129,7 +149,15 @@ PLANS: dict[tuple[str, str], Plan] = {
         ema=0.999,
         compile_minutes=4.0,
     ),
-    ("base", "cpu"): Plan(frames_per_minute=1_000, max_frames=400_000, codec_share=0.2),
+    ("base", "cpu"): Plan(
+        frames_per_minute=1_000,
+        max_frames=400_000,
+        codec_share=0.2,
+        depth_frames=20_000,
+        decoder_clips=24,
+        decoder_dreams=4,
+        dream_frames=60,
+    ),
     ("base", "cuda"): Plan(
         frames_per_minute=20_000,
         max_frames=2_000_000,

@@ -4,9 +4,14 @@ Owns: the order of the stages and what each is told. Killed at any moment, the s
 skipped, others resume. The stages are the other programs of this folder; how long each may take is `train.plans`', and
 DIR/recipe.json, which tells what was done and how good it is, `train.journal`'s.
 
-Folders: DIR/recording, DIR/codec, DIR/geometry, DIR/denoiser, DIR/evaluation, and DIR/world, the bundle to play.
+The world gets a memory of pixels: a depth network, a recording prepared with it, and a decoder that keeps pixels. Where
+a recording cannot teach one, the recipe says why and trains on summaries alone.
+
+Folders: DIR/recording, DIR/codec, DIR/depth, DIR/warps, DIR/denoiser, DIR/decoder, DIR/evaluation, and DIR/world, the
+bundle to play.
 """
 
+import dataclasses
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,24 +19,29 @@ from typing import Any
 
 import torch
 
-from envs.episodes import open_shards
+from envs.actions import find_motions
+from envs.episodes import ShardInfo, open_shards
 from train.background import BackgroundProgram
 from train.bundle import BundleOptions, make_bundle
 from train.codec import CodecOptions, train_codec
 from train.data import encode_recording
+from train.decoder import DecoderOptions, train_decoder
 from train.denoiser import DenoiserOptions, train_denoiser
+from train.depth import VIEWS_DEG, DepthOptions, train_depth
 from train.evaluate import evaluate_world
-from train.geometry import GeometryOptions, has_geometry, train_geometry
 from train.journal import Journal, RecipeOptions
 from train.loop import STATE_FILE, start_machine
 from train.options import parse_options, run_program
 from train.rollouts import EvaluationPlan
 from train.stopwatch import measure_matrix_speed, time_in_turn
-from worldmodel.checkpoint import codec_hash, load_codec
+from train.warps import WarpOptions, prepare
+from worldmodel.checkpoint import codec_hash, load_codec, load_denoiser, load_depth
 from worldmodel.errors import StateError
 from worldmodel.world import WorldModel
 
 MIN_SHARDS = {"train": 8, "test": 1}
+Stages = dict[str, Callable[[Journal], dict[str, Any]]]
+SAMPLED_SHARDS = 2  # prepared first, to see how long one takes
 
 
 def count_shards(folder: Path) -> dict[str, int]:
@@ -98,7 +108,7 @@ class Recorder:
 
 
 def train_options(recipe: Journal, stage: str, minutes: float) -> dict[str, Any]:
-    """Return the options that both trainings share."""
+    """Return the options that all trainings share."""
     options, out = recipe.options, recipe.folder(stage)
     wants_compile = minutes >= recipe.plan.compile_minutes if options.compile == "auto" else options.compile == "on"
     return {
@@ -131,35 +141,68 @@ def encode(recipe: Journal) -> dict[str, Any]:
     return {"new_frames": encode_recording(codec, data, data / "latents", recipe.machine.device, identity)}
 
 
-def make_geometry(recipe: Journal) -> dict[str, Any]:
-    """Train the spatial memory, or say why this world does without one."""
-    plan, data = recipe.plan, recipe.folder("recording")
-    shards = open_shards(data)
-    if not has_geometry(shards):
-        return {"note": "recorded without poses, or with actions of unknown motions: no spatial memory"}
-    minutes = plan.geometry_share * recipe.options.minutes
-    options = GeometryOptions(
-        **train_options(recipe, "geometry", minutes) | {"compile": False},  # small, and compiling takes long
-        codec=recipe.folder("codec"),
+def why_no_pixels(shards: list[ShardInfo]) -> str | None:
+    """Return why a recording cannot teach a memory of pixels; None where it can."""
+    if not all("pose" in episode.fields for shard in shards for episode in shard.episodes):
+        return "it was recorded without poses"
+    if not find_motions(shards[0].action_names):
+        return f"what its actions {', '.join(shards[0].action_names)} do to a pose is not known (envs/actions.py)"
+    if shards[0].world not in VIEWS_DEG:
+        return f"the angle of view of {shards[0].world} is not known (train/depth.py)"
+    return None
+
+
+def make_depth(recipe: Journal) -> dict[str, Any]:
+    """Train the depth network, or go on training it."""
+    plan = recipe.plan
+    shared = train_options(recipe, "depth", plan.depth_share * recipe.options.minutes)
+    options = DepthOptions(
+        **shared | {"compile": False},  # small, and compiling takes long
+        max_frames=plan.depth_frames,
+        test_frames=max(1, min(DepthOptions.test_frames, plan.depth_frames // 10)),
     )
-    summary = train_geometry(options, recipe.machine)
-    names = ("steps", "minutes", "test_distance_median", "test_place_median", "test_place_90")
+    summary = train_depth(options, recipe.machine)
+    names = ("steps", "minutes", "supervision", "test_photometric", "test_copied")
     return {name: summary[name] for name in names if name in summary}
+
+
+def make_warps(recipe: Journal) -> dict[str, Any]:
+    """Prepare as many shards for training with a memory of pixels as the time allows; those that are there stay."""
+    out, started = recipe.folder("warps"), time.monotonic()
+    options = WarpOptions(
+        data=recipe.folder("recording"),
+        out=out,
+        checkpoint=str(recipe.folder("codec")),
+        depth=str(recipe.folder("depth")),
+        seed=recipe.options.seed,
+        device=str(recipe.machine.device),
+    )
+    planned = recipe.content["stages"].get("warps", {}).get("planned_shards")
+    if planned is None:
+        # A few first: they tell how many fit into the time.
+        planned = len(list(out.glob("train-*.safetensors"))) + SAMPLED_SHARDS
+        found = prepare(dataclasses.replace(options, shards=planned))
+        left = 60 * recipe.plan.warps_share * recipe.options.minutes - (time.monotonic() - started)
+        per_second = found["frames_per_s"] * found["shards"] / max(1, found["frames"])
+        planned += max(0, int(left * per_second))
+        recipe.note("warps", planned_shards=planned)
+    prepare(dataclasses.replace(options, shards=planned))
+    shards = len(list(out.glob("train-*.safetensors")))
+    return {"shards": shards, "minutes": (time.monotonic() - started) / 60}
 
 
 def make_denoiser(recipe: Journal) -> dict[str, Any]:
     """Train the denoiser in the time that is left, or go on training it."""
     plan, machine = recipe.plan, recipe.machine
+    has_pixels = recipe.is_done("warps")
     planned = recipe.content["stages"].get("denoiser", {}).get("planned_minutes")
-    minutes = planned or plan.denoiser_minutes(recipe.options.minutes, recipe.used_minutes)
+    minutes = planned or plan.denoiser_minutes(recipe.options.minutes, recipe.used_minutes, has_pixels)
     recipe.note("denoiser", planned_minutes=minutes)
-    has_spatial = (recipe.folder("geometry") / "config.json").is_file()
     options = DenoiserOptions(
         **train_options(recipe, "denoiser", minutes),
         codec=recipe.folder("codec"),
-        odometry=has_spatial,
-        spatial=recipe.folder("geometry") if has_spatial else None,
-        view_frames=plan.view_frames if has_spatial else 0,
+        odometry=has_pixels,
+        warps=recipe.folder("warps") if has_pixels else None,
         objective=plan.objective,
         batch_size=plan.denoiser_batch,
         clip_frames=plan.clip_frames,
@@ -173,6 +216,32 @@ def make_denoiser(recipe: Journal) -> dict[str, Any]:
         speed = measure_matrix_speed(machine.device, machine.autocast_dtype or torch.float32)
         facts |= {"matrix_tflops": speed / 1000, "share_of_matrix_speed": 1000 * facts["tflops"] / speed}
     return facts
+
+
+def make_decoder(recipe: Journal) -> dict[str, Any]:
+    """Train the decoder to keep remembered pixels and to draw what is not known, or go on training it."""
+    plan = recipe.plan
+    shared = train_options(recipe, "decoder", plan.decoder_share * recipe.options.minutes)
+    options = DecoderOptions(
+        **shared | {"compile": False},  # short
+        checkpoint=recipe.folder("denoiser"),
+        warps=recipe.folder("warps"),
+        depth=str(recipe.folder("depth")),
+        clips=plan.decoder_clips,
+        dreams=plan.decoder_dreams,
+        dream_frames=plan.dream_frames,
+    )
+    summary = train_decoder(options, recipe.machine)
+    return {name: summary[name] for name in ("rebuilt", "judged", "steps", "minutes") if name in summary}
+
+
+def load_world(recipe: Journal) -> WorldModel:
+    """Return the world as it is going to be bundled."""
+    device = str(recipe.machine.device)
+    if not recipe.is_done("decoder"):
+        return WorldModel.load(recipe.folder("denoiser"), device=device)
+    codec, denoiser = load_codec(recipe.folder("decoder")), load_denoiser(recipe.folder("denoiser"))
+    return WorldModel(codec, denoiser, depth=load_depth(recipe.folder("depth")), device=device)
 
 
 def choose_evaluation(seconds: float, seconds_per_frame: float) -> EvaluationPlan:
@@ -190,7 +259,7 @@ def choose_evaluation(seconds: float, seconds_per_frame: float) -> EvaluationPla
 def evaluate(recipe: Journal) -> dict[str, Any]:
     """Measure the dream on held-out mazes, as much as the time allows."""
     data, out = recipe.folder("recording"), recipe.folder("evaluation")
-    model = WorldModel.load(recipe.folder("denoiser"), device=str(recipe.machine.device))
+    model = load_world(recipe)
     batch, size = EvaluationPlan().batch_size, model.codec.config.image_size
     gray = torch.full((batch, 1, size, size, 3), 128, dtype=torch.uint8)
     state = model.reset(gray, torch.zeros(batch, 0, dtype=torch.int64), list(range(batch)))
@@ -204,16 +273,38 @@ def evaluate(recipe: Journal) -> dict[str, Any]:
 
 def bundle(recipe: Journal) -> dict[str, Any]:
     """Put the world together."""
+    has_pixels, notes = recipe.is_done("decoder"), ""
+    if has_pixels:
+        of = recipe.content["stages"]
+        notes = (
+            f"Memory of pixels: depth network {of['depth']['minutes']:.1f} minutes (train.depth), "
+            f"{of['warps']['shards']} prepared shards (train.warps), decoder {of['decoder']['minutes']:.1f} minutes "
+            "(train.decoder)."
+        )
     return make_bundle(
         BundleOptions(
             denoiser=recipe.folder("denoiser"),
             data=recipe.folder("recording"),
             out=recipe.folder("world"),
+            codec=recipe.folder("decoder") if has_pixels else None,
+            depth=recipe.folder("depth") if has_pixels else None,
             report=recipe.folder("evaluation") / "report.json",
+            notes=notes,
             openings=recipe.plan.openings,
             seed=recipe.options.seed,
         )
     )
+
+
+def choose_stages(recipe: Journal) -> Stages:
+    """Return what is done with the recording, in order; say so where it cannot teach a memory of pixels."""
+    reason = why_no_pixels(open_shards(recipe.folder("recording")))
+    if reason is None:
+        return PIXEL_STAGES
+    print(
+        f"no memory of pixels: {reason}; the world learns from summaries alone, without depth, warps and decoder stages"
+    )
+    return SUMMARY_STAGES
 
 
 def cook(options: RecipeOptions) -> dict[str, Any]:
@@ -228,19 +319,37 @@ def cook(options: RecipeOptions) -> dict[str, Any]:
         with recorder.program:
             recorder.wait(lambda frames: frames >= recipe.plan.first_frames)
             if recipe.plan.is_beside:
-                recipe.run_stage("codec", lambda: make_codec(recipe))
-                encode(recipe)  # what is there already, while the rest is being recorded
+                run_beside(recipe)
             recipe.run_stage("record", recorder.finish)
-    for stage, work in STAGES.items():
+    stages = choose_stages(recipe)
+    recipe.content["memory"] = "pixels" if stages is PIXEL_STAGES else "summaries alone"
+    for stage, work in stages.items():
         recipe.run_stage(stage, lambda work=work: work(recipe))  # type: ignore[misc]
     print(f"world: {recipe.folder('world')}    python play.py --checkpoint {recipe.folder('world')}")
     return recipe.content
 
 
-STAGES: dict[str, Callable[[Journal], dict[str, Any]]] = {
+def run_beside(recipe: Journal) -> None:
+    """Do what can be done with the shards that are there, while the rest is being recorded."""
+    recipe.run_stage("codec", lambda: make_codec(recipe))
+    if why_no_pixels(open_shards(recipe.folder("recording"))) is None:
+        recipe.run_stage("depth", lambda: make_depth(recipe))
+    else:
+        encode(recipe)
+
+
+PIXEL_STAGES: Stages = {
+    "codec": make_codec,
+    "depth": make_depth,
+    "warps": make_warps,
+    "denoiser": make_denoiser,
+    "decoder": make_decoder,
+    "evaluate": evaluate,
+    "bundle": bundle,
+}
+SUMMARY_STAGES: Stages = {
     "codec": make_codec,
     "encode": encode,
-    "geometry": make_geometry,
     "denoiser": make_denoiser,
     "evaluate": evaluate,
     "bundle": bundle,

@@ -48,7 +48,7 @@ MODEL_FREE, MODEL_BOUND = ("copy_last", "truth", "codec"), ("short_memory", "shu
 RENDER = ObjectiveConfig()
 # A frame that shows through its noise needs no memory: here most frames in flight are pure noise, and count.
 REMEMBER = ObjectiveConfig(pure_noise_share=0.7, level_offset=1.0, blackout_share=0.5)
-OWN_FRAMES = 304  # of our memory: the bin of the longest distances is inside
+OURS, OWN_FRAMES = "summaries-alone", 304  # of our memory: the bin of the longest distances is inside
 
 
 @dataclass(frozen=True)
@@ -62,30 +62,22 @@ class Structure:
     budget: int | None = None
     paper: tuple[float, float, float] | None = None
     odometry: bool = True
-    view_heads: int = 0
 
 
 def paper_grid() -> list[Structure]:
     """Return the rows of the paper's table of retrieval rates on DMLab (arXiv:2503.10704), and ours."""
-    ours = [
-        Structure("ours", "summary", OWN_FRAMES, view_heads=2),
-        Structure("views-alone", "none", OWN_FRAMES, view_heads=2),
-        Structure("ours-48", "summary", 48, view_heads=2),
-        Structure("summaries-alone", "summary", OWN_FRAMES),
-        Structure("prepend-112-by-time", "prepend", 112, odometry=False),
-    ]
     prepend = {16: (0.52, 0.03, 0.0), 48: (0.44, 0.32, 0.0), 112: (0.48, 0.28, 0.23)}
     joint = {8: (0.28, 0.22, 0.0), 16: (0.36, 0.25, 0.0), 32: (0.44, 0.28, 0.0), 48: (0.40, 0.34, 0.0)}
     channel = {16: (0.24, 0.03, 0.0), 48: (0.16, 0.19, 0.0), 112: (0.12, 0.13, 0.08)}
     modulated = {8: (0.16, 0.16, 0.0), 16: (0.20, 0.19, 0.0), 32: (0.24, 0.22, 0.0), 48: (0.28, 0.22, 0.0)}
     return [
-        *ours[:2],
+        Structure(OURS, "summary", OWN_FRAMES),
         *(Structure(f"prepend-{n}", "prepend", n, paper=rates) for n, rates in prepend.items()),
         Structure("cross-112", "cross", 112, paper=(0.0, 0.0, 0.0)),
         *(Structure(f"channel-{n}", "channel", n, paper=rates) for n, rates in channel.items()),
         *(Structure(f"joint-48-{n}", "prepend", 48, "joint", n, rates) for n, rates in joint.items()),
         *(Structure(f"modulated-48-{n}", "channel", 48, "modulated", n, rates) for n, rates in modulated.items()),
-        *ours[2:],
+        Structure("prepend-112-by-time", "prepend", 112, odometry=False),
     ]
 
 
@@ -233,7 +225,6 @@ def train_network(
         compression=structure.compression if structure else "none",
         budget=structure.budget if structure else None,
         odometry=has_motions and (structure is None or structure.odometry),
-        view_heads=structure.view_heads if structure and has_motions else 0,
         graft=str(options.work / TRUNK) if structure else None,
         objective=RENDER if structure is None else dataclasses.replace(REMEMBER, own_share=options.own_share),
         resume=(out / STATE_FILE).is_file(),
@@ -293,7 +284,7 @@ def compare_schedules(options: StudyOptions, data: Path) -> None:
     Raises:
         DataError: as `measure_accumulation`.
     """
-    out, folder = options.out / "schedules", options.work / "ours"
+    out, folder = options.out / "schedules", options.work / OURS
     if (out / "report.json").is_file():
         return
     model = WorldModel.load(folder, device=options.device, num_steps=options.denoising_steps)
@@ -337,7 +328,7 @@ def run_study(options: StudyOptions) -> None:
         print(f"structure {structure.name}")
         train_network(options, data, codec, folder, structure, steps)
         save_json(result, measure_structure(options, data, needles, folder, structure))
-    if "ours" in options.chosen and options.schedule_cases:
+    if OURS in options.chosen and options.schedule_cases:
         compare_schedules(options, data)
     found = [s.name for s in GRID if (options.work / s.name / "result.json").is_file()]
     results = [json.loads((options.work / name / "result.json").read_text()) for name in found]

@@ -16,7 +16,7 @@ from worldmodel.files import write_file
 
 _PAPER_BINS = [bin_name(span) for span in BINS[:3]]
 _ALL_BINS = [bin_name(span) for span in BINS]
-_MARKS = {"summary": "*", "prepend": "o", "channel": "s", "cross": "X", "none": "."}
+_MARKS = {"summary": "*", "prepend": "o", "channel": "s", "cross": "X"}
 
 
 def _rate(table: dict[str, Any], name: str) -> str:

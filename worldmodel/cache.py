@@ -22,15 +22,12 @@ class MemoryCache:
             tokens of layers that see recent frames; `memory_k`, `memory_v`: what the memory layers share; others as the
             memory structure needs.
         count: int64 (B,), frames committed so far.
-        pose: float32 (B, 5), x, y, z in cells, yaw and pitch in radians: of the last frame by dead reckoning; with a
-            spatial memory of the frame before it, as the step to the last one is judged when the next frame comes.
-        last_action: int64 (B,), the action into the last frame.
+        pose: float32 (B, 5), x, y, z in cells, yaw and pitch in radians, of the last frame.
     """
 
     rings: dict[str, torch.Tensor]
     count: torch.Tensor
     pose: torch.Tensor
-    last_action: torch.Tensor
 
     @staticmethod
     def slot_positions(count: torch.Tensor, size: int) -> torch.Tensor:
@@ -43,13 +40,12 @@ class MemoryCache:
         """Return the positions of the frames in a ring, int64 (B, F); negative where empty."""
         return self.slot_positions(self.count, self.rings[ring].shape[3])
 
-    def commit(self, rings: Rings, poses: torch.Tensor, actions: torch.Tensor, *, num_frames: int) -> None:
+    def commit(self, rings: Rings, poses: torch.Tensor, *, num_frames: int) -> None:
         """Write the first `num_frames` of the new frames and advance the count.
 
         Args:
             rings: for each ring the new frames of each layer, (B, J, H, S, d), J at least `num_frames`.
-            poses: float32 (B, J, 5), what is kept of where they are seen from.
-            actions: int64 (B, J), the actions into them.
+            poses: float32 (B, J, 5), where they are seen from.
             num_frames: frames to keep.
         """
         rows = torch.arange(self.count.shape[0], device=self.count.device)
@@ -63,20 +59,19 @@ class MemoryCache:
         if num_frames:
             self.pose.copy_(poses[:, num_frames - 1])
             self.pose[:, YAW].remainder_(2 * math.pi)
-            self.last_action.copy_(actions[:, num_frames - 1])
 
     def put(self, rows: torch.Tensor, other: "MemoryCache") -> None:
         """Replace the memory of the dreams of `rows`, int64 (n,), by the n memories of `other`."""
         for name, ring in self.rings.items():
             ring[:, rows] = other.rings[name]
-        self.count[rows], self.pose[rows], self.last_action[rows] = other.count, other.pose, other.last_action
+        self.count[rows], self.pose[rows] = other.count, other.pose
 
     def clone(self) -> "MemoryCache":
         """Return an independent copy."""
         rings = {name: ring.clone() for name, ring in self.rings.items()}
-        return MemoryCache(rings, self.count.clone(), self.pose.clone(), self.last_action.clone())
+        return MemoryCache(rings, self.count.clone(), self.pose.clone())
 
     @property
     def num_bytes(self) -> int:
         """Memory held, in bytes; constant over a dream."""
-        return sum(part.nbytes for part in (*self.rings.values(), self.count, self.pose, self.last_action))
+        return sum(part.nbytes for part in (*self.rings.values(), self.count, self.pose))

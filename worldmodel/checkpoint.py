@@ -20,7 +20,6 @@ from worldmodel.codec import Codec, CodecConfig
 from worldmodel.denoiser import Denoiser, DenoiserConfig
 from worldmodel.errors import CheckpointError
 from worldmodel.files import write_files
-from worldmodel.geometry import SpatialConfig, SpatialMemory
 from worldmodel.memory.depth import DepthConfig, DepthNet
 
 ASSETS = Path(__file__).parent / "assets"
@@ -29,13 +28,12 @@ VERSION = 1
 # Beginnings of the names that weights of memories had before memories were modules of their own, and what they begin
 # with now: the first that the denoiser knows.
 OLD_NAMES: dict[str, tuple[str, ...]] = {
-    "spatial.": ("memories.columns.spatial.",),
-    "views.": ("memories.kernels.views.",),
-    "embed_views.": ("memories.columns.embed.", "memories.kernels.embed."),
     "entries.": ("memories.slots.entries.", "memories.channel.entries."),
     "compressor.": ("memories.slots.compressor.", "memories.channel.compressor."),
     "channel.": ("memories.channel.channel.",),
 }
+# Options of memories that are gone; a denoiser without those had them at 0.
+GONE_OPTIONS = ("view_heads", "view_points", "view_frames")
 Model = TypeVar("Model", bound=nn.Module)
 
 
@@ -60,7 +58,6 @@ def save_bundle(
     *,
     codec: Codec | None = None,
     denoiser: Denoiser | None = None,
-    spatial: SpatialMemory | None = None,
     depth: DepthNet | None = None,
     openings: dict[str, torch.Tensor] | None = None,
     info: dict[str, Any] | None = None,
@@ -72,7 +69,6 @@ def save_bundle(
         folder: made if missing.
         codec: weights and config of the codec.
         denoiser: weights and config of the denoiser.
-        spatial: weights and config of a spatial memory that no denoiser holds yet.
         depth: weights and config of a depth network.
         openings: `frames` uint8 (K, T, H, W, 3) and `actions` uint8 (K, T - 1), real play to start dreams from.
         info: what players need beside the model: world, action_names, fps.
@@ -89,8 +85,6 @@ def save_bundle(
         config["codec"], parts["codec"] = dataclasses.asdict(codec.config), codec
     if denoiser is not None:
         config["denoiser"], parts["denoiser"] = dataclasses.asdict(denoiser.config), denoiser
-    if spatial is not None:
-        config["spatial"], parts["spatial"] = dataclasses.asdict(spatial.config), spatial
     if depth is not None:
         config["depth"], parts["depth"] = dataclasses.asdict(depth.config), depth
     contents = {}
@@ -107,7 +101,7 @@ def save_bundle(
 
 
 def has_part(name_or_folder: str | Path, name: str) -> bool:
-    """Return whether a bundle holds a part: codec, denoiser, spatial, depth or openings.
+    """Return whether a bundle holds a part: codec, denoiser, depth or openings.
 
     Raises:
         CheckpointError: the bundle is missing or unreadable.
@@ -186,17 +180,33 @@ def rename_weights(tensors: dict[str, torch.Tensor], module: nn.Module) -> dict[
 
 def _build(model: Callable[[Any], Model], kind: Callable[..., Any], folder: Path, values: Any) -> Model:
     try:
-        values = {k: tuple(v) if isinstance(v, list) else v for k, v in dict(values).items()}
-        return model(kind(**values))
+        found = {k: v for k, v in dict(values).items() if kind is not DenoiserConfig or k not in GONE_OPTIONS}
+        return model(kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in found.items()}))
     except (TypeError, ValueError, RuntimeError) as error:  # a ConfigError is a ValueError; torch raises all three
         name = getattr(kind, "__name__", "config")
         raise CheckpointError(f"{folder / 'config.json'}: {values} makes no {name}: {error}; restore it") from error
+
+
+def _check_memory(folder: Path, config: dict[str, Any], name: str) -> None:
+    """Check that a part can be used without the memory of latent columns, which is gone.
+
+    Raises:
+        CheckpointError: the denoiser looks back with it, or the bundle is such a memory.
+    """
+    denoiser = config.get("denoiser") if name == "denoiser" else None
+    looks_back = isinstance(denoiser, dict) and any(denoiser.get(option) for option in GONE_OPTIONS[:2])
+    if looks_back or "spatial" in {*config, *config.get("files", {})}:
+        raise CheckpointError(
+            f"{folder} was made by an older version, with a memory of latent columns that this version does not have: "
+            "train the world anew with `python -m train.recipe`, or check out the git tag study-1, which plays it"
+        )
 
 
 def _load_part(name_or_folder: str | Path, name: str, model: Callable[[Any], Model], kind: type) -> Model:
     """Return the named part of a bundle with its weights, float32 on the CPU, in evaluation mode."""
     folder = resolve(name_or_folder)
     config = _read_config(folder)
+    _check_memory(folder, config, name)
     tensors = _read_tensors(folder, config, name)
     part = _build(model, kind, folder, config.get(name))
     load_weights(part, rename_weights(tensors, part), str(folder / f"{name}.safetensors"))
@@ -219,15 +229,6 @@ def load_denoiser(name_or_folder: str | Path) -> Denoiser:
         CheckpointError: missing, damaged, or not fitting.
     """
     return _load_part(name_or_folder, "denoiser", Denoiser, DenoiserConfig)
-
-
-def load_spatial(name_or_folder: str | Path) -> SpatialMemory:
-    """Load a spatial memory that `train.geometry` has made, float32 on the CPU, in evaluation mode.
-
-    Raises:
-        CheckpointError: missing, damaged, or not fitting.
-    """
-    return _load_part(name_or_folder, "spatial", SpatialMemory, SpatialConfig)
 
 
 def save_depth(folder: Path, depth: DepthNet) -> None:

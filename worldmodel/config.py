@@ -6,7 +6,6 @@ Owns: the fields, what they may be, and what follows from them. Knows no weights
 from dataclasses import dataclass
 
 from worldmodel.errors import ConfigError
-from worldmodel.geometry import SpatialConfig
 from worldmodel.memory.folded import NUM_FOLDED
 
 STRUCTURES = ("summary", "prepend", "channel", "cross", "none")
@@ -79,11 +78,6 @@ class DenoiserConfig:
         motions: for each action its turn in degrees (counter-clockwise) and its walk in cells; given, the memory is
             found by direction and place too (odometry). Empty: by time alone.
         view_deg: horizontal angle of view in degrees, for odometry.
-        view_heads: kernels of `worldmodel.views`, which lay what was seen in each direction before over the coming
-            frame; needs motions. 0: none.
-        view_points: pieces of old frames that `worldmodel.geometry` blends into each column of the coming frame; needs
-            motions, and takes the place of view_heads. 0: none.
-        view_frames: past frames that remembered views draw on; 0: `memory_frames`.
         warp_channels: those of a picture that a memory of pixels has warped into each frame
             (`worldmodel.memory.folded`); 0: none.
         prediction: what the last layer says: "clean" frames, or the "velocity" noise - clean, from which clean frames
@@ -108,9 +102,6 @@ class DenoiserConfig:
     budget: int = 0
     motions: tuple[tuple[float, float], ...] = ()
     view_deg: float = 70.0
-    view_heads: int = 0
-    view_points: int = 0
-    view_frames: int = 0
     warp_channels: int = 0
     prediction: str = "clean"
 
@@ -134,19 +125,6 @@ class DenoiserConfig:
                 f"odometry takes a motion for each of the {self.num_actions} actions and a view_deg above 0 and below "
                 f"180; got {len(self.motions)} motions and {self.view_deg}"
             )
-        if self.view_heads < 0 or (self.view_heads and not self.motions):
-            raise ConfigError(
-                f"view_heads must be at least 0, and 0 without motions; got {self.view_heads} and {len(self.motions)} "
-                "motions"
-            )
-        if min(self.view_points, self.view_frames) < 0 or (
-            self.view_points and (not self.motions or self.view_heads > 0 or self.num_previous < 2)
-        ):
-            raise ConfigError(
-                "view_points and view_frames must be at least 0, and view_points 0 without motions, beside view_heads, "
-                f"or with num_previous below 2; got {self.view_points}, {self.view_frames}, {len(self.motions)} "
-                f"motions, {self.view_heads} view_heads and num_previous {self.num_previous}"
-            )
         if self.warp_channels not in (0, NUM_FOLDED):
             raise ConfigError(
                 f"warp_channels must be 0 or {NUM_FOLDED}, those of a folded picture; got {self.warp_channels}"
@@ -157,28 +135,6 @@ class DenoiserConfig:
     def setting(self) -> MemorySetting:
         """The memory structure."""
         return MemorySetting(self.memory, self.memory_frames, self.compression, self.budget or self.memory_frames)
-
-    @property
-    def spatial(self) -> SpatialConfig | None:
-        """The shape of the spatial memory; None where there is none."""
-        if not self.view_points:
-            return None
-        return SpatialConfig(self.latent_channels, self.latent_size, self.num_actions, self.view_deg, self.view_points)
-
-    @property
-    def has_views(self) -> bool:
-        """Whether remembered views are laid over the coming frame."""
-        return self.view_heads > 0 or self.view_points > 0
-
-    @property
-    def view_reach(self) -> int:
-        """Past frames that remembered views draw on."""
-        return self.view_frames or self.memory_frames
-
-    @property
-    def most_memory_frames(self) -> int:
-        """Past frames that a dream may remember in one way or another."""
-        return max(self.memory_frames, self.view_reach if self.has_views else 0)
 
     @property
     def is_grid_memory(self) -> bool:

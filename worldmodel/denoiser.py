@@ -5,7 +5,7 @@ memories, and reads a `MemoryCache`, never writes one. Knows no schedule, no sam
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import NamedTuple, TypeVar, cast
+from typing import NamedTuple, cast
 
 import torch
 from einops import rearrange, repeat
@@ -16,13 +16,11 @@ from worldmodel.attention import BlockAttention, FrameAttention, LayerInputs, Pa
 from worldmodel.cache import MemoryCache, Rings
 from worldmodel.config import DenoiserConfig
 from worldmodel.errors import ActionError, ConfigError, ShapeError
-from worldmodel.inputs import FrameInputs, Prefer
+from worldmodel.inputs import FrameInputs
 from worldmodel.memory.base import Context, Memory, PoseEstimate, Reading, RingShape, frame_positions
 from worldmodel.memory.registry import build_memories
 from worldmodel.noise import clean_from_velocity, level_features
 from worldmodel.odometry import POSE_SIZE
-
-Kind = TypeVar("Kind", bound=Memory)
 
 
 class Prediction(NamedTuple):
@@ -40,11 +38,10 @@ class Prediction(NamedTuple):
 
 
 class Written(NamedTuple):
-    """What new frames leave in a cache, for `MemoryCache.commit`: rings by name, poses (B, J, 5), actions (B, J)."""
+    """What new frames leave in a cache, for `MemoryCache.commit`: rings by name, and poses (B, J, 5)."""
 
     rings: Rings
     poses: torch.Tensor
-    actions: torch.Tensor
 
 
 class Block(nn.Module):
@@ -161,17 +158,13 @@ class Denoiser(nn.Module):
         """Return the memories by name: `ModuleDict` does not tell the type of its members."""
         return cast("dict[str, Memory]", dict(self.memories.items()))
 
-    def find(self, kind: type[Kind]) -> Kind | None:
-        """Return the memory of a kind; None if the denoiser has none."""
-        return next((memory for memory in self.memories.values() if isinstance(memory, kind)), None)
-
     def check_memory_frames(self, memory_frames: int | None) -> int:
         """Return how many summaries a dream keeps when `memory_frames` are asked for; None: the configured number.
 
         Raises:
             ConfigError: below 1, or more than the denoiser can see.
         """
-        most = self.config.most_memory_frames
+        most = self.config.memory_frames
         if memory_frames is None:
             return most
         if isinstance(memory_frames, bool) or not isinstance(memory_frames, int) or not 1 <= memory_frames <= most:
@@ -207,12 +200,12 @@ class Denoiser(nn.Module):
         for memory in self.named_memories().values():
             shapes |= memory.cache_shapes(memory_frames)
         rings = {
-            name: torch.zeros((layers, batch, *rest), dtype=torch.float32 if is_exact else dtype, device=weight.device)
-            for name, (layers, *rest, is_exact) in shapes.items()
+            name: torch.zeros((layers, batch, *rest), dtype=dtype, device=weight.device)
+            for name, (layers, *rest) in shapes.items()
         }
         count = torch.zeros(batch, dtype=torch.int64, device=weight.device)
         pose = torch.zeros(batch, POSE_SIZE, device=weight.device)
-        return MemoryCache(rings, count, pose, torch.full_like(count, config.num_actions))
+        return MemoryCache(rings, count, pose)
 
     def flops_per_frame(self, clip_frames: int) -> float:
         """Return the floating-point operations of one frame's forward pass inside clips; attention as far as seen."""
@@ -292,7 +285,6 @@ class Denoiser(nn.Module):
         self,
         frames: FrameInputs,
         cache: MemoryCache | None = None,
-        prefer: Prefer = "newest",
         known: Context | None = None,
         names: set[str] | None = None,
     ) -> Context:
@@ -303,7 +295,6 @@ class Denoiser(nn.Module):
         Args:
             frames: as `forward`; their own latents and levels do not matter.
             cache: of the frames before the first; None for clips.
-            prefer: which of the frames looked back at win.
             known: readings to take over; only memories without one there are read.
             names: of the memories to read; default all.
         """
@@ -311,7 +302,7 @@ class Denoiser(nn.Module):
         estimate = PoseEstimate.standing(frames, cache) if known is None else known.estimate
         for name, memory in self.named_memories().items():
             if name not in readings and (names is None or name in names):
-                readings[name] = memory.read(frames, cache, prefer, estimate)
+                readings[name] = memory.read(frames, cache, estimate)
             found = readings.get(name)
             if found is not None and found.estimate is not None:
                 estimate = found.estimate
@@ -324,7 +315,6 @@ class Denoiser(nn.Module):
         cache: MemoryCache | None = None,
         context: Context | None = None,
         chunk: int | None = None,
-        prefer: Prefer = "newest",
     ) -> tuple[Prediction, Written]:
         """Predict clean frames; frame t sees frames up to t, and those in the cache, which is not changed.
 
@@ -335,7 +325,6 @@ class Denoiser(nn.Module):
                 memories without a reading in it are read.
             chunk: frames a chunk of attention in clips (faster, same result), a divisor of T; None for the dense
                 reference.
-            prefer: which of the frames looked back at win; with a whole `context` it has been decided.
 
         Returns:
             the prediction, and what to hand to `cache.commit`; of clips it is empty.
@@ -347,7 +336,7 @@ class Denoiser(nn.Module):
         """
         self._check(frames)
         tokens, condition = self._enter(frames)
-        context = self.read(frames, cache, prefer, context)
+        context = self.read(frames, cache, context)
         for added in context.added:
             tokens = tokens + F.pad(added, (0, 0, 0, self.config.num_summary))
         positions = frame_positions(frames, cache)
@@ -359,4 +348,4 @@ class Denoiser(nn.Module):
                 tokens = tokens + layers.attend(block.cross, block.rest(tokens), given)
             tokens = block.forward_rest(tokens, attended, modulation)
         prediction = self._leave(tokens, condition, frames)
-        return prediction, Written(layers.written | context.written, context.estimate.kept, frames.actions)
+        return prediction, Written(layers.written | context.written, context.estimate.poses)

@@ -5,13 +5,9 @@ Owns: their names, shapes and slices, and which frames come before each. Knows n
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch.nn import functional as F
-
-Prefer = Literal["newest", "oldest"]
-"""Which of the frames looked back at win: the newest, as in training and on real frames; the oldest, as in dreams."""
 
 
 @dataclass(frozen=True)

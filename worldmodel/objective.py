@@ -189,7 +189,7 @@ class DenoiserLoss(nn.Module):
         given = latents  # as a frame is known once it is context
         true: Context | None = None
         if config.own_share > 0 or config.distort_share > 0:
-            # What is laid over frames (poses, views) stays true, so that it is worth more than the frames before.
+            # What memories tell of frames (poses, warped views) stays true: it is worth more than the frames before.
             true = self._read_true(frames)
         if self.distort is not None and config.distort_share > 0:
             given = self.distort(latents, distortions)

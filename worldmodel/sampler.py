@@ -15,11 +15,10 @@ from torch.nn import functional as F
 
 from worldmodel.denoiser import Denoiser, Prediction
 from worldmodel.errors import ConfigError, ShapeError
-from worldmodel.inputs import FrameInputs, Prefer
+from worldmodel.inputs import FrameInputs
 from worldmodel.memory.base import Context
-from worldmodel.memory.views import ColumnViews
 from worldmodel.noise import add_noise, move_level
-from worldmodel.odometry import POSE_SIZE, YAW
+from worldmodel.odometry import POSE_SIZE
 from worldmodel.state import DreamState
 from worldmodel.windows import Window, outpainting_window
 
@@ -80,7 +79,6 @@ class Sampler:
         window: Window,
         config: SamplerConfig,
         memory_frames: int | None = None,
-        prefer: Prefer = "oldest",
     ) -> None:
         """Walk `window` with `denoiser`.
 
@@ -89,7 +87,6 @@ class Sampler:
             window: the schedule.
             config: settings.
             memory_frames: summaries a dream keeps; default what the denoiser was built for.
-            prefer: which of the frames looked back at win: in dreams the oldest, on real frames the newest.
 
         Raises:
             ConfigError: `memory_frames` is below 1 or more than the denoiser can see.
@@ -97,7 +94,6 @@ class Sampler:
         self.denoiser = denoiser
         self.window = window
         self.config = config
-        self.prefer: Prefer = prefer
         self.memory_frames = denoiser.check_memory_frames(memory_frames)
         device = denoiser.to_clean.weight.device
         self.grid = window.grid(config.num_steps, config.level_shift).to(device)
@@ -158,7 +154,7 @@ class Sampler:
         known = max(0, past - window.stride)
         for start in range(0, known, CONTEXT_PART):
             part = slice(start, min(start + CONTEXT_PART, known))
-            _, written = self.denoiser(given[part], cache=cache, prefer=self.prefer)
+            _, written = self.denoiser(given[part], cache=cache)
             cache.commit(*written, num_frames=part.stop - part.start)
         keep = config.num_previous
         recent = F.pad(shown[:, :known], (0, 0, 0, 0, 0, 0, keep, 0))[:, -keep:]
@@ -231,9 +227,9 @@ class Sampler:
                 beside = new if step else (torch.cat([pending[0], new[0]], 1), torch.cat([pending[1], new[1]], 1))
             frames = FrameInputs.stack(known, known_levels, actions, self.denoiser.config.num_previous, *beside)
             if context is None or not is_alone:
-                context = self.denoiser.read(frames, state.cache, self.prefer)
+                context = self.denoiser.read(frames, state.cache)
             own = context.last(frames.num_frames)
-            prediction, written = self.denoiser(frames, cache=state.cache, context=own, prefer=self.prefer)
+            prediction, written = self.denoiser(frames, cache=state.cache, context=own)
             if step == 0:
                 state.cache.commit(*written, num_frames=num_pending)
                 prediction = Prediction(*(part[:, num_pending:] for part in prediction))
@@ -284,35 +280,3 @@ class Sampler:
             state.flight_poses = sight.poses[:, stride:].clone()
         finished = slice(self.window.num_clean, self.window.num_clean + stride)
         return flight[:, finished], Prediction(*(part[:, finished] for part in prediction))
-
-    @torch.inference_mode()
-    def reckon(self, state: DreamState, actions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return how far the last step got and how far the next one will get, as the memory of the dreams judges walls.
-
-        Args:
-            state: the dreams; not changed.
-            actions: int64 (B, 1), the next actions.
-
-        Returns:
-            two of float32 (B,), cells along the heading after the step.
-
-        Raises:
-            ConfigError: the denoiser has no spatial memory, or the schedule keeps frames in flight.
-        """
-        columns = self.denoiser.find(ColumnViews)
-        if columns is None or self.window.size != 1 or state.pending.shape[1] != 1:
-            raise ConfigError(
-                "only a world with a spatial memory (train.geometry), played with the next-frame schedule, can tell "
-                "how far a step gets"
-            )
-        context = state.recent.new_full(state.pending.shape[:2], self.config.context_level)
-        known = torch.cat([state.recent, state.pending, torch.zeros_like(state.pending)], 1)
-        levels = torch.cat([state.recent_levels, context, torch.ones_like(context)], 1)
-        every_action = torch.cat([state.pending_actions, actions], 1)
-        frames = FrameInputs.stack(known, levels, every_action, self.denoiser.config.num_previous)
-        estimate, _ = columns.locate(frames, state.cache, self.prefer)
-        places = torch.stack([estimate.before[:, 0], estimate.before[:, 1], estimate.poses[:, 1]], 1)
-        gone = places[:, 1:, :2] - places[:, :-1, :2]
-        heading = places[:, 1:, YAW]
-        last, coming = (gone[..., 0] * heading.cos() + gone[..., 1] * heading.sin()).unbind(1)
-        return last, coming

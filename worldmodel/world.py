@@ -7,7 +7,7 @@ import copy
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 
@@ -21,7 +21,6 @@ from worldmodel.frames import to_frames, to_pixels
 from worldmodel.memory.camera import POSE_SIZE
 from worldmodel.memory.depth import DepthNet
 from worldmodel.memory.pixels import PixelMemory, PixelState
-from worldmodel.memory.views import ColumnViews
 from worldmodel.sampler import Sampler, SamplerConfig, Sight
 from worldmodel.state import Step, WorldState
 from worldmodel.step import Stepper
@@ -327,15 +326,13 @@ class WorldModel:
 
     @property
     def can_reckon(self) -> bool:
-        """Whether `reckon` works: a spatial memory, played with the next-frame schedule."""
-        has_places = self.pixels is not None or self.denoiser.find(ColumnViews) is not None
-        return has_places and self.window == next_frame_window()
+        """Whether `reckon` works: a memory of pixels, played with the next-frame schedule."""
+        return self.pixels is not None and self.window == next_frame_window()
 
     def reckon(self, state: WorldState, actions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return which share of its way the last step of each dream got, and which the next one will get.
 
-        The memory of pixels, or the spatial memory of the denoiser, judges it from what the dream shows: less than 1
-        where a wall is near.
+        The memory of pixels judges it from what the dream shows: less than 1 where a wall is near.
 
         Args:
             state: from `reset`; not changed.
@@ -348,11 +345,12 @@ class WorldModel:
             ConfigError: `can_reckon` is false. ActionError, ShapeError: as `step`.
         """
         actions = self._check_step(state, actions)
-        if self.pixels is not None and self.can_reckon:
-            parts, motions = self._reckon_pixels(self.pixels, state, actions), self.pixels.motions[:, 0]
-        else:
-            parts = self.sampler.reckon(state.dream, actions[:, None])
-            motions = cast("ColumnViews", self.denoiser.find(ColumnViews)).motions[:, 1]
+        if self.pixels is None or not self.can_reckon:
+            raise ConfigError(
+                "only a world with a memory of pixels (train.warps), played with the next-frame schedule, can tell how "
+                "far a step gets"
+            )
+        parts, motions = self._reckon_pixels(self.pixels, state, actions), self.pixels.motions[:, 0]
         shares = []
         for gone, taken in zip(parts, (state.dream.pending_actions[:, -1], actions), strict=True):
             walk = motions[taken]

@@ -221,14 +221,14 @@ def memory_errors(
         cache = denoiser.new_cache(batch, memory_frames)
         for start in range(0, length, chunk):
             part = slice(start, min(start + chunk, length))
-            _, written = denoiser(before[part], cache=cache, prefer="newest")
+            _, written = denoiser(before[part], cache=cache)
             cache.commit(*written, num_frames=part.stop - part.start)
         for s, row in enumerate(levels.float().to(device)):
             now = row.expand(batch, -1)
             flight = add_noise(latents[:, known:], noise[s], now)
             shown_and_flight = torch.cat([past, flight], 1), torch.cat([past_levels, now], 1)
             frames = FrameInputs.stack(*shown_and_flight, into[:, length:], keep)
-            prediction, _ = denoiser(frames, cache=cache, prefer="newest")
+            prediction, _ = denoiser(frames, cache=cache)
             error = (prediction.clean.double() - latents[:, known:]).square().flatten(2).sum(2)
             errors[m, :, s] = error.cpu()
     return errors

@@ -28,7 +28,7 @@ class RealPast:
         """Write real frames into a memory; arguments and errors as `Sampler.begin` and `Sampler`."""
         self.denoiser = denoiser
         self.level = config.context_level
-        sampler = Sampler(denoiser, next_frame_window(), config, memory_frames, prefer="newest")
+        sampler = Sampler(denoiser, next_frame_window(), config, memory_frames)
         state = sampler.begin(latents, actions, noise)
         self.cache = state.cache
         self.recent, self.recent_levels = state.recent, state.recent_levels
@@ -50,7 +50,7 @@ class RealPast:
         known = torch.cat([self.recent, flight], 1)
         known_levels = torch.cat([self.recent_levels, levels], 1)
         frames = FrameInputs.stack(known, known_levels, actions, self.recent.shape[1])
-        found: tuple[Prediction, Written] = self.denoiser(frames, cache=self.cache, prefer="newest")
+        found: tuple[Prediction, Written] = self.denoiser(frames, cache=self.cache)
         return found
 
     def predict(self, flight: torch.Tensor, levels: torch.Tensor, actions: torch.Tensor) -> torch.Tensor:

@@ -16,7 +16,7 @@ import torch
 from worldmodel.attention import BlockAttention, Slots
 from worldmodel.cache import MemoryCache, Rings
 from worldmodel.exact import ExactBuffers
-from worldmodel.inputs import FrameInputs, Prefer
+from worldmodel.inputs import FrameInputs
 from worldmodel.odometry import POSE_SIZE
 
 
@@ -29,7 +29,6 @@ class RingShape(NamedTuple):
         frames: frames kept, the last ones.
         tokens: tokens a frame.
         channels: numbers a token.
-        is_exact: whether it stays float32 whatever the weights are: in 16 bits a place would be off by steps.
     """
 
     layers: int
@@ -37,7 +36,6 @@ class RingShape(NamedTuple):
     frames: int
     tokens: int
     channels: int
-    is_exact: bool = False
 
 
 @dataclass(frozen=True)
@@ -47,22 +45,20 @@ class PoseEstimate:
     Attributes:
         poses: float32 (B, T, 5) of the frames.
         before: float32 (B, T, 5) of the frame before each.
-        kept: float32 (B, T, 5), what a cache keeps of each for the frames to come.
     """
 
     poses: torch.Tensor
     before: torch.Tensor
-    kept: torch.Tensor
 
     @staticmethod
     def standing(frames: FrameInputs, past: MemoryCache | None) -> "PoseEstimate":
         """Return that of a dreamer who never moves."""
         poses = start_pose(frames, past)[:, None].expand(-1, frames.num_frames, -1)
-        return PoseEstimate(poses, poses, poses)
+        return PoseEstimate(poses, poses)
 
     def last(self, num_frames: int) -> "PoseEstimate":
         """Return that of the last frames alone."""
-        return PoseEstimate(*(part[:, -num_frames:] for part in (self.poses, self.before, self.kept)))
+        return PoseEstimate(self.poses[:, -num_frames:], self.before[:, -num_frames:])
 
 
 @dataclass(frozen=True)
@@ -151,13 +147,12 @@ class Memory(ExactBuffers):
         """Return a new attention for block `index` beside its own; None: nothing."""
         return None
 
-    def read(self, frames: FrameInputs, past: MemoryCache | None, prefer: Prefer, estimate: PoseEstimate) -> Reading:
+    def read(self, frames: FrameInputs, past: MemoryCache | None, estimate: PoseEstimate) -> Reading:
         """Look back, without changing the cache.
 
         Args:
             frames: those to come; of their own latents and levels nothing may be used.
             past: cache of the frames before the first; None for clips, which begin with it.
-            prefer: which of the frames looked back at win.
             estimate: where the frames are seen from, as far as the memories before this one tell.
         """
         return Reading()

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from worldmodel.cache import MemoryCache, Rings
 from worldmodel.config import DenoiserConfig
-from worldmodel.inputs import FrameInputs, Prefer
+from worldmodel.inputs import FrameInputs
 from worldmodel.memory.base import PoseEstimate, Reading, RingShape
 from worldmodel.memory.slots import EntryMemory
 
@@ -61,7 +61,7 @@ class ChannelMemory(EntryMemory):
         shape = RingShape(1, 1, frames, self.config.num_patches, self.entries.width)
         return super().cache_shapes(memory_frames) | {"entries": shape}
 
-    def read(self, frames: FrameInputs, past: MemoryCache | None, prefer: Prefer, estimate: PoseEstimate) -> Reading:
+    def read(self, frames: FrameInputs, past: MemoryCache | None, estimate: PoseEstimate) -> Reading:
         """Project what the last frames before each frame left."""
         slots, written = self.make_slots(frames, past, estimate)
         entries = slots.tokens

@@ -10,7 +10,7 @@ import torch
 
 from worldmodel.cache import MemoryCache
 from worldmodel.config import DenoiserConfig
-from worldmodel.inputs import FrameInputs, Prefer
+from worldmodel.inputs import FrameInputs
 from worldmodel.memory.base import Memory, PoseEstimate, Reading, start_pose
 from worldmodel.odometry import walk_poses
 
@@ -24,20 +24,16 @@ class Odometry(Memory):
     def __init__(self, config: DenoiserConfig) -> None:
         """Take the motions of a config."""
         super().__init__()
-        self.register_buffer("motions", motion_table(config), persistent=False)
+        table = torch.tensor([*config.motions, (0.0, 0.0)])
+        self.register_buffer("motions", table * torch.tensor([math.pi / 180, 1.0]), persistent=False)
 
     @classmethod
     def build(cls, config: DenoiserConfig) -> "Odometry | None":
-        """Return one if actions have motions and no other memory tells where frames are."""
-        return cls(config) if config.motions and not config.view_points else None
+        """Return one if actions have motions."""
+        return cls(config) if config.motions else None
 
-    def read(self, frames: FrameInputs, past: MemoryCache | None, prefer: Prefer, estimate: PoseEstimate) -> Reading:
+    def read(self, frames: FrameInputs, past: MemoryCache | None, estimate: PoseEstimate) -> Reading:
         """Tell where the frames are seen from: `FrameInputs.poses`, where they are given."""
         start = start_pose(frames, past)
         poses = walk_poses(self.motions, frames.actions, start) if frames.poses is None else frames.poses
-        return Reading(PoseEstimate(poses, torch.cat([start[:, None], poses[:, :-1]], 1), poses))
-
-
-def motion_table(config: DenoiserConfig) -> torch.Tensor:
-    """Return turn in radians and walk in cells of each action and of "none", float32 (A + 1, 2)."""
-    return torch.tensor([*config.motions, (0.0, 0.0)]) * torch.tensor([math.pi / 180, 1.0])
+        return Reading(PoseEstimate(poses, torch.cat([start[:, None], poses[:, :-1]], 1)))

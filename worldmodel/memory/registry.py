@@ -12,13 +12,10 @@ from worldmodel.memory.channel import ChannelMemory
 from worldmodel.memory.odometry import Odometry
 from worldmodel.memory.slots import SlotMemory
 from worldmodel.memory.tokens import TokenMemory
-from worldmodel.memory.views import ColumnViews, KernelViews
 from worldmodel.memory.warped import WarpedView
 
 MEMORIES: dict[str, Callable[[DenoiserConfig], Memory | None]] = {
     "odometry": Odometry.build,
-    "columns": ColumnViews.build,
-    "kernels": KernelViews.build,
     "warped": WarpedView.build,
     "tokens": TokenMemory.build,
     "slots": SlotMemory.build,

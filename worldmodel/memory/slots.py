@@ -37,7 +37,7 @@ from worldmodel.attention import (
 from worldmodel.cache import MemoryCache, Rings
 from worldmodel.config import DenoiserConfig
 from worldmodel.errors import ConfigError
-from worldmodel.inputs import FrameInputs, Prefer
+from worldmodel.inputs import FrameInputs
 from worldmodel.memory.base import Memory, PoseEstimate, Reading, RingShape, frame_positions
 from worldmodel.noise import level_features
 
@@ -329,7 +329,7 @@ class SlotMemory(EntryMemory):
         shape = config.width, config.heads, config.setting.budget, config.num_patches, config.num_summary
         return SlotAttention(*shape, has_own, bool(config.motions))
 
-    def read(self, frames: FrameInputs, past: MemoryCache | None, prefer: Prefer, estimate: PoseEstimate) -> Reading:
+    def read(self, frames: FrameInputs, past: MemoryCache | None, estimate: PoseEstimate) -> Reading:
         """Make the slots of the frames before the frames."""
         slots, written = self.make_slots(frames, past, estimate)
         return Reading(slots=slots, written=written)

@@ -4,13 +4,29 @@ Owns: the layers that read it. What was warped, and how, is the business of whoe
 """
 
 import torch
+from einops import rearrange
+from torch import nn
 
 from worldmodel.cache import MemoryCache
 from worldmodel.config import DenoiserConfig
-from worldmodel.inputs import FrameInputs, Prefer
+from worldmodel.inputs import FrameInputs
 from worldmodel.memory.base import Memory, PoseEstimate, Reading
 from worldmodel.memory.folded import WarpEncoder
-from worldmodel.memory.views import ViewEmbedding
+
+
+class ViewEmbedding(nn.Linear):
+    """What is laid over a frame becomes patch tokens; at first as if nothing were."""
+
+    def __init__(self, channels: int, patch: int, width: int) -> None:
+        """Take patches of `channels` latent channels to `width`."""
+        super().__init__(channels * patch**2, width, bias=False)
+        self.patch = patch
+        nn.init.zeros_(self.weight)
+
+    def forward(self, laid: torch.Tensor) -> torch.Tensor:
+        """Return (B, T, P, D) of (B, T, channels, h, w)."""
+        patches = rearrange(laid, "b t c (h p) (w q) -> b t (h w) (c p q)", p=self.patch, q=self.patch)
+        return super().forward(patches.to(self.weight.dtype))
 
 
 class WarpedView(Memory):
@@ -31,7 +47,7 @@ class WarpedView(Memory):
         """Return one if the config has warped channels."""
         return cls(config) if config.warp_channels else None
 
-    def read(self, frames: FrameInputs, past: MemoryCache | None, prefer: Prefer, estimate: PoseEstimate) -> Reading:
+    def read(self, frames: FrameInputs, past: MemoryCache | None, estimate: PoseEstimate) -> Reading:
         """Embed what was warped; nothing warped is all zeros."""
         if frames.warped is None:
             return Reading()
