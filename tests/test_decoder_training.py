@@ -96,6 +96,20 @@ def test_decoder_and_discriminator_learn_from_their_own_loss_alone(make_codec: C
     assert all(parameter.grad is None for parameter in given.before.parameters())
 
 
+@pytest.mark.parametrize(("kind", "is_learned"), [(TRUE, False), (PREDICTED, True), (DREAMT, False)])
+def test_what_is_kept_is_learned_from_predicted_frames_alone(
+    make_codec: Callable[..., Codec], kind: int, is_learned: bool
+) -> None:
+    torch.manual_seed(0)
+    loss = DecoderLoss(keep_pixels(make_codec()), AdversaryConfig(width=4, adversary_weight=1.0)).train()
+    value, _ = loss(**(batch() | {"kinds": torch.full((3,), kind)}))
+    value.backward()
+    keeper = loss.codec.keeper
+    assert keeper is not None
+    grad = keeper.gate.weight.grad
+    assert (grad is not None and bool(grad.any())) == is_learned
+
+
 def test_a_denoiser_trained_with_warps_loads_and_plays(folder: Path, codec_folder: Path) -> None:
     denoiser = load_denoiser(folder / "denoiser")
     assert denoiser.config.warp_channels == NUM_FOLDED and denoiser.config.motions

@@ -144,7 +144,11 @@ class DecoderLoss(nn.Module):
         raw = latents * codec.latent_std[:, None, None] + codec.latent_mean[:, None, None]
         drawn, kept = codec.draw_raw(raw + 0.04 * codec.latent_std.mean() * jitter, warped)
         drawn, kept = drawn.float(), torch.zeros_like(mask) if kept is None else kept.float()
-        made = drawn + kept * (pixels - drawn)
+        # What is kept is learned where a guess stands beside its truth: a true latent needs no memory, and a picture
+        # that only has to look real would rather forget.
+        learned = (kinds == PREDICTED)[:, None, None, None]
+        made = drawn + torch.where(learned, kept, kept.detach()) * (pixels - drawn)
+        shown = drawn + kept.detach() * (pixels - drawn)
         with torch.no_grad():
             # What the latent says, without remembered pixels: those of dreams are torn, and shall not be held on to.
             was = self.before.decode_raw(raw, torch.zeros_like(warped)).float()
@@ -163,7 +167,7 @@ class DecoderLoss(nn.Module):
         rebuilt = known + config.texture_weight * texture.mean() + config.low_weight * coarse.mean()
         rebuilt = rebuilt + config.tint_weight * tinted.mean()
 
-        adversary, judged = self._judge(made, torch.cat([was, real]), real, is_coarse_shown, corner, 1 - 0.5 * is_true)
+        adversary, judged = self._judge(shown, torch.cat([was, real]), real, is_coarse_shown, corner, 1 - 0.5 * is_true)
         loss = rebuilt + config.adversary_weight * adversary + judged
         with torch.no_grad():
             squared = (error.square().mean((1, 2, 3)) * is_true).sum() / is_true.sum().clamp_min(1)
@@ -176,6 +180,7 @@ class DecoderLoss(nn.Module):
             "judged": judged.detach(),
             "sharper": sharper,
             "kept": (kept.sum() / mask.sum().clamp_min(1)).detach(),
+            "kept_dreamt": ((kept * weigh(is_dreamt)).sum() / (mask * weigh(is_dreamt)).sum().clamp_min(1)).detach(),
         }
 
     @staticmethod
