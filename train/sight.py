@@ -80,9 +80,9 @@ def read_sight(episode: EpisodeInfo) -> dict[str, np.ndarray]:
     return read_episode(episode, fields=(*SIGHT_FIELDS, *extra))
 
 
-def column_slopes() -> np.ndarray:
-    """Return how far each column looks to the left of the heading at distance 1, float64 (NUM_COLUMNS,)."""
-    return _TANGENT * (1.0 - (2.0 * np.arange(NUM_COLUMNS) + 1.0) / NUM_COLUMNS)
+def column_slopes(num_columns: int = NUM_COLUMNS) -> np.ndarray:
+    """Return how far each column looks to the left of the heading at distance 1, float64 (num_columns,)."""
+    return _TANGENT * (1.0 - (2.0 * np.arange(num_columns) + 1.0) / num_columns)
 
 
 def _directions(pose: np.ndarray, left: np.ndarray) -> np.ndarray:
@@ -91,18 +91,19 @@ def _directions(pose: np.ndarray, left: np.ndarray) -> np.ndarray:
     return np.stack([np.cos(heading) - left * np.sin(heading), np.sin(heading) + left * np.cos(heading)])
 
 
-def look(layout: np.ndarray, pose: np.ndarray) -> Sight:
+def look(layout: np.ndarray, pose: np.ndarray, num_columns: int = NUM_COLUMNS) -> Sight:
     """Cast a ray for every column of every frame.
 
     Args:
         layout: uint8 (rows, columns), 1 wall, 0 floor, walls all around.
         pose: float (T, 3), x and y in cells, heading in degrees, on floor.
+        num_columns: columns of a frame.
 
     Returns:
         what the middle of each column shows.
     """
     rows, columns = layout.shape
-    way = _directions(pose, column_slopes())
+    way = _directions(pose, column_slopes(num_columns))
     with np.errstate(divide="ignore"):
         pace = np.abs(1.0 / way)  # distance between two grid lines
     start = np.broadcast_to(pose[:, :2].T.astype(np.float64)[..., None], way.shape)
