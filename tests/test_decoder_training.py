@@ -46,10 +46,9 @@ def denoiser_options(folder: Path, codec: Path, out: Path, **changes: Any) -> De
 
 
 def decoder_options(folder: Path, out: Path, **changes: Any) -> DecoderOptions:
-    given = {"batch_size": 6, "clips": 1, "dreams": 1, "dream_frames": 2, "depth": str(folder / "depth")} | changes
-    return DecoderOptions(
-        data=folder / "walks", out=out, checkpoint=folder / "denoiser", warps=folder / "warps", **QUICK, **given
-    )
+    given = {"batch_size": 6, "clips": 1, "dreams": 1, "dream_frames": 2, "depth": str(folder / "depth")}
+    given |= {"warps": folder / "warps"} | changes
+    return DecoderOptions(data=folder / "walks", out=out, checkpoint=folder / "denoiser", **QUICK, **given)
 
 
 def batch(size: int = 32) -> dict[str, torch.Tensor]:
@@ -96,26 +95,19 @@ def test_decoder_and_discriminator_learn_from_their_own_loss_alone(make_codec: C
     assert all(parameter.grad is None for parameter in given.before.parameters())
 
 
-@pytest.mark.parametrize(("kind", "is_learned"), [(TRUE, False), (PREDICTED, True), (DREAMT, False)])
-def test_what_is_kept_is_learned_from_predicted_frames_alone(
-    make_codec: Callable[..., Codec], kind: int, is_learned: bool
-) -> None:
-    torch.manual_seed(0)
-    loss = DecoderLoss(keep_pixels(make_codec()), AdversaryConfig(width=4, adversary_weight=1.0)).train()
-    value, _ = loss(**(batch() | {"kinds": torch.full((3,), kind)}))
-    value.backward()
-    keeper = loss.codec.keeper
-    assert keeper is not None
-    grad = keeper.gate.weight.grad
-    assert (grad is not None and bool(grad.any())) == is_learned
-
-
 def test_a_denoiser_trained_with_warps_loads_and_plays(folder: Path, codec_folder: Path) -> None:
     denoiser = load_denoiser(folder / "denoiser")
     assert denoiser.config.warp_channels == NUM_FOLDED and denoiser.config.motions
     assert codec_hash(folder / "denoiser") == codec_hash(codec_folder)
     content = json.loads((folder / "denoiser" / "denoiser_training.json").read_text())
     assert (content["recorded_frames"], content["mazes_or_episodes"]) == (2 * (CLIP_FRAMES + 1), 2)
+
+
+def test_a_decoder_learns_from_no_anchored_shard(folder: Path, tmp_path: Path, codec_folder: Path) -> None:
+    words = {"checkpoint": str(codec_folder), "depth": str(folder / "depth"), "device": "cpu"}
+    prepare(WarpOptions(data=folder / "walks", out=tmp_path / "warps", anchored=1.0, **words))
+    with pytest.raises(DataError, match=r"all shards of .* are anchored.*--anchored 0"):
+        train_decoder(decoder_options(folder, tmp_path / "out", warps=tmp_path / "warps"), CPU)
 
 
 def test_warps_that_do_not_fit_are_refused(folder: Path, codec_folder: Path, tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from train.warps import (
     WarpOptions,
     draw_remembered,
     drop_memory,
+    is_anchored,
     pack_folded,
     prepare,
     relative_poses,
@@ -71,7 +72,7 @@ def episode(num_frames: int) -> dict[str, torch.Tensor]:
     return {"pixels": frames.permute(0, 3, 1, 2), "inverse_depth": inverse, "poses": complete_poses(places)}
 
 
-@pytest.mark.parametrize("anchored", [0.0, 1.0])
+@pytest.mark.parametrize("anchored", [0.0, 0.5, 1.0])
 def test_a_shard_holds_its_episodes_in_order(
     walks: Path, parts: Path, tmp_path: Path, anchored: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -90,6 +91,7 @@ def test_a_shard_holds_its_episodes_in_order(
         prepare(options(walks, parts, out, anchored=anchored, shards=1))
     files = [next(out.glob("*.safetensors")) for out in made]
     assert files[0].read_bytes() == files[1].read_bytes()
+    assert is_anchored(files[0]) == (anchored == 1)  # of half of them, the first is not
     shard = load_file(files[0])
     lengths = ([5, 3] * len(given.episodes))[: len(given.episodes)]
     assert shard["lengths"].tolist() == lengths
@@ -99,7 +101,7 @@ def test_a_shard_holds_its_episodes_in_order(
         assert told[1:].tolist() == arrays["actions"][: lengths[row] - 1].tolist() and told[0] == 0
         assert not shard["mask"][first].any()
         # Of others, chance may have hidden all that came before.
-        assert not anchored or shard["mask"][first + 1 : first + lengths[row]].any()
+        assert anchored < 1 or shard["mask"][first + 1 : first + lengths[row]].any()
 
 
 @pytest.mark.parametrize("seed", range(6))

@@ -36,8 +36,7 @@ class AdversaryConfig:
 
     Attributes:
         adversary_weight: of the discriminator, where nothing is known for sure.
-        low_weight: of keeping coarse colors as the decoder drew them before, without remembered pixels, for latents
-            that are not true.
+        low_weight: of keeping coarse colors as the decoder drew them before, for dreamt latents.
         tint_weight: of keeping the tint of small squares as it was drawn before, for latents that are not true: texture
             is light and dark, not rainbow.
         texture_weight: of matching the local strength of gradients, where the truth is known.
@@ -144,14 +143,9 @@ class DecoderLoss(nn.Module):
         raw = latents * codec.latent_std[:, None, None] + codec.latent_mean[:, None, None]
         drawn, kept = codec.draw_raw(raw + 0.04 * codec.latent_std.mean() * jitter, warped)
         drawn, kept = drawn.float(), torch.zeros_like(mask) if kept is None else kept.float()
-        # What is kept is learned where a guess stands beside its truth: a true latent needs no memory, and a picture
-        # that only has to look real would rather forget.
-        learned = (kinds == PREDICTED)[:, None, None, None]
-        made = drawn + torch.where(learned, kept, kept.detach()) * (pixels - drawn)
-        shown = drawn + kept.detach() * (pixels - drawn)
+        made = drawn + kept * (pixels - drawn)
         with torch.no_grad():
-            # What the latent says, without remembered pixels: those of dreams are torn, and shall not be held on to.
-            was = self.before.decode_raw(raw, torch.zeros_like(warped)).float()
+            was = self.before.decode_raw(raw, warped).float()
 
         def weigh(share: torch.Tensor) -> torch.Tensor:
             return share[:, None, None, None]
@@ -167,7 +161,7 @@ class DecoderLoss(nn.Module):
         rebuilt = known + config.texture_weight * texture.mean() + config.low_weight * coarse.mean()
         rebuilt = rebuilt + config.tint_weight * tinted.mean()
 
-        adversary, judged = self._judge(shown, torch.cat([was, real]), real, is_coarse_shown, corner, 1 - 0.5 * is_true)
+        adversary, judged = self._judge(made, torch.cat([was, real]), real, is_coarse_shown, corner, 1 - 0.5 * is_true)
         loss = rebuilt + config.adversary_weight * adversary + judged
         with torch.no_grad():
             squared = (error.square().mean((1, 2, 3)) * is_true).sum() / is_true.sum().clamp_min(1)
@@ -180,7 +174,6 @@ class DecoderLoss(nn.Module):
             "judged": judged.detach(),
             "sharper": sharper,
             "kept": (kept.sum() / mask.sum().clamp_min(1)).detach(),
-            "kept_dreamt": ((kept * weigh(is_dreamt)).sum() / (mask * weigh(is_dreamt)).sum().clamp_min(1)).detach(),
         }
 
     @staticmethod

@@ -23,7 +23,7 @@ from train.data import draw_clips
 from train.drift import random_actions
 from train.loop import Machine, TrainOptions, start_machine, train_model
 from train.options import options_to_json, parse_options, run_program, save_json
-from train.warps import PreparedData, drop_memory, pack_folded, unpack_folded
+from train.warps import PreparedData, drop_memory, is_anchored, pack_folded, unpack_folded
 from worldmodel.checkpoint import load_codec, load_denoiser, load_depth, load_info, save_bundle
 from worldmodel.codec import Codec
 from worldmodel.denoiser import Denoiser
@@ -56,7 +56,7 @@ class DecoderOptions(TrainOptions):
     learning_rate: float = 2e-4
     """Peak learning rate of the decoder; the discriminator gets four times that."""
     shards: int = 12
-    """Prepared shards held in memory."""
+    """Prepared shards held in memory; anchored ones are passed over."""
     clips: int = 96
     """Clips of 48 frames whose latents the denoiser predicts."""
     dreams: int = 12
@@ -190,13 +190,17 @@ def make_examples(
     """Return all examples, the places of each kind among them, and recorded frames.
 
     Raises:
-        DataError: a prepared shard has no recording, or another number of frames.
+        DataError: a prepared shard has no recording, or another number of frames; or all of them are anchored.
     """
     prepared = PreparedData(options.warps)
     denoiser = denoiser.to(device)
     recorded = {shard.path.stem: shard for shard in open_shards(options.data) if shard.split == "train"}
     generator = torch.Generator().manual_seed(options.seed)
-    names = list(prepared.names)[:: max(1, len(prepared.names) // options.shards)][: options.shards]
+    # Of torn memories a decoder learns to forget: it keeps a fifteenth of what it keeps otherwise (dev/LOG.md).
+    whole = [name for name in prepared.names if not is_anchored(options.warps / f"{name}.safetensors")]
+    if not whole:
+        raise DataError(f"all shards of {options.warps} are anchored; prepare some with train.warps --anchored 0")
+    names = whole[:: max(1, len(whole) // options.shards)][: options.shards]
     parts: list[Examples] = []
     openings = []
     for name in tqdm(names, desc="predicting", unit="shard", mininterval=5.0):

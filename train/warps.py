@@ -12,6 +12,7 @@ Other shards hold what `train.anchored` makes of their episodes: memories of mem
 """
 
 import functools
+import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from tqdm import tqdm
 
@@ -46,6 +47,7 @@ from worldmodel.memory.reprojection import Keyframes, choose, sample_points, smo
 FIELDS = ("latents", "actions", "rewards", "terminated", "poses", "pixels", "mask", "facts")
 READ_FIELDS = ("frames", "actions", "rewards", "terminated", "pose")
 NUM_CANDIDATES = 96  # frames of an episode that may be sources beside the last: all cost more than they add
+ANCHORED = "anchored"  # entry of a prepared file's metadata: "1" where its memories are of memories
 CHUNK, CHUNK_ON_GPU = 16, 256  # frames warped at once: what stays in a CPU's cache; what keeps a GPU busy
 SHOWN_BY_CODEC, SHOWN_BLURRED, SHOWN_OFF = 0.25, 0.25, 0.3  # shares of episodes
 LEAST_BLUR, MOST_BLUR, MOST_GAIN = 0.6, 2.2, 1.15  # pixels of a frame of 64, and factor of light
@@ -328,13 +330,15 @@ def prepare(options: WarpOptions) -> dict[str, Any]:
                 )
             episodes.append(read_episode(episode, fields=READ_FIELDS))
         where = f"an episode of {shard.path}"
-        if np.random.default_rng([options.seed, number, 1]).random() < options.anchored:
+        # Spread evenly, and the first is not: a decoder needs one of the other kind.
+        rolls_out = math.floor((number + 1) * options.anchored) > math.floor(number * options.anchored)
+        if rolls_out:
             parts = prepare_anchored(codec, depth, episodes, rng, device, where)
         else:
             parts = [prepare_episode(codec, depth, arrays, rng, device, where) for arrays in episodes]
         lengths = [len(part["latents"]) for part in parts]
         content = {name: torch.cat([part[name] for part in parts]).contiguous() for name in FIELDS}
-        write_file(path, save(content | {"lengths": torch.tensor(lengths)}))
+        write_file(path, save(content | {"lengths": torch.tensor(lengths)}, {ANCHORED: str(int(rolls_out))}))
         num_shards, num_frames = num_shards + 1, num_frames + sum(lengths)
     seconds = time.monotonic() - started
     return {"shards": num_shards, "frames": num_frames, "frames_per_s": num_frames / max(seconds, 1e-9)}
@@ -498,6 +502,19 @@ def _read_prepared(path: Path) -> dict[str, torch.Tensor]:
     if shard["facts"].shape[1] != NUM_FACTS:
         raise DataError(f"{path} is of another version: delete it and run train.warps again")
     return shard
+
+
+def is_anchored(path: Path) -> bool:
+    """Whether a prepared file holds anchored rollouts (`train.anchored`).
+
+    Raises:
+        DataError: it is damaged (named).
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            return (file.metadata() or {}).get(ANCHORED) == "1"
+    except (SafetensorError, OSError) as error:
+        raise DataError(f"{path} is damaged ({error}): delete it and run train.warps again") from error
 
 
 def drop_memory(warped: torch.Tensor, share: float, generator: torch.Generator) -> torch.Tensor:
