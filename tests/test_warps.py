@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 import train.warps
 from envs.episodes import open_shards, read_episode
 from tests.box_room import see, walk, write_walks
+from train.depth_data import read_poses
 from train.photometric import complete_poses
 from train.warps import (
     READ_FIELDS,
@@ -96,11 +97,16 @@ def test_a_shard_holds_its_episodes_in_order(
     lengths = ([5, 3] * len(given.episodes))[: len(given.episodes)]
     assert shard["lengths"].tolist() == lengths
     for row, (first, episode) in enumerate(zip(np.cumsum([0, *lengths]), given.episodes, strict=False)):
-        arrays = read(episode, fields=("actions",))
+        arrays = read(episode, fields=("actions", "pose"))
+        last = lengths[row] - 1
+        assert torch.allclose(shard["poses"][first + last], read_poses(arrays["pose"], "")[last], atol=0.05)
         told = shard["actions"][first : first + lengths[row]]
         assert told[1:].tolist() == arrays["actions"][: lengths[row] - 1].tolist() and told[0] == 0
         assert not shard["mask"][first].any()
-        # Of others, chance may have hidden all that came before.
+        others = [o for o in np.cumsum([0, *lengths])[:-1] if o != first]
+        if anchored == 1:  # nobody is shown what another remembers
+            assert not any(torch.equal(shard["pixels"][first + 1], shard["pixels"][o + 1]) for o in others)
+        # Of those that are not anchored, chance may have hidden all that came before.
         assert anchored < 1 or shard["mask"][first + 1 : first + lengths[row]].any()
 
 

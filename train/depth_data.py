@@ -21,6 +21,7 @@ from worldmodel.frames import to_pixels
 from worldmodel.memory.depth import halve_depth
 from worldmodel.odometry import POSE_SIZE, walk_poses
 
+SHARE_TORN, TORN = 0.25, 1.0  # of frames; deviation in pixels
 REACHES = (1, 2, 3, 4, 5)  # steps between the frames of a pair: few for what is near, many for what is far
 
 
@@ -75,9 +76,6 @@ def read_depth(depth: np.ndarray, image_size: int, where: str) -> torch.Tensor:
         raise DataError(f"{where}: depth must be above 0 everywhere and not NaN: record it again")
     found = torch.from_numpy(depth)
     return (halve_depth(found) if depth.shape[1] == image_size else found).to(torch.float16)
-
-
-SHARE_TORN, TORN = 0.25, 1.0  # of frames; deviation in pixels
 
 
 @dataclass

@@ -188,6 +188,11 @@ def blur_and_light(pixels: torch.Tensor, rng: np.random.Generator) -> torch.Tens
     return (blur_pixels(pixels, sigma) + 1) * gain - 1
 
 
+def _frames_at_once(device: torch.device) -> int:
+    """Return how many frames a network is given at once."""
+    return 32 if device.type == "cpu" else 512
+
+
 def read_steps(arrays: dict[str, np.ndarray]) -> dict[str, torch.Tensor]:
     """Return actions, rewards and ends of an episode; those at t belong to the step into frame t."""
     steps = {name: torch.from_numpy(arrays[name]) for name in ("actions", "rewards", "terminated")}
@@ -205,8 +210,7 @@ def show_by_codec(
     kind = rng.random()
     if kind >= SHOWN_BY_CODEC + SHOWN_BLURRED:
         return frames, False
-    at_once = 32 if device.type == "cpu" else 512
-    decoded = [codec.decode(part.float().to(device)).float() for part in latents.split(at_once)]
+    decoded = [codec.decode(part.float().to(device)).float() for part in latents.split(_frames_at_once(device))]
     if kind < SHOWN_BLURRED:
         decoded = [blur_and_light(part, rng) for part in decoded]
     return torch.cat([to_frames(part).cpu() for part in decoded]), True
@@ -227,11 +231,12 @@ def prepare_episode(
         DataError: poses that are not finite, or of another number of columns; `where` names the episode.
     """
     frames = torch.from_numpy(arrays["frames"])
-    at_once = 32 if device.type == "cpu" else 512
     latents = encode_frames(codec, frames, device)
     shown, is_dreamlike = show_by_codec(codec, frames, latents, rng, device)
     poses = read_poses(arrays["pose"], where)
-    inverse = torch.cat([depth(to_pixels(part.to(device))).reciprocal() for part in shown.split(at_once)])
+    inverse = torch.cat(
+        [depth(to_pixels(part.to(device))).reciprocal() for part in shown.split(_frames_at_once(device))]
+    )
     remembered = poses
     if rng.random() < SHOWN_OFF:
         off = torch.zeros_like(poses)
