@@ -2,6 +2,7 @@
 
 import copy
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,9 +10,10 @@ from typing import Any
 import pytest
 import torch
 
+import train.anchored
 from envs.episodes import open_shards
 from tests.box_room import write_walks
-from train.adversary import DREAMT, PREDICTED, TRUE, AdversaryConfig, DecoderLoss
+from train.adversary import ANCHORED, DREAMT, PREDICTED, TRUE, AdversaryConfig, DecoderLoss
 from train.decoder import CLIP_FRAMES, DecoderOptions, keep_pixels, train_decoder
 from train.denoiser import DenoiserOptions, train_denoiser
 from train.loop import Machine
@@ -51,21 +53,21 @@ def decoder_options(folder: Path, out: Path, **changes: Any) -> DecoderOptions:
     return DecoderOptions(data=folder / "walks", out=out, checkpoint=folder / "denoiser", **QUICK, **given)
 
 
-def batch(size: int = 32) -> dict[str, torch.Tensor]:
-    """One example of each kind, the right half of each remembered."""
-    generator = torch.Generator().manual_seed(0)
-    mask = torch.zeros(3, 1, size, size)
+def batch(size: int = 32, kinds: tuple[int, ...] = (TRUE, PREDICTED, DREAMT)) -> dict[str, torch.Tensor]:
+    """One example of each kind, the right half of each remembered, and two real pictures."""
+    generator, count = torch.Generator().manual_seed(0), len(kinds)
+    mask = torch.zeros(count, 1, size, size)
     mask[..., size // 2 :] = 1.0
-    pixels = torch.rand(5, 3, size, size, generator=generator) * 2 - 1
+    pixels = torch.rand(count + 2, 3, size, size, generator=generator) * 2 - 1
     return {
-        "latents": torch.randn(3, 4, size // 8, size // 8, generator=generator),
-        "truth": pixels[:3],
-        "kinds": torch.tensor([TRUE, PREDICTED, DREAMT]),
-        "warped": fold(pixels[:3], mask, torch.zeros(3, NUM_FACTS, size, size)),
-        "real": pixels[3:],
-        "is_coarse_shown": torch.tensor([True, False, True, False, True]),
+        "latents": torch.randn(count, 4, size // 8, size // 8, generator=generator),
+        "truth": pixels[:count],
+        "kinds": torch.tensor(kinds),
+        "warped": fold(pixels[:count], mask, torch.zeros(count, NUM_FACTS, size, size)),
+        "real": pixels[count:],
+        "is_coarse_shown": torch.arange(count + 2) % 2 == 0,
         "corner": torch.tensor([3, 0]),
-        "jitter": torch.randn(3, 4, size // 8, size // 8, generator=generator),
+        "jitter": torch.randn(count, 4, size // 8, size // 8, generator=generator),
     }
 
 
@@ -95,6 +97,28 @@ def test_decoder_and_discriminator_learn_from_their_own_loss_alone(make_codec: C
     assert all(parameter.grad is None for parameter in given.before.parameters())
 
 
+def gate_gradient(codec: Codec, kinds: tuple[int, ...], **weights: float) -> torch.Tensor:
+    """Return the gradient of the gate's bias, after a backward pass over one example of each kind."""
+    torch.manual_seed(0)
+    loss = DecoderLoss(copy.deepcopy(codec), AdversaryConfig(width=4, **weights)).train()
+    loss(**batch(kinds=kinds))[0].backward()
+    keeper = loss.codec.keeper
+    assert keeper is not None and keeper.gate.bias is not None and keeper.gate.bias.grad is not None
+    return keeper.gate.bias.grad
+
+
+def test_what_is_kept_is_learned_of_anchored_dreams_where_there_are_any(make_codec: Callable[..., Codec]) -> None:
+    codec = keep_pixels(make_codec())
+    silent = dict.fromkeys(("low_weight", "tint_weight", "texture_weight", "drawn_weight", "adversary_weight"), 0.0)
+    for kinds in ((TRUE,), (PREDICTED,), (ANCHORED,), (TRUE, PREDICTED, DREAMT, ANCHORED)):
+        assert gate_gradient(codec, kinds, **silent).any(), kinds
+    alone = gate_gradient(codec, (ANCHORED, DREAMT), **silent)
+    loud = gate_gradient(codec, (ANCHORED, DREAMT), **silent | {"adversary_weight": 10.0})
+    torch.testing.assert_close(loud, alone)  # the discriminator has no say
+    beside = gate_gradient(codec, (ANCHORED, TRUE), **silent)
+    torch.testing.assert_close(beside, alone)  # nor has a true latent, which needs no memory
+
+
 def test_a_denoiser_trained_with_warps_loads_and_plays(folder: Path, codec_folder: Path) -> None:
     denoiser = load_denoiser(folder / "denoiser")
     assert denoiser.config.warp_channels == NUM_FOLDED and denoiser.config.motions
@@ -108,6 +132,25 @@ def test_a_decoder_learns_from_no_anchored_shard(folder: Path, tmp_path: Path, c
     prepare(WarpOptions(data=folder / "walks", out=tmp_path / "warps", anchored=1.0, **words))
     with pytest.raises(DataError, match=r"all shards of .* are anchored.*--anchored 0"):
         train_decoder(decoder_options(folder, tmp_path / "out", warps=tmp_path / "warps"), CPU)
+
+
+def test_a_decoder_learns_from_what_a_generator_dreamt_along(
+    folder: Path, tmp_path: Path, codec_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(train.anchored, "MOST_TRUE", 5)
+    write_walks(tmp_path / "walks", "train", size=64, num_steps=CLIP_FRAMES)
+    shutil.copy(tmp_path / "walks" / "train-00000.h5", tmp_path / "walks" / "train-00001.h5")
+    words = {"checkpoint": str(codec_folder), "depth": str(folder / "depth"), "device": "cpu"}
+    prepare(
+        WarpOptions(
+            data=tmp_path / "walks", out=tmp_path / "warps", anchored=0.5, generator=str(folder / "denoiser"), **words
+        )
+    )
+    given = decoder_options(folder, tmp_path / "out", warps=tmp_path / "warps")
+    train_decoder(DecoderOptions(**{**vars(given), "data": tmp_path / "walks"}), CPU)
+    content = json.loads((tmp_path / "out" / "decoder_training.json").read_text())
+    without_dreams = 2 * (CLIP_FRAMES + 1) + CLIP_FRAMES + 2  # true, predicted, dreamt
+    assert without_dreams < content["examples"] <= without_dreams + 2 * CLIP_FRAMES
 
 
 def test_warps_that_do_not_fit_are_refused(folder: Path, codec_folder: Path, tmp_path: Path) -> None:

@@ -85,23 +85,25 @@ def test_distortions_set_in_at_some_frame_of_some_clips() -> None:
     assert all(torch.equal(plain[name], distorted[name]) for name in plain if name != "distortions")
 
 
+@pytest.mark.parametrize("is_shown", [False, True])
 @pytest.mark.parametrize("own_share", [0.0, 0.5])
 def test_context_is_distorted_and_what_is_asked_for_is_not(
-    own_share: float, make_denoiser: Callable[..., Denoiser]
+    own_share: float, is_shown: bool, make_denoiser: Callable[..., Denoiser]
 ) -> None:
     denoiser, config = make_denoiser(), ObjectiveConfig(distort_share=1.0, own_share=own_share, head_weight=0.0)
     batch, drawn = clips(), chance(config)
     drawn["is_forced"][:], drawn["is_own"][:] = False, False
     black = LatentDistortions(SHAPE[2])  # the first distortion makes zeros, the second nothing
     cast("LatentMap", black.maps[0]).convolution.weight.zero_()
+    shown = clips(1)["latents"] if is_shown else batch["latents"]
     seen: list[Any] = []
     handle = denoiser.register_forward_hook(lambda module, given, output: seen.append((given[0], output[0])))
     with torch.no_grad():
-        loss, _ = DenoiserLoss(denoiser, config, 4, black)(**batch, **drawn)
+        loss, _ = DenoiserLoss(denoiser, config, 4, black)(**batch, **drawn, shown=shown if is_shown else None)
     handle.remove()
     inputs, prediction = seen[-1]
     noisy, levels = inputs.latents, inputs.levels
-    given = batch["latents"] * (1 - drawn["distortions"][:, :, 0])[:, :, None, None, None]
+    given = shown * (1 - drawn["distortions"][:, :, 0])[:, :, None, None, None]
     is_context = (levels <= config.context_noise)[:, :, None, None, None]
     expected = torch.where(is_context, given, batch["latents"])
     torch.testing.assert_close(noisy, add_noise(expected, drawn["noise"], levels))
@@ -113,6 +115,21 @@ def test_context_is_distorted_and_what_is_asked_for_is_not(
     assert float(loss) == pytest.approx(float(errors.mean()), rel=1e-5)
     with pytest.raises(ConfigError, match="needs the distortions"):
         DenoiserLoss(denoiser, config)
+
+
+def test_what_was_shown_is_context_without_distortions_too(make_denoiser: Callable[..., Denoiser]) -> None:
+    config, batch = ObjectiveConfig(), clips()
+    drawn, losses, asked = chance(config), [], []
+    for shown in (None, batch["latents"], clips(1)["latents"]):
+        denoiser = make_denoiser()
+        handle = denoiser.register_forward_hook(lambda module, given, output: asked.append(given[0]))
+        with torch.no_grad():
+            losses.append(float(DenoiserLoss(denoiser, config, 4)(**batch, **drawn, shown=shown)[0]))
+        handle.remove()
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5) and losses[0] != pytest.approx(losses[2], rel=1e-3)
+    in_flight = (drawn["levels"] > config.context_noise)[:, :, None, None, None].expand(SHAPE)
+    assert torch.equal(asked[2].latents[in_flight], asked[0].latents[in_flight])
+    assert not torch.isclose(asked[2].latents, asked[0].latents)[~in_flight].any()
 
 
 def test_levels_are_independent_and_as_configured() -> None:

@@ -9,9 +9,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+import train.anchored
 import train.warps
+from envs.actions import LABMAZE_ACTIONS
 from envs.episodes import open_shards, read_episode
 from tests.box_room import see, walk, write_walks
+from train.anchored import LEAST_KNOWN
+from train.decoder import keep_pixels
 from train.depth_data import read_poses
 from train.photometric import complete_poses
 from train.warps import (
@@ -21,18 +25,20 @@ from train.warps import (
     draw_remembered,
     drop_memory,
     is_anchored,
+    is_dreamt,
     pack_folded,
     prepare,
-    relative_poses,
     unpack_folded,
     warp_episode,
 )
-from worldmodel.checkpoint import save_bundle
+from worldmodel.checkpoint import load_codec, load_denoiser, save_bundle
 from worldmodel.codec import Codec
-from worldmodel.errors import ConfigError, DataError
+from worldmodel.denoiser import Denoiser
+from worldmodel.errors import CheckpointError, ConfigError, DataError
 from worldmodel.memory.camera import Camera
 from worldmodel.memory.depth import DepthNet
-from worldmodel.memory.folded import NUM_FACTS, NUM_FOLDED, fold, unfold
+from worldmodel.memory.folded import NUM_FACTS, NUM_FOLDED, fold, share_known, unfold
+from worldmodel.memory.pose import relative_poses
 
 STEPS = 20
 
@@ -173,18 +179,65 @@ def test_clips_are_what_training_takes(prepared: Path, walks: Path) -> None:
     shapes = {name: (part.dtype, tuple(part.shape)) for name, part in clips.items()}
     assert shapes == {
         "latents": (torch.float32, (3, 8, 4, 4, 4)),
+        "shown": (torch.float32, (3, 8, 4, 4, 4)),
         "actions": (torch.int64, (3, 8)),
         "rewards": (torch.float32, (3, 8)),
         "terminated": (torch.bool, (3, 8)),
         "poses": (torch.float32, (3, 8, 5)),
         "warped": (torch.float32, (3, 8, NUM_FOLDED, 4, 4)),
     }
+    assert torch.equal(clips["shown"], clips["latents"])  # nobody dreamt along
     assert not clips["poses"][:, 0].any() and clips["poses"][:, 1:, :2].any()
     whole = data.sample_clips(1, STEPS + 1, torch.Generator().manual_seed(0))["actions"][0, 1:]
     recorded = [read_episode(e, fields=READ_FIELDS)["actions"] for e in open_shards(walks)[0].episodes]
     assert any(np.array_equal(whole, actions) for actions in recorded), "the action into each frame"
     with pytest.raises(DataError, match=f"the longest episode has {STEPS + 1}"):
         data.sample_clips(1, STEPS + 2, torch.Generator())
+
+
+@pytest.fixture(scope="module")
+def generator(tmp_path_factory: pytest.TempPathFactory, parts: Path, make_denoiser: Callable[..., Denoiser]) -> Path:
+    """The folder of a world with a memory of pixels; its codec is that of `parts`, with a decoder that keeps pixels."""
+    folder = tmp_path_factory.mktemp("generator")
+    denoiser = make_denoiser(motions=LABMAZE_ACTIONS.motions, warp_channels=NUM_FOLDED)
+    save_bundle(folder, codec=keep_pixels(load_codec(parts)), denoiser=denoiser)
+    return folder
+
+
+def test_clips_of_anchored_dreams_show_what_was_dreamt_where_it_was_remembered(
+    walks: Path, parts: Path, generator: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(train.anchored, "MOST_TRUE", 5)
+    made = [tmp_path / name for name in ("a", "b")]
+    for out in made:
+        prepare(options(walks, parts, out, generator=str(generator), anchored=1.0, shards=1))
+    files = [next(out.glob("*.safetensors")) for out in made]
+    assert files[0].read_bytes() == files[1].read_bytes()
+    assert is_dreamt(files[0]) and is_anchored(files[0])
+    shard = load_file(files[0])
+    assert shard["dreamt"].shape == shard["latents"].shape and shard["dreamt"].isfinite().all()
+    is_dream = (shard["dreamt"] != shard["latents"]).flatten(1).any(1).reshape(2, STEPS + 1)
+    first = int(is_dream[0].int().argmax())
+    assert 0 < first <= STEPS and is_dream[:, first:].all() and not is_dream[:, :first].any()
+    clip = PreparedData(made[0]).sample_clips(1, STEPS + 1, torch.Generator().manual_seed(0))
+    row = int(torch.equal(clip["latents"][0], shard["latents"][STEPS + 1 :].float()))
+    dreamt = shard["dreamt"].float().reshape(2, STEPS + 1, 4, 4, 4)[row]
+    is_known = (share_known(clip["warped"][0]) >= LEAST_KNOWN).expand_as(dreamt)
+    assert is_known.any() and not is_known.all()
+    assert torch.equal(clip["shown"][0], torch.where(is_known, dreamt, clip["latents"][0]))
+
+
+def test_generators_that_cannot_dream_along_are_refused(
+    walks: Path, parts: Path, generator: Path, tmp_path: Path, make_denoiser: Callable[..., Denoiser]
+) -> None:
+    plain, other = tmp_path / "plain", tmp_path / "other"
+    save_bundle(plain, codec=load_codec(parts), denoiser=make_denoiser())
+    moved = load_codec(generator)
+    moved.latent_mean += 1
+    save_bundle(other, codec=moved, denoiser=load_denoiser(generator))
+    for folder, message in ((plain, "has no memory of pixels"), (other, "the latents of .*other are not those of")):
+        with pytest.raises(CheckpointError, match=message):
+            prepare(options(walks, parts, tmp_path / "out", generator=str(folder)))
 
 
 def test_shards_without_an_episode_of_that_length_are_passed_over(prepared: Path, tmp_path: Path) -> None:

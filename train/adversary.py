@@ -7,6 +7,9 @@ A decoder trained on squared error alone draws the mean of what might be there, 
 from its latent or from remembered pixels, the mean is the truth, and the loss asks for that; where the latent is itself
 a generator's guess, a discriminator asks for a picture like those of the recording.
 
+How much of a remembered pixel is kept is learned where a dream's own memory meets a known truth, if there are such
+examples: a true latent, or one predicted from true frames, needs no memory, and the discriminator would rather forget.
+
 Source: patch discriminator and hinge loss as in Esser et al. 2021 (arXiv:2012.09841); the split by what is known is
 ours.
 """
@@ -26,8 +29,9 @@ from worldmodel.errors import ConfigError
 from worldmodel.memory.folded import unfold
 
 LOW_PASS = 8  # pixels: what is coarser than this stays what the latent says
-TRUE, PREDICTED, DREAMT = range(3)
-"""Kinds of examples: latents of real frames; latents predicted for real frames; latents of a dream, without a truth."""
+TRUE, PREDICTED, DREAMT, ANCHORED = range(4)
+"""Kinds of examples: latents of real frames; latents predicted for real frames; latents of a dream, without a truth;
+latents of a dream whose truth is known where it remembers something (`train.anchored`)."""
 
 
 @dataclass(frozen=True)
@@ -131,7 +135,7 @@ class DecoderLoss(nn.Module):
         Args:
             latents: float (N, C, h, w).
             truth: float (N, 3, H, W) in [-1, 1], the frames they stand for; not used for dreamt ones.
-            kinds: int64 (N,), `TRUE`, `PREDICTED` or `DREAMT`.
+            kinds: int64 (N,), `TRUE`, `PREDICTED`, `DREAMT` or `ANCHORED`.
             warped: float (N, `NUM_FOLDED`, h, w), what is remembered of each (`worldmodel.memory.folded`).
             real: float (M, 3, H, W), other recorded frames for the discriminator.
             is_coarse_shown: bool (N + M,), whether the discriminator sees coarse colors beside.
@@ -143,25 +147,34 @@ class DecoderLoss(nn.Module):
         raw = latents * codec.latent_std[:, None, None] + codec.latent_mean[:, None, None]
         drawn, kept = codec.draw_raw(raw + 0.04 * codec.latent_std.mean() * jitter, warped)
         drawn, kept = drawn.float(), torch.zeros_like(mask) if kept is None else kept.float()
-        made = drawn + kept * (pixels - drawn)
+        # The gate learns of anchored dreams alone where there are any.
+        is_anchored = (kinds == ANCHORED).float()
+        is_taught = is_anchored.any()
+        teaches = torch.where(is_taught, is_anchored, torch.ones_like(is_anchored))[:, None, None, None]
+        given = kept.detach()
+        made = drawn + (teaches * kept + (1 - teaches) * given) * (pixels - drawn)
+        shown = torch.where(is_taught, drawn + given * (pixels - drawn), made)
         with torch.no_grad():
-            was = self.before.decode_raw(raw, warped).float()
+            old, old_kept = self.before.draw_raw(raw, warped)
+            old_kept = given if old_kept is None else torch.where(is_taught, given, old_kept.float())
+            was = old.float() + old_kept * (pixels - old.float())
 
         def weigh(share: torch.Tensor) -> torch.Tensor:
             return share[:, None, None, None]
 
         is_true, is_dreamt = (kinds == TRUE).float(), (kinds == DREAMT).float()
         # a predicted latent has its truth beside it, but where that was never in sight it is one of many
-        trust = weigh(is_true) + weigh((kinds == PREDICTED).float()) * (0.1 + 0.7 * mask)
+        trust = weigh(is_true) + weigh((kinds == PREDICTED).float()) * (0.1 + 0.7 * mask) + weigh(is_anchored) * mask
         error, under = made - truth, drawn - truth
         known = self._difference(error, trust) + config.drawn_weight * self._difference(under, weigh(is_true))
         texture = (local_gradient(made) - local_gradient(truth)).abs() * weigh(is_true)
-        coarse = F.smooth_l1_loss(low_pass(made), low_pass(was), reduction="none", beta=0.04) * weigh(1 - is_true)
-        tinted = (tint(made) - tint(was)).abs() * weigh(1 - is_true)
+        held = weigh(1 - is_true) * (1 - weigh(is_anchored) * mask)  # to what was drawn before, as no truth is known
+        coarse = F.smooth_l1_loss(low_pass(made), low_pass(was), reduction="none", beta=0.04) * low_pass(held)
+        tinted = (tint(made) - tint(was)).abs() * F.avg_pool2d(held, 2)
         rebuilt = known + config.texture_weight * texture.mean() + config.low_weight * coarse.mean()
         rebuilt = rebuilt + config.tint_weight * tinted.mean()
 
-        adversary, judged = self._judge(made, torch.cat([was, real]), real, is_coarse_shown, corner, 1 - 0.5 * is_true)
+        adversary, judged = self._judge(shown, torch.cat([was, real]), real, is_coarse_shown, corner, 1 - 0.5 * is_true)
         loss = rebuilt + config.adversary_weight * adversary + judged
         with torch.no_grad():
             squared = (error.square().mean((1, 2, 3)) * is_true).sum() / is_true.sum().clamp_min(1)

@@ -2,9 +2,9 @@
 
 Owns: the examples, the options and the optimizer. The loss is `train.adversary`'s, the loop is `train.loop`'s.
 
-Three kinds of latents are decoded, each with what memory knows of the frame: those of recorded frames, those that the
-denoiser predicts for recorded frames, and those of its own dreams, of which there is no truth. The encoder stays, so
-that latents and denoisers stay valid.
+Latents are decoded with what memory knows of their frames: those of recorded frames, those that the denoiser predicts
+for recorded frames, those of its own dreams, of which there is no truth, and, where shards were prepared with a
+generator in the loop, those of anchored dreams. The encoder stays, so that latents and denoisers stay valid.
 """
 
 import dataclasses
@@ -18,12 +18,13 @@ import torch
 from tqdm import tqdm
 
 from envs.episodes import ShardInfo, open_shards, read_episode
-from train.adversary import DREAMT, PREDICTED, TRUE, AdversaryConfig, DecoderLoss
+from train.adversary import ANCHORED, DREAMT, PREDICTED, TRUE, AdversaryConfig, DecoderLoss
 from train.data import draw_clips
 from train.drift import random_actions
 from train.loop import Machine, TrainOptions, start_machine, train_model
 from train.options import options_to_json, parse_options, run_program, save_json
-from train.warps import PreparedData, drop_memory, is_anchored, pack_folded, unpack_folded
+from train.warps import DREAMT as DREAMT_LATENTS
+from train.warps import PreparedData, drop_memory, is_anchored, is_dreamt, pack_folded, unpack_folded
 from worldmodel.checkpoint import load_codec, load_denoiser, load_depth, load_info, save_bundle
 from worldmodel.codec import Codec
 from worldmodel.denoiser import Denoiser
@@ -52,11 +53,11 @@ class DecoderOptions(TrainOptions):
     initial: Path | None = None
     """Bundle of a decoder to begin with; default that of --checkpoint."""
     batch_size: int = 12
-    """Pictures a step: a third true, the others predicted or dreamt."""
+    """Pictures a step: a third true, the others predicted, dreamt or dreamt along what was recorded."""
     learning_rate: float = 2e-4
     """Peak learning rate of the decoder; the discriminator gets four times that."""
     shards: int = 12
-    """Prepared shards held in memory; anchored ones are passed over."""
+    """Prepared shards held in memory, and as many that a generator dreamt along; other anchored ones are left out."""
     clips: int = 96
     """Clips of 48 frames whose latents the denoiser predicts."""
     dreams: int = 12
@@ -110,6 +111,13 @@ def true_examples(prepared: dict[str, torch.Tensor], frames: torch.Tensor) -> Ex
     """Return the examples of recorded frames."""
     kinds = torch.full((len(frames),), TRUE)
     return Examples(prepared["latents"], frames, kinds, *(prepared[name] for name in PACKED))
+
+
+def anchored_examples(prepared: dict[str, torch.Tensor], frames: torch.Tensor) -> Examples:
+    """Return the examples of a shard that a generator dreamt along, of frames that remember something."""
+    used = (prepared["mask"] != 0).any(1) & (prepared[DREAMT_LATENTS] != prepared["latents"]).flatten(1).any(1)
+    kinds = torch.full((int(used.sum()),), ANCHORED)
+    return Examples(prepared[DREAMT_LATENTS][used], frames[used], kinds, *(prepared[name][used] for name in PACKED))
 
 
 @torch.inference_mode()
@@ -197,13 +205,19 @@ def make_examples(
     recorded = {shard.path.stem: shard for shard in open_shards(options.data) if shard.split == "train"}
     generator = torch.Generator().manual_seed(options.seed)
     # Of torn memories a decoder learns to forget: it keeps a fifteenth of what it keeps otherwise (dev/LOG.md).
-    whole = [name for name in prepared.names if not is_anchored(options.warps / f"{name}.safetensors")]
+    files = {name: options.warps / f"{name}.safetensors" for name in prepared.names}
+    whole = [name for name, path in files.items() if not is_anchored(path)]
+    dreamt = [name for name, path in files.items() if is_dreamt(path)]
     if not whole:
         raise DataError(f"all shards of {options.warps} are anchored; prepare some with train.warps --anchored 0")
-    names = whole[:: max(1, len(whole) // options.shards)][: options.shards]
+
+    def spread(names: list[str]) -> list[str]:
+        return names[:: max(1, len(names) // options.shards)][: options.shards]
+
+    names = spread(whole)
     parts: list[Examples] = []
     openings = []
-    for name in tqdm(names, desc="predicting", unit="shard", mininterval=5.0):
+    for name in tqdm([*names, *spread(dreamt)], desc="predicting", unit="shard", mininterval=5.0):
         shard = prepared.shards[prepared.names.index(name)]
         if name not in recorded:
             raise DataError(f"{options.data} has no shard {name}, which {options.warps} was prepared from")
@@ -212,6 +226,9 @@ def make_examples(
             raise DataError(
                 f"{name} of {options.warps} has {len(shard['latents'])} frames, the recording {len(frames)}"
             )
+        if name in dreamt:
+            parts.append(anchored_examples(shard, frames))
+            continue
         parts.append(true_examples(shard, frames))
         parts += predicted_examples(denoiser, shard, frames, generator, -(-options.clips // len(names)))
         index = draw_clips(shard["lengths"], 1, OPENING_FRAMES, generator)[0]
@@ -223,7 +240,7 @@ def make_examples(
         given = torch.stack([frames for frames, _ in chosen]), torch.stack([actions for _, actions in chosen])
         parts.append(dreamt_examples(model, *given, options.seed, options.dream_frames))
     examples = Examples.join(parts)
-    places = {kind: (examples.kinds == kind).nonzero()[:, 0] for kind in (TRUE, PREDICTED, DREAMT)}
+    places = {kind: (examples.kinds == kind).nonzero()[:, 0] for kind in (TRUE, PREDICTED, DREAMT, ANCHORED)}
     return examples, places, examples.truth[places[TRUE]]
 
 
@@ -263,9 +280,13 @@ def train_decoder(
         def draw(kind: int, count: int) -> torch.Tensor:
             return places[kind][torch.randint(len(places[kind]), (count,), generator=generator)]
 
-        others = options.batch_size - third
-        dreamt = others // 2 if len(places[DREAMT]) else 0
-        batch = examples.pick(torch.cat([draw(TRUE, third), draw(PREDICTED, others - dreamt), draw(DREAMT, dreamt)]))
+        others = [kind for kind in (DREAMT, ANCHORED, PREDICTED) if len(places[kind])]
+        drawn, left = [draw(TRUE, third)], options.batch_size - third
+        for number, kind in enumerate(others):
+            share = left // (len(others) - number)
+            drawn.append(draw(kind, share))
+            left -= share
+        batch = examples.pick(torch.cat(drawn))
         more = to_pixels(real[torch.randint(len(real), (2 * third,), generator=generator)])
         if torch.rand((), generator=generator) < 0.5:
             more = more.flip(-1)

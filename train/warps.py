@@ -8,7 +8,8 @@ remembers now more and now less, so spans of an episode differ in which earlier 
 ones, only the last few, or a handful. Some episodes are remembered as the codec shows them, some blurred and too bright
 or dark, as dreams get, and some from places that are a little off.
 
-Other shards hold what `train.anchored` makes of their episodes: memories of memories, as a dream's are.
+Other shards hold what `train.anchored` makes of their episodes: memories of memories, as a dream's are, and, where a
+generator dreamt along, its latents.
 """
 
 import functools
@@ -26,27 +27,32 @@ from safetensors.torch import load_file, save
 from tqdm import tqdm
 
 from envs.episodes import ShardInfo, open_shards, read_episode
-from train.anchored import roll_out
+from train.anchored import DreamPainter, mix_by_square, roll_out
 from train.data import draw_clips, encode_frames
 from train.depth_data import read_poses
 from train.loop import send
 from train.options import parse_options, run_program
-from worldmodel.checkpoint import load_codec, load_depth
+from worldmodel.checkpoint import codec_hash, load_codec, load_denoiser, load_depth, load_info
 from worldmodel.codec import Codec
+from worldmodel.denoiser import Denoiser
 from worldmodel.devices import pick_device
 from worldmodel.distortions import blur_pixels
-from worldmodel.errors import ConfigError, DataError, SeedError
+from worldmodel.errors import CheckpointError, ConfigError, DataError, SeedError
 from worldmodel.files import write_file
 from worldmodel.frames import to_frames, to_pixels
 from worldmodel.memory.camera import Camera
 from worldmodel.memory.depth import DepthNet
 from worldmodel.memory.folded import FOLD, NUM_FACTS, unfold
 from worldmodel.memory.pixels import INVENTED, NUM_SOURCES, PixelMemory
+from worldmodel.memory.pose import relative_poses
 from worldmodel.memory.reprojection import Keyframes, choose, sample_points, smooth_inverse_depth, warp
+from worldmodel.sampler import SamplerConfig
+from worldmodel.world import DEFAULT_SHIFT, DEFAULT_STEPS
 
 FIELDS = ("latents", "actions", "rewards", "terminated", "poses", "pixels", "mask", "facts")
 READ_FIELDS = ("frames", "actions", "rewards", "terminated", "pose")
 NUM_CANDIDATES = 96  # frames of an episode that may be sources beside the last: all cost more than they add
+DREAMT = "dreamt"  # a further field, of anchored shards with a generator in the loop: its latents
 ANCHORED = "anchored"  # entry of a prepared file's metadata: "1" where its memories are of memories
 CHUNK, CHUNK_ON_GPU = 16, 256  # frames warped at once: what stays in a CPU's cache; what keeps a GPU busy
 SHOWN_BY_CODEC, SHOWN_BLURRED, SHOWN_OFF = 0.25, 0.25, 0.3  # shares of episodes
@@ -72,6 +78,9 @@ class WarpOptions:
     """Prepare at most this many in all."""
     anchored: float = 0.5
     """Share of the shards that remember what they remembered, as dreams do (train.anchored)."""
+    generator: str | None = None
+    """Bundle of a denoiser and decoder that dream along in anchored shards (train.anchored); default: none, remembered
+    pixels are seen as they are."""
     seed: int = 0
     """Seed of what is remembered when."""
     parts: int = 1
@@ -256,6 +265,31 @@ def prepare_episode(
     return {"latents": latents, "poses": poses} | read_steps(arrays) | warped
 
 
+WorldParts = tuple[Codec, Denoiser, SamplerConfig]
+
+
+def load_generator(name_or_folder: str, checkpoint: str, device: torch.device) -> WorldParts:
+    """Load what dreams along.
+
+    Raises:
+        CheckpointError: it takes no pictures from a memory, or its latents are not those of `checkpoint`.
+    """
+    denoiser = load_denoiser(name_or_folder)
+    if not denoiser.config.warp_channels:
+        raise CheckpointError(f"the denoiser of {name_or_folder} has no memory of pixels: give another --generator")
+    if codec_hash(name_or_folder) != codec_hash(checkpoint):
+        raise CheckpointError(
+            f"the latents of {name_or_folder} are not those of {checkpoint}: give --checkpoint {name_or_folder}"
+        )
+    codec = load_codec(name_or_folder).to(device)
+    codec = codec.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # not in its stubs
+    info = load_info(name_or_folder)
+    config = SamplerConfig(
+        num_steps=info.get("num_steps", DEFAULT_STEPS), level_shift=info.get("level_shift", DEFAULT_SHIFT)
+    )
+    return codec.eval(), denoiser.to(device).eval(), config
+
+
 @torch.inference_mode()
 def prepare_anchored(
     codec: Codec,
@@ -264,24 +298,39 @@ def prepare_anchored(
     rng: np.random.Generator,
     device: torch.device,
     where: str = "an episode",
+    generator: WorldParts | None = None,
 ) -> list[dict[str, torch.Tensor]]:
-    """Return the `FIELDS` of each of some episodes, rolled out side by side. Errors as `prepare_episode`."""
+    """Return the `FIELDS` of each of some episodes, rolled out side by side, and `DREAMT` if a generator dreams along.
+
+    Errors as `prepare_episode`.
+    """
     longest = max(len(arrays["frames"]) for arrays in episodes)
     latents = [encode_frames(codec, torch.from_numpy(arrays["frames"]), device) for arrays in episodes]
-    shown, poses = [], []
+    steps = [read_steps(arrays) for arrays in episodes]
+    shown, poses, last = [], [], []
     for arrays, coded in zip(episodes, latents, strict=True):
         frames = show_by_codec(codec, torch.from_numpy(arrays["frames"]), coded, rng, device)[0]
         # One that has ended stands still until all have.
         index = torch.arange(longest).clamp_max(len(frames) - 1)
         shown.append(frames[index])
         poses.append(read_poses(arrays["pose"], where)[index])
+        last.append(index)
+
+    painter: DreamPainter | None = None
+    if generator is not None:
+        coded = torch.stack([part[index] for part, index in zip(latents, last, strict=True)])
+        actions = torch.stack([step["actions"][index].long() for step, index in zip(steps, last, strict=True)])
+        painter = DreamPainter(*generator, coded, actions, rng)
     memory = PixelMemory(depth, ()).to(device)
-    folded, reckoned = roll_out(memory, torch.stack(shown), torch.stack(poses), rng)
+    folded, reckoned = roll_out(memory, torch.stack(shown), torch.stack(poses), rng, painter)
+
     prepared = []
-    for row, (arrays, coded) in enumerate(zip(episodes, latents, strict=True)):
+    for row, coded in enumerate(latents):
         pixels, mask, facts = pack_folded(folded[row, : len(coded)].float())
         warped = {"pixels": pixels.contiguous(), "mask": mask, "facts": facts}
-        prepared.append({"latents": coded, "poses": reckoned[row, : len(coded)]} | read_steps(arrays) | warped)
+        if painter is not None:
+            warped[DREAMT] = painter.dreamt[row, : len(coded)].half()
+        prepared.append({"latents": coded, "poses": reckoned[row, : len(coded)]} | steps[row] | warped)
     return prepared
 
 
@@ -320,6 +369,9 @@ def prepare(options: WarpOptions) -> dict[str, Any]:
     codec = load_codec(options.checkpoint).to(device)
     codec = codec.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # not in its stubs
     depth = load_depth(options.checkpoint if options.depth is None else options.depth).to(device)
+    generator = None
+    if options.generator is not None:
+        generator = load_generator(options.generator, options.checkpoint, device)
     options.out.mkdir(parents=True, exist_ok=True)
     num_shards = num_frames = 0
     started = time.monotonic()
@@ -338,11 +390,11 @@ def prepare(options: WarpOptions) -> dict[str, Any]:
         # Spread evenly, and the first is not: a decoder needs one of the other kind.
         rolls_out = math.floor((number + 1) * options.anchored) > math.floor(number * options.anchored)
         if rolls_out:
-            parts = prepare_anchored(codec, depth, episodes, rng, device, where)
+            parts = prepare_anchored(codec, depth, episodes, rng, device, where, generator)
         else:
             parts = [prepare_episode(codec, depth, arrays, rng, device, where) for arrays in episodes]
         lengths = [len(part["latents"]) for part in parts]
-        content = {name: torch.cat([part[name] for part in parts]).contiguous() for name in FIELDS}
+        content = {name: torch.cat([part[name] for part in parts]).contiguous() for name in parts[0]}
         write_file(path, save(content | {"lengths": torch.tensor(lengths)}, {ANCHORED: str(int(rolls_out))}))
         num_shards, num_frames = num_shards + 1, num_frames + sum(lengths)
     seconds = time.monotonic() - started
@@ -434,9 +486,10 @@ class PreparedData:
                 shard = _read_prepared(path)
                 self.names.append(path.stem)
                 self.shards.append({"lengths": shard["lengths"]} if self.is_joined else shard)
-                fresh.append({name: shard[name].to(self._device) for name in FIELDS} if self.is_joined else {})
+                names = (*FIELDS, DREAMT)
+                fresh.append({name: shard[name].to(self._device) for name in names} if self.is_joined else {})
         if self.is_joined and fresh:
-            self._joined = {name: torch.cat([part[name] for part in fresh]) for name in FIELDS}
+            self._joined = {name: torch.cat([part[name] for part in fresh]) for name in (*FIELDS, DREAMT)}
 
     @property
     def is_joined(self) -> bool:
@@ -452,8 +505,9 @@ class PreparedData:
             generator: on the CPU.
 
         Returns:
-            latents float32 (B, T, C, h, w), actions int64 (B, T), rewards float32 (B, T), terminated bool (B, T), poses
-            float32 (B, T, 5) relative to the first, warped float32 (B, T, `NUM_FOLDED`, h, w).
+            latents float32 (B, T, C, h, w); shown, the same, as a dream would have shown them: where a generator
+            dreamt along, its own, elsewhere the latents; actions int64 (B, T), rewards float32 (B, T), terminated bool
+            (B, T), poses float32 (B, T, 5) relative to the first, warped float32 (B, T, `NUM_FOLDED`, h, w).
 
         Raises:
             DataError: no episode is as long as a clip.
@@ -477,23 +531,17 @@ class PreparedData:
     def _cut(shard: dict[str, torch.Tensor], index: torch.Tensor) -> dict[str, torch.Tensor]:
         """Return what lies at an index (..., T) of frames that follow one another."""
         folded = unpack_folded(*(shard[name][index.flatten()] for name in ("pixels", "mask", "facts")))
+        folded = folded.unflatten(0, index.shape)
+        latents = shard["latents"][index].float()
         return {
-            "latents": shard["latents"][index].float(),
+            "latents": latents,
+            "shown": mix_by_square(shard[DREAMT][index].float(), latents, folded),
             "actions": shard["actions"][index].long(),
             "rewards": shard["rewards"][index],
             "terminated": shard["terminated"][index],
             "poses": relative_poses(shard["poses"][index]),
-            "warped": folded.unflatten(0, index.shape),
+            "warped": folded,
         }
-
-
-def relative_poses(poses: torch.Tensor) -> torch.Tensor:
-    """Return level poses (..., T, 5) as seen from the first, as a dream counts them: from 0, looking along x."""
-    moved = poses - poses[..., :1, :]
-    cos, sin = poses[..., :1, 3].cos(), -poses[..., :1, 3].sin()
-    x, y, z, turned, _ = moved.unbind(-1)
-    yaw = torch.remainder(turned, 2 * torch.pi)
-    return torch.stack([x * cos - y * sin, x * sin + y * cos, z, yaw, poses[..., 4]], -1)
 
 
 def _read_prepared(path: Path) -> dict[str, torch.Tensor]:
@@ -502,10 +550,11 @@ def _read_prepared(path: Path) -> dict[str, torch.Tensor]:
     except (SafetensorError, OSError) as error:
         raise DataError(f"{path} is damaged ({error}): delete it and run train.warps again") from error
     sizes = {name: len(part) for name, part in shard.items() if name != "lengths"}
-    if shard.keys() != {*FIELDS, "lengths"} or {*sizes.values()} != {int(shard["lengths"].sum())}:
+    if shard.keys() - {DREAMT} != {*FIELDS, "lengths"} or {*sizes.values()} != {int(shard["lengths"].sum())}:
         raise DataError(f"{path} is damaged (it holds {sizes}): delete it and run train.warps again")
     if shard["facts"].shape[1] != NUM_FACTS:
         raise DataError(f"{path} is of another version: delete it and run train.warps again")
+    shard.setdefault(DREAMT, shard["latents"])  # nobody dreamt along
     return shard
 
 
@@ -515,9 +564,19 @@ def is_anchored(path: Path) -> bool:
     Raises:
         DataError: it is damaged (named).
     """
+    return _read_header(path)[0].get(ANCHORED) == "1"
+
+
+def is_dreamt(path: Path) -> bool:
+    """Whether a prepared file holds anchored rollouts with a generator in the loop. Errors as `is_anchored`."""
+    return DREAMT in _read_header(path)[1]
+
+
+def _read_header(path: Path) -> tuple[dict[str, str], list[str]]:
+    """Return metadata and names of the fields."""
     try:
         with safe_open(path, "pt") as file:
-            return (file.metadata() or {}).get(ANCHORED) == "1"
+            return file.metadata() or {}, list(file.keys())
     except (SafetensorError, OSError) as error:
         raise DataError(f"{path} is damaged ({error}): delete it and run train.warps again") from error
 

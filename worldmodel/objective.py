@@ -169,6 +169,7 @@ class DenoiserLoss(nn.Module):
         distortions: torch.Tensor,
         warped: torch.Tensor | None = None,
         poses: torch.Tensor | None = None,
+        shown: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """Return the loss and scalars to log.
 
@@ -179,6 +180,7 @@ class DenoiserLoss(nn.Module):
             terminated: bool (B, T), of the step into each frame.
             levels, noise, context_noise, context_levels, is_forced, is_own, distortions: from `sample_chance`.
             warped, poses: as in `FrameInputs`.
+            shown: float (B, T, C, h, w), clean, what frames that are context look like; default `latents`.
         """
         config = self.config
         beside = warped, poses
@@ -186,13 +188,15 @@ class DenoiserLoss(nn.Module):
         context = add_noise(latents, context_noise, context_levels)
         frames = self._stack(noisy, levels, actions, context, context_levels, is_forced, beside)
         is_context = levels <= config.context_noise
-        given = latents  # as a frame is known once it is context
+        given = latents if shown is None else shown  # as a frame is known once it is context
+        is_distorted = self.distort is not None and config.distort_share > 0
         true: Context | None = None
-        if config.own_share > 0 or config.distort_share > 0:
+        if config.own_share > 0 or is_distorted or shown is not None:
             # What memories tell of frames (poses, warped views) stays true: it is worth more than the frames before.
             true = self._read_true(frames)
-        if self.distort is not None and config.distort_share > 0:
-            given = self.distort(latents, distortions)
+        if self.distort is not None and is_distorted:
+            given = self.distort(given, distortions)
+        if is_distorted or shown is not None:
             noisy = torch.where(expand_levels(is_context, noisy), add_noise(given, noise, levels), noisy)
             context = add_noise(given, context_noise, context_levels)
             frames = self._stack(noisy, levels, actions, context, context_levels, is_forced, beside)

@@ -249,3 +249,12 @@ def _push_out(aim: torch.Tensor, points: torch.Tensor, body: Body) -> torch.Tens
         length = out.square().sum(-1, keepdim=True).sqrt().clamp_min(1e-3)
         place = place + out / length * (body.radius - least.mean(1, keepdim=True)).clamp_min(0)
     return place
+
+
+def relative_poses(poses: torch.Tensor) -> torch.Tensor:
+    """Return level poses (..., T, 5) as seen from the first, as a dream counts them: from 0, looking along x."""
+    moved = poses - poses[..., :1, :]
+    cos, sin = poses[..., :1, 3].cos(), -poses[..., :1, 3].sin()
+    x, y, z, turned, _ = moved.unbind(-1)
+    yaw = torch.remainder(turned, 2 * torch.pi)
+    return torch.stack([x * cos - y * sin, x * sin + y * cos, z, yaw, poses[..., 4]], -1)
