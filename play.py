@@ -19,8 +19,8 @@ from worldmodel.errors import ConfigError, MissingPackageError, SeedError, Windo
 from worldmodel.windows import parse_schedule
 
 if TYPE_CHECKING:
-    from envs.session import PlayableEnv, PlaySession
-    from envs.worker import Report
+    from envs.player.session import PlayableEnv, PlaySession
+    from envs.player.worker import Report
 
 DEFAULT_FRAMES = 300
 
@@ -124,7 +124,7 @@ def play_headless(options: Options) -> dict[str, object]:
     Returns:
         the report of `run_headless`; load_s, seconds until the first frame; input_lag_frames if a schedule is given.
     """
-    from envs.headless import parse_actions, run_headless
+    from envs.player.headless import parse_actions, run_headless
 
     start_s = time.perf_counter()
     session = make_session(options, lambda share, text: None)
@@ -146,8 +146,8 @@ def play_headless(options: Options) -> dict[str, object]:
 
 def play_in_window(options: Options) -> None:
     """Open the window, load behind it, play until it is closed."""
-    from envs.player import Player, check_display
-    from envs.worker import WorldWorker
+    from envs.player.window import Player, check_display
+    from envs.player.worker import WorldWorker
 
     check_display()
     worker = WorldWorker(lambda report: make_session(options, report), options.video, options.scale)
@@ -157,7 +157,7 @@ def play_in_window(options: Options) -> None:
 
 def make_session(options: Options, report: Report) -> PlaySession:
     """Load the world and begin its first dream, telling `report` what comes next."""
-    from envs.session import PlaySession
+    from envs.player.session import PlaySession
 
     env: PlayableEnv = make_real(report) if options.is_real else make_dream(options, report)
     report(0.85, "making the first frame")
@@ -207,7 +207,7 @@ def make_dream(options: Options, report: Report) -> PlayableEnv:
 def make_real(report: Report) -> PlayableEnv:
     """Build the world that dreams are learned from."""
     report(0.1, "building the maze")
-    from envs.sources.labmaze import LabMazeEnv
+    from envs.worlds.labmaze.env import LabMazeEnv
 
     return LabMazeEnv()
 

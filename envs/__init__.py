@@ -10,7 +10,7 @@ from gymnasium.envs.registration import register
 # Gymnasium's TimeLimit truncates what `make` makes, so that `make(..., max_episode_steps=N)` means what it says.
 register(
     id="Real/LabMaze-v0",
-    entry_point="envs.sources.labmaze:LabMazeEnv",
+    entry_point="envs.worlds.labmaze.env:LabMazeEnv",
     max_episode_steps=1800,
     kwargs={"max_episode_steps": None},
 )

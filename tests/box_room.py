@@ -8,8 +8,8 @@ import numpy as np
 import torch
 
 from envs.actions import LABMAZE_ACTIONS
-from envs.episodes import ShardWriter
-from train.photometric import camera_axes, complete_poses, pixel_rays
+from envs.data.episodes import ShardWriter
+from train.losses.photometric import camera_axes, complete_poses, pixel_rays
 
 SIDE, WALL, EYE, SKY = 8.0, 1.5, 0.5, 200.0  # the room lies around the origin; eyes are at height 0 of poses
 VIEW_DEG = 70.0

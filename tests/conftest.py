@@ -26,7 +26,7 @@ import torch
 from hypothesis import settings
 
 from envs.actions import LABMAZE_ACTIONS
-from envs.episodes import ShardWriter
+from envs.data.episodes import ShardWriter
 from worldmodel.checkpoint import save_bundle
 from worldmodel.codec import Codec, CodecConfig
 from worldmodel.denoiser import Denoiser, DenoiserConfig

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 
 from envs.actions import LABMAZE_ACTIONS
-from envs.episodes import EpisodeInfo, ShardWriter, open_shards
-from train.data import list_episodes
-from train.sight import NUM_COLUMNS, look
+from envs.data.episodes import EpisodeInfo, ShardWriter, open_shards
+from envs.worlds.labmaze.sight import NUM_COLUMNS, look
+from train.data.clips import list_episodes
 
 SIZE = 32
 ROOM = np.ones((5, 5), np.uint8)

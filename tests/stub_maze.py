@@ -90,7 +90,7 @@ gymnasium.register("Real/Stub-v0", entry_point=StubMazeEnv)
 if __name__ == "__main__":
     # `python tests/stub_maze.py --world Stub ...` is `python -m train.record` with this world; spawned workers import
     # this file too, and so know it.
-    from train.options import run_program
+    from train.core.options import run_program
     from train.record import main
 
     run_program(main)

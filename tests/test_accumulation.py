@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from train.accumulation import SCHEDULES, AccumulationOptions, measure_accumulation, read_schedule
-from train.accumulation_report import UNRELATED
+from train.reports.accumulation import UNRELATED
 from worldmodel.analysis.accumulation import compare_frames, measure_decay, segments
 from worldmodel.analysis.distances import (
     FrameFeatures,

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import torch
 
-import train.anchored
+import train.data.anchored
 from envs.actions import LABMAZE_ACTIONS
 from tests.box_room import see, walk
-from train.anchored import roll_out, stray
-from train.photometric import complete_poses
+from train.data.anchored import roll_out, stray
+from train.losses.photometric import complete_poses
 from worldmodel.frames import to_pixels
 from worldmodel.memory.depth import DepthNet
 from worldmodel.memory.folded import NUM_FOLDED, unfold
@@ -33,7 +33,7 @@ def _fixed(monkeypatch: pytest.MonkeyPatch) -> None:
         "LEAST_KEPT": 1.0,
         "SHARE_STRAYING": 0.0,
     }.items():
-        monkeypatch.setattr(train.anchored, name, value)
+        monkeypatch.setattr(train.data.anchored, name, value)
 
 
 class LeastDraws(np.random.Generator):
@@ -76,7 +76,7 @@ def test_frames_are_remembered_as_far_as_they_are_kept(
             written.append(args[1])
             super().remember(*args)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(train.anchored, "LEAST_KEPT", kept)
+    monkeypatch.setattr(train.data.anchored, "LEAST_KEPT", kept)
     spied = Spied(make_depth(), LABMAZE_ACTIONS.motions, PixelConfig(keyframes=16, sources=4))
     frames, poses = standing([100, 100, 200])
     roll_out(spied, frames, poses, LeastDraws())
@@ -104,7 +104,7 @@ def test_truth_fills_what_is_not_known(memory: PixelMemory) -> None:
 
 
 def test_only_walkers_go_astray_and_none_turns(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(train.anchored, "SHARE_STRAYING", 1.0)
+    monkeypatch.setattr(train.data.anchored, "SHARE_STRAYING", 1.0)
     poses = torch.zeros(1, 21, 5)
     poses[:, :11, 0] = torch.arange(11) * 0.12
     poses[:, 11:, 0] = poses[:, 10:11, 0]
@@ -113,5 +113,5 @@ def test_only_walkers_go_astray_and_none_turns(monkeypatch: pytest.MonkeyPatch) 
     assert off[..., :2].any() and not off[..., 2:].any()
     assert torch.equal(off[:, 11:], off[:, 10:11].expand(-1, 10, -1))
     assert not off[:, 0].any()
-    monkeypatch.setattr(train.anchored, "SHARE_STRAYING", 0.0)
+    monkeypatch.setattr(train.data.anchored, "SHARE_STRAYING", 0.0)
     assert torch.equal(stray(poses, np.random.default_rng(0)), poses)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from train.benchmark import BenchmarkOptions, benchmark
-from train.stopwatch import measure_matrix_speed, peak_memory, time_in_turn
+from train.core.stopwatch import measure_matrix_speed, peak_memory, time_in_turn
 from worldmodel.checkpoint import save_bundle
 from worldmodel.codec import Codec
 from worldmodel.denoiser import Denoiser

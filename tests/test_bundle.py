@@ -10,12 +10,12 @@ import pytest
 import torch
 
 from envs.actions import LABMAZE_ACTIONS
+from envs.data.episodes import ShardWriter, open_shards
 from envs.dream import DreamEnv
-from envs.episodes import ShardWriter, open_shards
 from train.bundle import BundleOptions, choose_openings, make_bundle
-from train.card import command_line
 from train.decoder import keep_pixels
 from train.denoiser import DenoiserOptions
+from train.reports.card import command_line
 from worldmodel.checkpoint import load_codec, load_info, load_openings, save_bundle, save_depth
 from worldmodel.codec import Codec
 from worldmodel.denoiser import Denoiser

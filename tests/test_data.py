@@ -9,8 +9,8 @@ import pytest
 import torch
 from safetensors.torch import load, save_file
 
-from envs.episodes import open_shards, read_episode
-from train.data import LatentData, encode_frames, encode_recording, list_episodes, load_frames
+from envs.data.episodes import open_shards, read_episode
+from train.data.clips import LatentData, encode_frames, encode_recording, list_episodes, load_frames
 from worldmodel.checkpoint import codec_hash, load_codec
 from worldmodel.codec import Codec
 from worldmodel.errors import DataError

@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 import torch
 
-import train.anchored
-from envs.episodes import open_shards
+import train.data.anchored
+from envs.data.episodes import open_shards
 from tests.box_room import write_walks
-from train.adversary import ANCHORED, DREAMT, PREDICTED, TRUE, AdversaryConfig, DecoderLoss
+from train.core.loop import Machine
 from train.decoder import CLIP_FRAMES, DecoderOptions, keep_pixels, train_decoder
 from train.denoiser import DenoiserOptions, train_denoiser
-from train.loop import Machine
+from train.losses.adversary import ANCHORED, DREAMT, PREDICTED, TRUE, AdversaryConfig, DecoderLoss
 from train.warps import WarpOptions, prepare
 from worldmodel.checkpoint import codec_hash, load_codec, load_denoiser, load_depth, save_bundle, save_depth
 from worldmodel.codec import Codec
@@ -137,7 +137,7 @@ def test_a_decoder_learns_from_no_anchored_shard(folder: Path, tmp_path: Path, c
 def test_a_decoder_learns_from_what_a_generator_dreamt_along(
     folder: Path, tmp_path: Path, codec_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(train.anchored, "MOST_TRUE", 5)
+    monkeypatch.setattr(train.data.anchored, "MOST_TRUE", 5)
     write_walks(tmp_path / "walks", "train", size=64, num_steps=CLIP_FRAMES)
     shutil.copy(tmp_path / "walks" / "train-00000.h5", tmp_path / "walks" / "train-00001.h5")
     words = {"checkpoint": str(codec_folder), "depth": str(folder / "depth"), "device": "cpu"}

@@ -11,13 +11,13 @@ import torch
 from torch.nn import functional as F
 
 from envs.actions import LABMAZE_ACTIONS
-from envs.episodes import open_shards
+from envs.data.episodes import open_shards
 from tests.box_room import SKY, VIEW_DEG, see, walk, write_walks
+from train.core.loop import Machine
+from train.data.depth import DepthData, read_poses, reckon_poses, tear
+from train.data.recording import record_episode
 from train.depth import DepthOptions, train_depth
-from train.depth_data import DepthData, read_poses, reckon_poses, tear
-from train.loop import Machine
-from train.photometric import PosedFrames, complete_poses, photometric_loss, picture_error, warp_frames
-from train.recording import record_episode
+from train.losses.photometric import PosedFrames, complete_poses, photometric_loss, picture_error, warp_frames
 from worldmodel.checkpoint import load_depth, save_depth
 from worldmodel.codec import Codec
 from worldmodel.errors import CheckpointError, ConfigError, DataError, ShapeError, WorldModelError

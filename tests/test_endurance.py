@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from envs.actions import LABMAZE_ACTIONS
-from envs.episodes import ShardWriter
+from envs.data.episodes import ShardWriter
 from tests.conftest import moving_frames
 from tests.painted_maze import episodes_of
 from train.endurance import (

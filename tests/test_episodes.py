@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from envs.actions import LABMAZE_ACTIONS
-from envs.episodes import ALIGNMENT, ShardWriter, open_shards, read_episode, read_shard
+from envs.data.episodes import ALIGNMENT, ShardWriter, open_shards, read_episode, read_shard
 from worldmodel.errors import ConfigError, DataError, ShapeError, StateError, StorageError
 
 

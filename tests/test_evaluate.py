@@ -12,13 +12,13 @@ import pytest
 import torch
 
 from envs.actions import LABMAZE_ACTIONS
-from envs.episodes import ShardWriter, open_shards
-from train.data import list_episodes
+from envs.data.episodes import ShardWriter, open_shards
+from train.data.clips import list_episodes
+from train.data.rollouts import EvaluationPlan, spread, spread_over
 from train.evaluate import evaluate_world
-from train.likeness import margin_interval, score_events
-from train.response import held_starts, is_way_free, opening_starts
-from train.rollouts import EvaluationPlan, spread, spread_over
-from train.sharpness import make_controls, measure_detail, summarize_sharpness
+from train.measures.likeness import margin_interval, score_events
+from train.measures.response import held_starts, is_way_free, opening_starts
+from train.measures.sharpness import make_controls, measure_detail, summarize_sharpness
 from worldmodel.codec import Codec
 from worldmodel.denoiser import Denoiser
 from worldmodel.errors import ConfigError, DataError, SeedError

@@ -6,8 +6,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from train import features
-from train.features import COMPARED, NUM_FEATURES, FrameRuler, Lite0, SameConv, find_weights, load_ruler, load_weights
+from train.measures import features
+from train.measures.features import (
+    COMPARED,
+    NUM_FEATURES,
+    FrameRuler,
+    Lite0,
+    SameConv,
+    find_weights,
+    load_ruler,
+    load_weights,
+)
 from worldmodel.analysis.distances import perceptual_distance
 from worldmodel.errors import CheckpointError, ConfigError, MissingPackageError, ShapeError
 

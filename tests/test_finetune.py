@@ -20,10 +20,10 @@ import torch
 
 import train.finetune
 from envs.actions import LABMAZE_ACTIONS
-from envs.episodes import ShardWriter
+from envs.data.episodes import ShardWriter
 from tests.conftest import moving_frames
+from train.core.muon import StackedMuon
 from train.finetune import FineTuneOptions, Terminated, fine_tune, first_fatal_line
-from train.muon import StackedMuon
 from train.warps import PreparedData, WarpOptions, prepare
 from worldmodel.checkpoint import load_denoiser, save_bundle
 from worldmodel.codec import Codec

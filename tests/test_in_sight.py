@@ -9,12 +9,12 @@ import pytest
 import torch
 
 from envs.actions import LABMAZE_ACTIONS
-from envs.episodes import EpisodeInfo, ShardWriter, read_episode
-from envs.sources.labmaze import LabMazeEnv
+from envs.data.episodes import EpisodeInfo, ShardWriter, read_episode
+from envs.worlds.labmaze.env import LabMazeEnv
+from envs.worlds.labmaze.revisit import RealMaze, find_reached, try_real_maze
 from tests.painted_maze import episodes_of
-from train.in_sight import compare_in_sight, find_sources, find_sources_of_piece, summarize_in_sight
-from train.real_maze import RealMaze, find_reached, try_real_maze
-from train.rollouts import Piece
+from train.data.rollouts import Piece
+from train.measures.in_sight import compare_in_sight, find_sources, find_sources_of_piece, summarize_in_sight
 from worldmodel.errors import DataError
 
 SIZE = 64

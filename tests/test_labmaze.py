@@ -19,13 +19,13 @@ from hypothesis import strategies as st
 pytest.importorskip("mujoco")
 pytest.importorskip("labmaze")
 
-from envs.episodes import open_shards, read_episode
-from envs.sources import labmaze_scene
-from envs.sources.labmaze import TURN_DEG, WALK_CELLS, LabMazeEnv
-from envs.sources.labmaze_maze import NO_TEXTURE, WALKER_RADIUS, Maze, make_maze
+from envs.data.episodes import open_shards, read_episode
+from envs.worlds.labmaze import scene as labmaze_scene
+from envs.worlds.labmaze.env import TURN_DEG, WALK_CELLS, LabMazeEnv
+from envs.worlds.labmaze.maze import NO_TEXTURE, WALKER_RADIUS, Maze, make_maze
+from envs.worlds.labmaze.sight import look
+from train.data.recording import RecordOptions
 from train.record import record
-from train.recording import RecordOptions
-from train.sight import look
 from worldmodel.errors import ActionError, ConfigError, MissingPackageError, SeedError, StateError
 
 NOOP, FORWARD, BACK, LEFT, RIGHT, FORWARD_LEFT, FORWARD_RIGHT = range(7)

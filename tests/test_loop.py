@@ -21,9 +21,8 @@ from torch import nn
 from train.benchmark import BenchmarkOptions
 from train.bundle import BundleOptions
 from train.codec import CodecOptions, train_codec
-from train.denoiser import DenoiserOptions, reward_values, train_denoiser
-from train.journal import RecipeOptions
-from train.loop import (
+from train.core.journal import RecipeOptions
+from train.core.loop import (
     STATE_FILE,
     Machine,
     TrainOptions,
@@ -36,6 +35,7 @@ from train.loop import (
     step_generator,
     train_model,
 )
+from train.denoiser import DenoiserOptions, reward_values, train_denoiser
 from worldmodel.checkpoint import codec_hash, load_codec, load_denoiser
 from worldmodel.errors import CheckpointError, ConfigError, DataError, SeedError, StorageError
 

@@ -11,7 +11,7 @@ import torch
 
 from envs.actions import LABMAZE_ACTIONS, find_motions
 from train.denoiser import DenoiserOptions, build_denoiser, memory_changes
-from train.memory_costs import costs_table, memory_costs
+from train.measures.memory_costs import costs_table, memory_costs
 from worldmodel.attention import RotaryPosition, rotate
 from worldmodel.checkpoint import save_bundle
 from worldmodel.config import MemorySetting

@@ -10,10 +10,10 @@ import pytest
 import torch
 from painted_maze import FLOOR_STEP, ROOM, SIZE, WALL_STEP, dress, episodes_of, paint, turn_away, write_turns
 
+from train.measures.needle_cases import NeedleCase, find_cases
+from train.measures.needle_dreams import CONTROLS, dream_needles, guess_constant, measure_needle, read_frames
+from train.measures.textures import load_or_train
 from train.needle import NeedleOptions, run_needle
-from train.needle_cases import NeedleCase, find_cases
-from train.needle_dreams import CONTROLS, dream_needles, guess_constant, measure_needle, read_frames
-from train.textures import load_or_train
 from worldmodel.analysis.needle import BINS, Verdict, bin_name, find_bin, summarize, wilson_interval
 from worldmodel.errors import ConfigError, DataError, SeedError
 from worldmodel.world import Step, WorldModel

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from painted_maze import ROOM, dress, episodes_of, turn_away, write_turns
 
-from train.needle_cases import (
+from envs.worlds.labmaze.sight import MIDDLE, NUM_COLUMNS, column_slopes, judge_middle, look
+from train.measures.needle_cases import (
     DREAMT,
     MARGIN,
     MIN_ABSENT,
@@ -17,7 +18,6 @@ from train.needle_cases import (
     find_cases,
     join_blocks,
 )
-from train.sight import MIDDLE, NUM_COLUMNS, column_slopes, judge_middle, look
 from worldmodel.analysis.needle import BINS, find_bin
 from worldmodel.errors import DataError
 

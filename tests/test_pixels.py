@@ -7,7 +7,7 @@ import torch
 
 from envs.actions import LABMAZE_ACTIONS
 from tests.box_room import see, walk
-from train.photometric import complete_poses
+from train.losses.photometric import complete_poses
 from worldmodel.denoiser import Denoiser
 from worldmodel.errors import ConfigError
 from worldmodel.frames import to_pixels

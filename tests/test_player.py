@@ -17,10 +17,10 @@ import pytest
 
 import play
 from envs.actions import LABMAZE_ACTIONS
-from envs.headless import parse_actions, run_headless
-from envs.session import PlayableEnv, PlaySession
-from envs.video import VideoWriter
-from envs.worker import Report, WorldWorker, _raise_stopped
+from envs.player.headless import parse_actions, run_headless
+from envs.player.session import PlayableEnv, PlaySession
+from envs.player.video import VideoWriter
+from envs.player.worker import Report, WorldWorker, _raise_stopped
 from worldmodel.errors import (
     ActionError,
     CheckpointError,
@@ -270,7 +270,7 @@ def test_headless_needs_no_pygame_and_the_window_no_torch() -> None:
         "play.make_real = lambda report: test_player.StubEnv()\n"
         "assert play.main(['--world', 'real', '--headless', '--frames', '2']) == 0\n"
         "assert 'pygame' not in sys.modules\n"
-        "import envs.player\n"
+        "import envs.player.window\n"
         "assert 'pygame' in sys.modules and 'torch' not in sys.modules\n"
     )
     done = run_python(program)
@@ -290,9 +290,9 @@ def test_no_display(environment: dict[str, str]) -> None:
 
 def test_without_pygame(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pygame", None)
-    monkeypatch.delitem(sys.modules, "envs.player", raising=False)
+    monkeypatch.delitem(sys.modules, "envs.player.window", raising=False)
     with pytest.raises(MissingPackageError, match="pip install pygame-ce"):
-        import envs.player  # noqa: F401
+        import envs.player.window  # noqa: F401
 
 
 # --- the window ---
@@ -308,7 +308,7 @@ def window(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Any
     its end the window is closed as by its user.
     """
     monkeypatch.setenv("SDL_VIDEODRIVER", "dummy")
-    from envs.player import Player, pygame
+    from envs.player.window import Player, pygame
 
     def run(
         script: Script,
@@ -555,7 +555,7 @@ def test_pace(monkeypatch: pytest.MonkeyPatch) -> None:
         now_s += max(wait_s, 0.0)
         return _raise_stopped if len(starts_s) == len(durations_s) else None
 
-    monkeypatch.setattr("envs.worker.time", types.SimpleNamespace(perf_counter=lambda: now_s))
+    monkeypatch.setattr("envs.player.worker.time", types.SimpleNamespace(perf_counter=lambda: now_s))
     monkeypatch.setattr(worker, "_next_order", wait)
     worker.start()
     worker._thread.join(5)
@@ -608,7 +608,7 @@ def test_quit_while_loading_ends_at_the_next_stage() -> None:
 
 
 def test_fit() -> None:
-    from envs.player import fit
+    from envs.player.window import fit
 
     assert fit((64, 64), (640, 700), is_whole=True) == (640, 640)
     assert fit((64, 64), (700, 900), is_whole=True) == (640, 640)
@@ -619,7 +619,7 @@ def test_fit() -> None:
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="other systems always have a display")
 def test_check_display(monkeypatch: pytest.MonkeyPatch) -> None:
-    from envs.player import check_display
+    from envs.player.window import check_display
 
     for name in ("DISPLAY", "WAYLAND_DISPLAY", "SDL_VIDEODRIVER", "SDL_VIDEO_DRIVER"):
         monkeypatch.delenv(name, raising=False)

@@ -16,14 +16,15 @@ import pytest
 import torch
 
 import train.recipe
+from envs.data.episodes import open_shards
 from envs.dream import DreamEnv
-from envs.episodes import open_shards
 from tests.box_room import write_walks
-from train.background import BackgroundProgram
+from train.core.background import BackgroundProgram
+from train.core.journal import Journal, RecipeOptions
+from train.core.loop import STATE_FILE, Machine
+from train.core.plans import PLANS, get_plan
+from train.data.recording import RecordOptions, plan_shards
 from train.denoiser import DenoiserOptions
-from train.journal import Journal, RecipeOptions
-from train.loop import STATE_FILE, Machine
-from train.plans import PLANS, get_plan
 from train.recipe import (
     MIN_SHARDS,
     PIXEL_STAGES,
@@ -36,7 +37,6 @@ from train.recipe import (
     make_warps,
     why_no_pixels,
 )
-from train.recording import RecordOptions, plan_shards
 from train.warps import WarpOptions
 from worldmodel.checkpoint import load_codec, load_denoiser
 from worldmodel.errors import ConfigError, DataError, StateError
@@ -169,7 +169,7 @@ def test_recording_goes_on_beside_the_first_trainings(
     monkeypatch.setattr(train.recipe, "BackgroundProgram", StubProgram)
     monkeypatch.setattr(train.recipe, "open_shards", lambda folder: [])
     monkeypatch.setattr(train.recipe.time, "sleep", lambda seconds: None)
-    monkeypatch.setattr("train.journal.get_plan", lambda preset, device: plan)
+    monkeypatch.setattr("train.core.journal.get_plan", lambda preset, device: plan)
     monkeypatch.setattr(train.recipe, "why_no_pixels", lambda shards: reason)
     for stages in (PIXEL_STAGES, SUMMARY_STAGES):
         for name in stages:
@@ -355,7 +355,7 @@ def test_a_background_program_ends_when_its_caller_is_killed(tmp_path: Path) -> 
     code = f"""
 import time
 from pathlib import Path
-from train.background import BackgroundProgram
+from train.core.background import BackgroundProgram
 with BackgroundProgram("http.server", ["0", "--bind", "127.0.0.1"], Path({str(tmp_path / "log")!r})) as program:
     print(program._process.pid, flush=True)
     time.sleep(60)

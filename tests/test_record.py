@@ -16,11 +16,11 @@ import numpy as np
 import pytest
 import stub_maze
 
-from envs.episodes import open_shards, read_episode
-from train.options import parse_options
-from train.policies import Explorer, find_path, turn_between
+from envs.data.episodes import open_shards, read_episode
+from envs.worlds.labmaze.explorer import Explorer, find_path, turn_between
+from train.core.options import parse_options
+from train.data.recording import RecordOptions, episode_seeds, is_test_maze, plan_shards
 from train.record import record
-from train.recording import RecordOptions, episode_seeds, is_test_maze, plan_shards
 from worldmodel.errors import ConfigError, DataError, SeedError, StateError, StorageError
 
 TINY: dict[str, Any] = {"world": "Stub", "length": 40, "image_size": 16, "workers": 1, "episodes_per_shard": 3}

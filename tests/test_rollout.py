@@ -12,7 +12,7 @@ import torch
 
 import play
 from envs.dream import DreamEnv
-from train.options import run_program
+from train.core.options import run_program
 from train.rollout import RolloutOptions, describe_schedule, run_rollout
 from worldmodel.checkpoint import load_openings
 from worldmodel.errors import ConfigError, DataError, SeedError, ShapeError, WindowError, WorldModelError

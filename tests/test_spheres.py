@@ -10,12 +10,9 @@ import pytest
 import torch
 
 from envs.actions import LABMAZE_ACTIONS
-from envs.episodes import EpisodeInfo, read_episode
-from tests.painted_maze import episodes_of
-from tests.test_in_sight import SETTINGS, SIZE, record_real
-from train.real_maze import RealMaze
-from train.recording import RecordOptions
-from train.sphere_sight import (
+from envs.data.episodes import EpisodeInfo, read_episode
+from envs.worlds.labmaze.revisit import RealMaze
+from envs.worlds.labmaze.targets import (
     FORWARD,
     LEFT,
     RIGHT,
@@ -27,6 +24,9 @@ from train.sphere_sight import (
     project,
     shows_target,
 )
+from tests.painted_maze import episodes_of
+from tests.test_in_sight import SETTINGS, SIZE, record_real
+from train.data.recording import RecordOptions
 from train.spheres import SpheresOptions, measure_spheres, run_spheres, summarize_verdicts
 from worldmodel.errors import ConfigError, DataError
 from worldmodel.state import Step
@@ -204,8 +204,8 @@ def test_a_recording_without_poses_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_tiny_world_gives_a_whole_report(tmp_path: Path) -> None:
+    from train.data.rollouts import EvaluationPlan
     from train.evaluate import evaluate_world
-    from train.rollouts import EvaluationPlan
     from worldmodel.codec import Codec
     from worldmodel.denoiser import Denoiser
     from worldmodel.presets import get_preset

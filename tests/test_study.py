@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from painted_maze import ROOM, dress, turn_away, write_turns
 
+from train.measures.textures import load_or_train
+from train.reports.study import margin, recall, write_report
 from train.study import GRID, OURS, OWN_FRAMES, StudyOptions, run_study, take_few
-from train.study_report import margin, recall, write_report
-from train.textures import load_or_train
 from worldmodel.errors import ConfigError
 
 PAPER_ROWS = 15

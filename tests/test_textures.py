@@ -7,10 +7,10 @@ import pytest
 import torch
 from painted_maze import FLOOR_STEP, ROOM, WALL_STEP, dress, turn_away, write_turns
 
-import train.textures
-from envs.episodes import open_shards
-from train.sight import FARTHEST, HALF_WIDTH, NEAREST
-from train.textures import TextureClassifier, TextureNet, label_frames, load_or_train, measure_accuracy, shrink
+import train.measures.textures
+from envs.data.episodes import open_shards
+from envs.worlds.labmaze.sight import FARTHEST, HALF_WIDTH, NEAREST
+from train.measures.textures import TextureClassifier, TextureNet, label_frames, load_or_train, measure_accuracy, shrink
 from worldmodel.errors import CheckpointError, DataError
 
 QUICK = {"num_steps": 120, "batch_size": 64}
@@ -38,7 +38,7 @@ def test_it_names_real_frames_of_held_out_mazes(
     def fail(*args: object, **settings: object) -> None:
         raise AssertionError("trained again")
 
-    monkeypatch.setattr(train.textures, "train_classifier", fail)
+    monkeypatch.setattr(train.measures.textures, "train_classifier", fail)
     classifier = load_or_train(painted, classifier_file)
     assert (classifier.facts["num_walls"], classifier.facts["num_floors"]) == (8, 3)
     assert classifier.facts["accuracy"] >= 0.95 and classifier.facts["held_out_frames"] > 50

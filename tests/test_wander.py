@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from envs.actions import LABMAZE_ACTIONS
-from train.wander import FREE, Wanderer, find_plain, wander
+from train.measures.wander import FREE, Wanderer, find_plain, wander
 from worldmodel.errors import ConfigError
 from worldmodel.state import Step
 

@@ -9,15 +9,15 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-import train.anchored
+import train.data.anchored
 import train.warps
 from envs.actions import LABMAZE_ACTIONS
-from envs.episodes import open_shards, read_episode
+from envs.data.episodes import open_shards, read_episode
 from tests.box_room import see, walk, write_walks
-from train.anchored import LEAST_KNOWN
+from train.data.anchored import LEAST_KNOWN
+from train.data.depth import read_poses
 from train.decoder import keep_pixels
-from train.depth_data import read_poses
-from train.photometric import complete_poses
+from train.losses.photometric import complete_poses
 from train.warps import (
     READ_FIELDS,
     PreparedData,
@@ -207,7 +207,7 @@ def generator(tmp_path_factory: pytest.TempPathFactory, parts: Path, make_denois
 def test_clips_of_anchored_dreams_show_what_was_dreamt_where_it_was_remembered(
     walks: Path, parts: Path, generator: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(train.anchored, "MOST_TRUE", 5)
+    monkeypatch.setattr(train.data.anchored, "MOST_TRUE", 5)
     made = [tmp_path / name for name in ("a", "b")]
     for out in made:
         prepare(options(walks, parts, out, generator=str(generator), anchored=1.0, shards=1))

@@ -2,7 +2,7 @@
 
 Owns: the options, the choice of held-out cases, and the order of what is measured for each schedule: rollouts against
 the truth, and the prediction from single denoising steps on other clips. Does not know how either is computed
-(`worldmodel.analysis`) or drawn (`train.accumulation_report`).
+(`worldmodel.analysis`) or drawn (`train.reports.accumulation`).
 """
 
 import dataclasses
@@ -18,12 +18,12 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from envs.episodes import EpisodeInfo, open_shards
-from train.accumulation_report import correlate, plot_correlation, plot_segments, write_table
-from train.data import list_episodes
-from train.features import load_ruler
-from train.options import options_to_json, parse_options, run_program, save_json
-from train.rollouts import read_pieces, spread_over
+from envs.data.episodes import EpisodeInfo, open_shards
+from train.core.options import options_to_json, parse_options, run_program, save_json
+from train.data.clips import list_episodes
+from train.data.rollouts import read_pieces, spread_over
+from train.measures.features import load_ruler
+from train.reports.accumulation import correlate, plot_correlation, plot_segments, write_table
 from worldmodel.analysis.accumulation import compare_frames, measure_decay
 from worldmodel.analysis.distances import Ruler
 from worldmodel.analysis.prediction import predict_decay, unrelated_distance

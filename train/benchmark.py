@@ -22,7 +22,7 @@ Every time is a median after warm-up. The report is one JSON object:
 - `seconds`: how long all this took.
 
 With `--memory` it prints a table of costs instead, and the report is {`checkpoint`, `memory_costs`: rows of
-`train.memory_costs`}.
+`train.measures.memory_costs`}.
 """
 
 import json
@@ -39,10 +39,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
 from envs.dream import DreamEnv
-from train.card import describe_machine
-from train.memory_costs import costs_table, count_flops, memory_costs
-from train.options import parse_options, run_program, save_json
-from train.stopwatch import measure_bandwidth, measure_matrix_speed, peak_memory, time_in_turn, wait_for
+from train.core.options import parse_options, run_program, save_json
+from train.core.stopwatch import measure_bandwidth, measure_matrix_speed, peak_memory, time_in_turn, wait_for
+from train.measures.memory_costs import costs_table, count_flops, memory_costs
+from train.reports.card import describe_machine
 from worldmodel.checkpoint import load_denoiser, load_openings, resolve
 from worldmodel.errors import ConfigError, SeedError
 from worldmodel.inputs import FrameInputs

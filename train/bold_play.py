@@ -23,9 +23,9 @@ from tqdm import tqdm
 import envs  # noqa: F401  registers the worlds
 from envs.actions import find_motions
 from envs.dream import draw_opening
-from train.options import options_to_json, parse_options, run_program, save_json
-from train.plots import save_sheet
-from train.wander import find_plain
+from train.core.options import options_to_json, parse_options, run_program, save_json
+from train.measures.wander import find_plain
+from train.reports.plots import save_sheet
 from worldmodel.analysis.needle import wilson_interval
 from worldmodel.checkpoint import load_openings
 from worldmodel.errors import ConfigError, SeedError

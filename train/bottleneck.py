@@ -18,11 +18,11 @@ import torch
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
-from envs.episodes import open_shards
-from train.data import list_episodes
-from train.options import options_to_json, parse_options, run_program, save_json
-from train.plots import save_figure
-from train.rollouts import in_batches, read_pieces, spread_over
+from envs.data.episodes import open_shards
+from train.core.options import options_to_json, parse_options, run_program, save_json
+from train.data.clips import list_episodes
+from train.data.rollouts import in_batches, read_pieces, spread_over
+from train.reports.plots import save_figure
 from worldmodel.analysis.bottleneck import information_gap, level_path, memory_errors
 from worldmodel.errors import ConfigError, DataError, SeedError
 from worldmodel.windows import Window, next_frame_window, parse_schedule

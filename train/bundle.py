@@ -1,7 +1,7 @@
 """Program: make a world that can be played. `python -m train.bundle --denoiser DIR --data DIR --out DIR`.
 
 Owns: the choice of openings, what a bundle says of its world, and the limit on its size. Knows no training; the model
-card is `train.card`'s, the file format `worldmodel.checkpoint`'s.
+card is `train.reports.card`'s, the file format `worldmodel.checkpoint`'s.
 """
 
 import json
@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from envs.episodes import ShardInfo, open_shards, read_episode
-from train.card import TrainingRecord, write_card
-from train.options import parse_options, run_program
-from train.recorded import STEPS_PER_SECOND
+from envs.data.episodes import ShardInfo, open_shards, read_episode
+from train.core.options import parse_options, run_program
+from train.data.recorded import STEPS_PER_SECOND
+from train.reports.card import TrainingRecord, write_card
 from worldmodel.checkpoint import codec_hash, has_part, load_codec, load_denoiser, load_depth, save_bundle
 from worldmodel.codec import Codec
 from worldmodel.denoiser import Denoiser

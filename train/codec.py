@@ -1,6 +1,6 @@
 """Program: train the frame codec. `python -m train.codec --data DIR --out DIR --preset P --minutes M`.
 
-Owns the codec's loss and its options. The loop is `train.loop`'s.
+Owns the codec's loss and its options. The loop is `train.core.loop`'s.
 """
 
 from dataclasses import dataclass
@@ -10,10 +10,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from envs.episodes import open_shards
-from train.data import load_frames
-from train.loop import Machine, TrainOptions, start_machine, train_model
-from train.options import options_to_json, parse_options, run_program, save_json
+from envs.data.episodes import open_shards
+from train.core.loop import Machine, TrainOptions, start_machine, train_model
+from train.core.options import options_to_json, parse_options, run_program, save_json
+from train.data.clips import load_frames
 from worldmodel.checkpoint import load_codec, save_bundle
 from worldmodel.codec import Codec
 from worldmodel.errors import CheckpointError, ConfigError

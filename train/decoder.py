@@ -1,6 +1,7 @@
 """Program: train the decoder to draw what is not known. `python -m train.decoder --checkpoint DIR --data DIR ...`.
 
-Owns: the examples, the options and the optimizer. The loss is `train.adversary`'s, the loop is `train.loop`'s.
+Owns: the examples, the options and the optimizer. The loss is `train.losses.adversary`'s, the loop is
+`train.core.loop`'s.
 
 Latents are decoded with what memory knows of their frames: those of recorded frames, those that the denoiser predicts
 for recorded frames, those of its own dreams, of which there is no truth, and, where shards were prepared with a
@@ -17,12 +18,12 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from envs.episodes import ShardInfo, open_shards, read_episode
-from train.adversary import ANCHORED, DREAMT, PREDICTED, TRUE, AdversaryConfig, DecoderLoss
-from train.data import draw_clips
-from train.drift import random_actions
-from train.loop import Machine, TrainOptions, start_machine, train_model
-from train.options import options_to_json, parse_options, run_program, save_json
+from envs.data.episodes import ShardInfo, open_shards, read_episode
+from train.core.loop import Machine, TrainOptions, start_machine, train_model
+from train.core.options import options_to_json, parse_options, run_program, save_json
+from train.data.clips import draw_clips
+from train.losses.adversary import ANCHORED, DREAMT, PREDICTED, TRUE, AdversaryConfig, DecoderLoss
+from train.measures.drift import random_actions
 from train.warps import DREAMT as DREAMT_LATENTS
 from train.warps import PreparedData, drop_memory, is_anchored, is_dreamt, pack_folded, unpack_folded
 from worldmodel.checkpoint import load_codec, load_denoiser, load_depth, load_info, save_bundle

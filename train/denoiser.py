@@ -1,6 +1,6 @@
 """Program: train the denoiser. `python -m train.denoiser --data DIR --codec DIR --out DIR --preset P --minutes M`.
 
-Owns the denoiser's options and optimizers. The loss is `worldmodel.objective`'s, the loop is `train.loop`'s.
+Owns the denoiser's options and optimizers. The loss is `worldmodel.objective`'s, the loop is `train.core.loop`'s.
 """
 
 import dataclasses
@@ -12,11 +12,11 @@ from typing import Any
 import torch
 
 from envs.actions import find_motions
-from envs.episodes import open_shards
-from train.data import LatentData, encode_recording
-from train.loop import Machine, TrainOptions, start_machine, train_model
-from train.muon import StackedMuon
-from train.options import options_to_json, parse_options, run_program, save_json
+from envs.data.episodes import open_shards
+from train.core.loop import Machine, TrainOptions, start_machine, train_model
+from train.core.muon import StackedMuon
+from train.core.options import options_to_json, parse_options, run_program, save_json
+from train.data.clips import LatentData, encode_recording
 from train.warps import PreparedData, drop_memory
 from worldmodel.checkpoint import codec_hash, load_codec, load_denoiser, save_bundle
 from worldmodel.codec import Codec

@@ -1,7 +1,7 @@
 """Program: train the depth network. `python -m train.depth --data DIR --out DIR --minutes 10`.
 
 Owns: its options, its two losses (frames predict each other; recorded depth), and the report. The loop is
-`train.loop`'s, the photometric loss `train.photometric`'s.
+`train.core.loop`'s, the photometric loss `train.losses.photometric`'s.
 """
 
 import dataclasses
@@ -11,13 +11,13 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from envs.episodes import ShardInfo, open_shards
-from envs.sources.labmaze_scene import FOV_DEG
-from train.depth_data import DepthData, distort
-from train.depth_report import measure_depth, measure_speed, write_report
-from train.loop import Machine, TrainOptions, start_machine, train_model
-from train.options import options_to_json, parse_options, run_program
-from train.photometric import PosedFrames, photometric_loss
+from envs.data.episodes import ShardInfo, open_shards
+from envs.worlds.labmaze.scene import FOV_DEG
+from train.core.loop import Machine, TrainOptions, start_machine, train_model
+from train.core.options import options_to_json, parse_options, run_program
+from train.data.depth import DepthData, distort
+from train.losses.photometric import PosedFrames, photometric_loss
+from train.reports.depth import measure_depth, measure_speed, write_report
 from worldmodel.checkpoint import save_depth
 from worldmodel.errors import ConfigError, DataError
 from worldmodel.memory.depth import DepthConfig, DepthNet

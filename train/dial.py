@@ -16,17 +16,17 @@ import torch
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
-from envs.episodes import open_shards
+from envs.data.episodes import open_shards
 from train.benchmark import start_dream
-from train.card import describe_machine
-from train.data import list_episodes
-from train.needle_cases import NeedleCase, find_cases
-from train.needle_dreams import measure_needle
-from train.options import parse_options, run_program, save_json
-from train.plots import save_figure
-from train.rollouts import dream_on, read_pieces, spread_over
-from train.stopwatch import time_in_turn
-from train.textures import load_or_train
+from train.core.options import parse_options, run_program, save_json
+from train.core.stopwatch import time_in_turn
+from train.data.clips import list_episodes
+from train.data.rollouts import dream_on, read_pieces, spread_over
+from train.measures.needle_cases import NeedleCase, find_cases
+from train.measures.needle_dreams import measure_needle
+from train.measures.textures import load_or_train
+from train.reports.card import describe_machine
+from train.reports.plots import save_figure
 from worldmodel.analysis.accumulation import measure_decay
 from worldmodel.analysis.metrics import gradient_energy
 from worldmodel.errors import ConfigError

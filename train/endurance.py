@@ -18,13 +18,13 @@ import torch
 from tqdm import tqdm
 
 from envs.actions import find_motions
-from envs.episodes import EpisodeInfo, open_shards, read_episode
-from train.data import list_episodes
-from train.features import load_ruler
-from train.options import parse_options, run_program, save_json
-from train.plots import save_sheet
-from train.rollouts import dream_on, in_batches, read_pieces, spread, spread_over, step_on
-from train.wander import wander
+from envs.data.episodes import EpisodeInfo, open_shards, read_episode
+from train.core.options import parse_options, run_program, save_json
+from train.data.clips import list_episodes
+from train.data.rollouts import dream_on, in_batches, read_pieces, spread, spread_over, step_on
+from train.measures.features import load_ruler
+from train.measures.wander import wander
+from train.reports.plots import save_sheet
 from worldmodel.analysis.distances import frechet_distance
 from worldmodel.analysis.metrics import squared_error, ssim, to_psnr
 from worldmodel.errors import ConfigError, DataError, SeedError
@@ -187,9 +187,9 @@ def walk_out(
 ) -> Iterator[tuple[WorldState, torch.Tensor, torch.Tensor, float | None]]:
     """Dream walks out, a batch at a time.
 
-    With a memory of pixels the walks go where the dream itself shows no wall (`train.wander`). Without one they are
-    recorded walks that no wall stopped in the real maze; the dream may have put one elsewhere, and that counts against
-    it.
+    With a memory of pixels the walks go where the dream itself shows no wall (`train.measures.wander`). Without one
+    they are recorded walks that no wall stopped in the real maze; the dream may have put one elsewhere, and that counts
+    against it.
 
     Yields:
         the dreams, their frames uint8 (B, N, H, W, 3), their actions (B, N), and the share of walking steps that were

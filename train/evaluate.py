@@ -1,7 +1,7 @@
 """Program: measure a world. `python -m train.evaluate --checkpoint NAME_OR_DIR --data DIR --out DIR`.
 
-Owns: the options, the order of what is measured on held-out mazes (`train.likeness`, `train.response`, `train.drift`)
-and the report. Does not know how a measure is taken or drawn.
+Owns: the options, the order of what is measured on held-out mazes (`train.measures.likeness`,
+`train.measures.response`, `train.measures.drift`) and the report. Does not know how a measure is taken or drawn.
 """
 
 import dataclasses
@@ -15,14 +15,14 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from envs.episodes import open_shards
-from train.data import list_episodes
-from train.drift import measure_drift
-from train.likeness import measure_heads, measure_likeness
-from train.options import parse_options, run_program, save_json
-from train.plots import plot_drift, plot_likeness, write_summary
-from train.response import RULE, TURNS, WALKS, measure_dreams, measure_real
-from train.rollouts import EvaluationPlan
+from envs.data.episodes import open_shards
+from train.core.options import parse_options, run_program, save_json
+from train.data.clips import list_episodes
+from train.data.rollouts import EvaluationPlan
+from train.measures.drift import measure_drift
+from train.measures.likeness import measure_heads, measure_likeness
+from train.measures.response import RULE, TURNS, WALKS, measure_dreams, measure_real
+from train.reports.plots import plot_drift, plot_likeness, write_summary
 from worldmodel.analysis.metrics import MAX_PSNR
 from worldmodel.world import WorldModel
 

@@ -31,18 +31,18 @@ from safetensors.torch import save
 from torch import nn
 
 from envs.actions import find_motions
-from envs.episodes import open_shards, read_episode
-from train.background import BackgroundProgram
+from envs.data.episodes import open_shards, read_episode
 from train.bold_play import BoldPlayOptions, run_bold_play
 from train.bundle import choose_openings
-from train.card import describe_machine
-from train.data import list_episodes
+from train.core.background import BackgroundProgram
+from train.core.loop import Machine, compile_model, send, start_machine, step_generator, train_model
+from train.core.options import options_to_json, parse_options, run_program, save_json
+from train.data.clips import list_episodes
+from train.data.rollouts import EvaluationPlan
 from train.decoder import DecoderOptions, train_decoder
 from train.denoiser import DenoiserOptions, build_denoiser, fit_to_latents, make_optimizers, make_sampler
-from train.likeness import measure_likeness
-from train.loop import Machine, compile_model, send, start_machine, step_generator, train_model
-from train.options import options_to_json, parse_options, run_program, save_json
-from train.rollouts import EvaluationPlan
+from train.measures.likeness import measure_likeness
+from train.reports.card import describe_machine
 from train.warps import PreparedData
 from worldmodel.checkpoint import (
     load_codec,

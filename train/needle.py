@@ -2,7 +2,7 @@
 
 Owns: the options, the report and the contact sheet of the needle-in-a-haystack test (arXiv:2503.10704): does a dream
 that comes back to a place show what was seen there long ago? Does not know how a case is found, dreamt or judged
-(`train.needle_cases`, `train.needle_dreams`, `train.textures`).
+(`train.measures.needle_cases`, `train.measures.needle_dreams`, `train.measures.textures`).
 """
 
 import shlex
@@ -17,14 +17,14 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from envs.episodes import EpisodeInfo, open_shards
-from train.data import list_episodes
-from train.needle_cases import DREAMT, NeedleCase, find_cases
-from train.needle_dreams import CONTROLS, dream_needles, measure_needle, read_frames
-from train.options import options_to_json, parse_options, run_program, save_json
-from train.response import RULE, measure_dreams
-from train.sheets import caption_frame, save_picture, tile_frames
-from train.textures import LEAST_ACCURACY, TextureClassifier, load_or_train
+from envs.data.episodes import EpisodeInfo, open_shards
+from train.core.options import options_to_json, parse_options, run_program, save_json
+from train.data.clips import list_episodes
+from train.measures.needle_cases import DREAMT, NeedleCase, find_cases
+from train.measures.needle_dreams import CONTROLS, dream_needles, measure_needle, read_frames
+from train.measures.response import RULE, measure_dreams
+from train.measures.textures import LEAST_ACCURACY, TextureClassifier, load_or_train
+from train.reports.sheets import caption_frame, save_picture, tile_frames
 from worldmodel.analysis.needle import BINS, Verdict, bin_name
 from worldmodel.errors import ConfigError, SeedError
 from worldmodel.world import WorldModel

@@ -11,8 +11,8 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from train.options import parse_options, run_program
-from train.plots import save_figure
+from train.core.options import parse_options, run_program
+from train.reports.plots import save_figure
 from worldmodel.errors import ConfigError
 from worldmodel.windows import Schedule, Window, parse_schedule
 

@@ -1,8 +1,8 @@
 """Program: from nothing to a world. `python -m train.recipe --world LabMaze --preset small --minutes 25 --out DIR`.
 
 Owns: the order of the stages and what each is told. Killed at any moment, the same command goes on: finished stages are
-skipped, others resume. The stages are the other programs of this folder; how long each may take is `train.plans`', and
-DIR/recipe.json, which tells what was done and how good it is, `train.journal`'s.
+skipped, others resume. The stages are the other programs of this folder; how long each may take is `train.core.plans`',
+and DIR/recipe.json, which tells what was done and how good it is, `train.core.journal`'s.
 
 The world gets a memory of pixels: a depth network, a recording prepared with it, and a decoder that keeps pixels. Where
 a recording cannot teach one, the recipe says why and trains on summaries alone.
@@ -20,20 +20,20 @@ from typing import Any
 import torch
 
 from envs.actions import find_motions
-from envs.episodes import ShardInfo, open_shards
-from train.background import BackgroundProgram
+from envs.data.episodes import ShardInfo, open_shards
 from train.bundle import BundleOptions, make_bundle
 from train.codec import CodecOptions, train_codec
-from train.data import encode_recording
+from train.core.background import BackgroundProgram
+from train.core.journal import Journal, RecipeOptions
+from train.core.loop import STATE_FILE, start_machine
+from train.core.options import parse_options, run_program
+from train.core.stopwatch import measure_matrix_speed, time_in_turn
+from train.data.clips import encode_recording
+from train.data.rollouts import EvaluationPlan
 from train.decoder import DecoderOptions, train_decoder
 from train.denoiser import DenoiserOptions, train_denoiser
 from train.depth import VIEWS_DEG, DepthOptions, train_depth
 from train.evaluate import evaluate_world
-from train.journal import Journal, RecipeOptions
-from train.loop import STATE_FILE, start_machine
-from train.options import parse_options, run_program
-from train.rollouts import EvaluationPlan
-from train.stopwatch import measure_matrix_speed, time_in_turn
 from train.warps import WarpOptions, prepare
 from worldmodel.checkpoint import codec_hash, load_codec, load_denoiser, load_depth
 from worldmodel.errors import StateError

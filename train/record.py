@@ -1,7 +1,7 @@
 """Record episodes of a real world: `python -m train.record --world LabMaze --episodes 100 --length 480 --out DIR`.
 
 Owns: the worker processes, the folder of a recording, going on after an interruption. Killed at any moment it leaves
-whole shards only, and the same command goes on. Does not know what is in a shard (`train.recording`).
+whole shards only, and the same command goes on. Does not know what is in a shard (`train.data.recording`).
 """
 
 import functools
@@ -19,10 +19,10 @@ from typing import Any
 import gymnasium
 from tqdm import tqdm
 
-from envs.episodes import open_shards, read_shard
-from train.options import options_to_json, parse_options, run_program, save_json
-from train.recorded import show, summarize
-from train.recording import RecordOptions, ShardJob, episode_seeds, make_world, plan_shards, record_shard
+from envs.data.episodes import open_shards, read_shard
+from train.core.options import options_to_json, parse_options, run_program, save_json
+from train.data.recorded import show, summarize
+from train.data.recording import RecordOptions, ShardJob, episode_seeds, make_world, plan_shards, record_shard
 from worldmodel.errors import DataError, StateError, StorageError
 
 # What may differ between the runs that make one recording.

@@ -14,13 +14,13 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from envs.data.episodes import open_shards
 from envs.dream import ACTION_SETS
-from envs.episodes import open_shards
-from envs.headless import parse_actions
-from envs.video import VideoWriter
-from train.data import list_episodes
-from train.options import parse_options, run_program
-from train.rollouts import read_pieces, spread_over
+from envs.player.headless import parse_actions
+from envs.player.video import VideoWriter
+from train.core.options import parse_options, run_program
+from train.data.clips import list_episodes
+from train.data.rollouts import read_pieces, spread_over
 from worldmodel.analysis.metrics import squared_error, to_psnr
 from worldmodel.checkpoint import load_openings
 from worldmodel.errors import CheckpointError, ConfigError, SeedError

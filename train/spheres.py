@@ -1,7 +1,7 @@
 """Program: are targets kept, and can they be collected? `python -m train.spheres --checkpoint NAME_OR_DIR --data DIR`.
 
 Owns: the options, the dreams that start with a target in view, the same walks in the real maze, and the report. Does
-not know how targets are found in a picture or walked to (`train.sphere_sight`).
+not know how targets are found in a picture or walked to (`envs.worlds.labmaze.targets`).
 """
 
 import shlex
@@ -16,13 +16,13 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from envs.episodes import EpisodeInfo, open_shards
-from train.data import list_episodes
-from train.options import parse_options, run_program, save_json
-from train.plots import markdown_row, save_sheet
-from train.real_maze import RealMaze
-from train.rollouts import Piece, dream_on, read_pieces
-from train.sphere_sight import BINS, Start, TargetWalker, find_bin, find_starts, project, shows_target
+from envs.data.episodes import EpisodeInfo, open_shards
+from envs.worlds.labmaze.revisit import RealMaze
+from envs.worlds.labmaze.targets import BINS, Start, TargetWalker, find_bin, find_starts, project, shows_target
+from train.core.options import parse_options, run_program, save_json
+from train.data.clips import list_episodes
+from train.data.rollouts import Piece, dream_on, read_pieces
+from train.reports.plots import markdown_row, save_sheet
 from worldmodel.analysis.needle import wilson_interval
 from worldmodel.errors import ConfigError, DataError, SeedError
 from worldmodel.files import write_file

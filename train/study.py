@@ -2,7 +2,8 @@
 
 Owns: the grid of the paper and ours, the equal budget, the order of the work and what is done already. Every result is
 a file in `--work`, so the same command goes on where it stopped; `--only` spreads the grid over several processes. Does
-not know how anything is trained, measured or drawn (`train.denoiser`, `train.needle_dreams`, `train.study_report`).
+not know how anything is trained, measured or drawn (`train.denoiser`, `train.measures.needle_dreams`,
+`train.reports.study`).
 
 All structures start from one trunk: a denoiser without memory, trained first. What is added to it then trains for the
 same number of steps on the same clips, whatever its cost.
@@ -18,22 +19,22 @@ import numpy as np
 import torch
 
 from envs.actions import find_motions
-from envs.episodes import open_shards
+from envs.data.episodes import open_shards
 from train.accumulation import AccumulationOptions, measure_accumulation
 from train.codec import CodecOptions, train_codec
-from train.data import list_episodes
+from train.core.loop import STATE_FILE, start_machine
+from train.core.options import options_to_json, parse_options, run_program, save_json
+from train.data.clips import list_episodes
+from train.data.recording import RecordOptions
+from train.data.rollouts import read_pieces, spread_over
 from train.denoiser import DenoiserOptions, train_denoiser
-from train.features import load_ruler
-from train.loop import STATE_FILE, start_machine
-from train.memory_costs import count_flops
-from train.needle_cases import NeedleCase, find_cases
-from train.needle_dreams import measure_needle
-from train.options import options_to_json, parse_options, run_program, save_json
+from train.measures.features import load_ruler
+from train.measures.memory_costs import count_flops
+from train.measures.needle_cases import NeedleCase, find_cases
+from train.measures.needle_dreams import measure_needle
+from train.measures.textures import load_or_train
 from train.record import record
-from train.recording import RecordOptions
-from train.rollouts import read_pieces, spread_over
-from train.study_report import write_report
-from train.textures import load_or_train
+from train.reports.study import write_report
 from worldmodel.analysis.accumulation import measure_decay
 from worldmodel.analysis.metrics import squared_error, to_psnr
 from worldmodel.analysis.needle import BINS

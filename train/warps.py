@@ -8,8 +8,8 @@ remembers now more and now less, so spans of an episode differ in which earlier 
 ones, only the last few, or a handful. Some episodes are remembered as the codec shows them, some blurred and too bright
 or dark, as dreams get, and some from places that are a little off.
 
-Other shards hold what `train.anchored` makes of their episodes: memories of memories, as a dream's are, and, where a
-generator dreamt along, its latents.
+Other shards hold what `train.data.anchored` makes of their episodes: memories of memories, as a dream's are, and, where
+a generator dreamt along, its latents.
 """
 
 import functools
@@ -26,12 +26,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from tqdm import tqdm
 
-from envs.episodes import ShardInfo, open_shards, read_episode
-from train.anchored import DreamPainter, mix_by_square, roll_out
-from train.data import draw_clips, encode_frames
-from train.depth_data import read_poses
-from train.loop import send
-from train.options import parse_options, run_program
+from envs.data.episodes import ShardInfo, open_shards, read_episode
+from train.core.loop import send
+from train.core.options import parse_options, run_program
+from train.data.anchored import DreamPainter, mix_by_square, roll_out
+from train.data.clips import draw_clips, encode_frames
+from train.data.depth import read_poses
 from worldmodel.checkpoint import codec_hash, load_codec, load_denoiser, load_depth, load_info
 from worldmodel.codec import Codec
 from worldmodel.denoiser import Denoiser
@@ -77,10 +77,10 @@ class WarpOptions:
     shards: int | None = None
     """Prepare at most this many in all."""
     anchored: float = 0.5
-    """Share of the shards that remember what they remembered, as dreams do (train.anchored)."""
+    """Share of the shards that remember what they remembered, as dreams do (train.data.anchored)."""
     generator: str | None = None
-    """Bundle of a denoiser and decoder that dream along in anchored shards (train.anchored); default: none, remembered
-    pixels are seen as they are."""
+    """Bundle of a denoiser and decoder that dream along in anchored shards (train.data.anchored); default: none,
+    remembered pixels are seen as they are."""
     seed: int = 0
     """Seed of what is remembered when."""
     parts: int = 1
@@ -559,7 +559,7 @@ def _read_prepared(path: Path) -> dict[str, torch.Tensor]:
 
 
 def is_anchored(path: Path) -> bool:
-    """Whether a prepared file holds anchored rollouts (`train.anchored`).
+    """Whether a prepared file holds anchored rollouts (`train.data.anchored`).
 
     Raises:
         DataError: it is damaged (named).

@@ -1,0 +1,1 @@
+"""Play on disk: recorded episodes, and data sets of others."""

@@ -1,0 +1,224 @@
+"""The player's window: opens at once, shows loading, then the dream; keys go out, pictures come in.
+
+Owns: the pygame window, its events, scaling, screenshots. Does not know models or options: a `WorldWorker` loads and
+steps the world in its own thread, so the window answers at 60 Hz however slow the world is.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from pathlib import Path
+
+from envs.player.worker import WorldWorker
+from worldmodel.errors import DisplayError, MissingPackageError
+
+os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")
+try:
+    import pygame
+except ImportError as error:
+    raise MissingPackageError(
+        f"the player's window needs pygame-ce ({error}); run: pip install pygame-ce, or play with --headless"
+    ) from error
+
+from envs.player.hud import Hud, is_fresh
+
+EVENTS_HZ = 60
+DEFAULT_SIDE = 640
+_INVISIBLE_DRIVERS = ("dummy", "offscreen", "evdev")
+_DISPLAY_HELP = "run with --headless, or without a screen under: xvfb-run -a python play.py"
+
+
+def check_display() -> None:
+    """Make sure that a window could be seen. SDL by itself falls back to an invisible driver without a word.
+
+    A video driver asked for by `SDL_VIDEODRIVER` is taken as it is, invisible or not.
+
+    Raises:
+        DisplayError: on Linux, neither DISPLAY nor WAYLAND_DISPLAY is set.
+    """
+    if _is_driver_chosen() or not sys.platform.startswith(("linux", "freebsd")):
+        return
+    if not os.environ.get("DISPLAY") and not os.environ.get("WAYLAND_DISPLAY"):
+        raise DisplayError(f"no display: neither DISPLAY nor WAYLAND_DISPLAY is set; {_DISPLAY_HELP}")
+
+
+class Player:
+    """One window over one `WorldWorker`.
+
+    Args:
+        worker: not yet started.
+        title: of the window.
+        scale: screen pixels per frame pixel at first; None keeps 640 x 640. The window can be resized.
+        folder: where screenshots and videos go.
+
+    Raises:
+        DisplayError: there is no display.
+    """
+
+    def __init__(self, worker: WorldWorker, title: str, scale: int | None = None, folder: Path = Path(".")) -> None:
+        check_display()
+        self.worker = worker
+        self.folder = folder
+        self.is_smooth = False
+        self.is_help_shown = False
+        self.is_hud_shown = True
+        self._title = title
+        self._scale = scale
+        self._hud: Hud | None = None
+        self._is_sized = False
+        self._drawn: object = None
+        self._start_s = time.monotonic()
+
+    def run(self) -> None:
+        """Open the window and play until it is closed.
+
+        Raises:
+            DisplayError: the window cannot be opened.
+            WorldModelError: what loading or dreaming raised.
+        """
+        try:
+            self._open()
+            self.worker.start()
+            clock = pygame.time.Clock()
+            while self.worker.error is None and all(self._handle(event) for event in pygame.event.get()):
+                self._draw()
+                clock.tick(EVENTS_HZ)
+        finally:
+            # The window goes first: closing a video or a half-loaded model may take a moment.
+            pygame.quit()
+            self.worker.stop()
+        if self.worker.error is not None:
+            raise self.worker.error
+
+    def _open(self) -> None:
+        try:
+            # Not pygame.init(): sound and joysticks are not needed and cost a second on some machines.
+            pygame.display.init()
+            pygame.font.init()
+            side = DEFAULT_SIDE if self._scale is None else 64 * self._scale
+            pygame.display.set_mode((side, side), pygame.RESIZABLE)
+        except pygame.error as error:
+            raise DisplayError(f"cannot open a window: {error}; {_DISPLAY_HELP}") from error
+        driver = pygame.display.get_driver()
+        if driver in _INVISIBLE_DRIVERS and not _is_driver_chosen():
+            raise DisplayError(f"cannot open a window: SDL found only its {driver!r} driver; {_DISPLAY_HELP}")
+        pygame.display.set_caption(self._title)
+        self._hud = Hud()
+
+    def _handle(self, event: pygame.event.Event) -> bool:
+        """Take one event; False ends play."""
+        if event.type == pygame.QUIT:
+            return False
+        if event.type == pygame.KEYUP:
+            self.worker.release(pygame.key.name(event.key))
+        elif event.type == pygame.KEYDOWN:
+            return self._handle_key(event.key)
+        elif event.type in (pygame.VIDEORESIZE, pygame.VIDEOEXPOSE, pygame.WINDOWEXPOSED):
+            self._drawn = None
+        return True
+
+    def _handle_key(self, key: int) -> bool:
+        worker = self.worker
+        if key == pygame.K_ESCAPE:
+            return False
+        if key == pygame.K_r:
+            worker.new_dream()
+        elif key == pygame.K_p:
+            worker.toggle_pause()
+        elif key == pygame.K_v:
+            worker.toggle_video(self._file_name(".mp4"))
+        elif key == pygame.K_F12:
+            self._save_screenshot()
+        elif key == pygame.K_t:
+            self.is_smooth = not self.is_smooth
+        elif key == pygame.K_h:
+            self.is_hud_shown = not self.is_hud_shown
+        elif key == pygame.K_F1:
+            self.is_help_shown = not self.is_help_shown
+        else:
+            worker.press(pygame.key.name(key))
+        return True
+
+    def _draw(self) -> None:
+        """Draw and show, unless nothing has changed since the last time."""
+        screen, worker, hud = pygame.display.get_surface(), self.worker, self._hud
+        if screen is None or hud is None:
+            return
+        view, notes = worker.view, self._notes()
+        if view is None:
+            share, text = worker.progress
+            hud.draw_loading(screen, share, text, time.monotonic() - self._start_s)
+            pygame.display.flip()
+            return
+        switches = (self.is_smooth, self.is_help_shown, self.is_hud_shown, worker.is_recording)
+        state = (view, screen.get_size(), tuple(notes), switches)
+        if state == self._drawn:
+            return
+        self._drawn = state
+        height, width = view.frame.shape[:2]
+        if self._scale is not None and not self._is_sized:
+            screen = pygame.display.set_mode((width * self._scale, height * self._scale), pygame.RESIZABLE)
+        self._is_sized = True
+        screen.fill((0, 0, 0))
+        picture = pygame.image.frombuffer(view.frame.tobytes(), (width, height), "RGB")
+        size = fit((width, height), screen.get_size(), is_whole=not self.is_smooth)
+        scaled = (pygame.transform.smoothscale if self.is_smooth else pygame.transform.scale)(picture, size)
+        screen.blit(scaled, ((screen.get_width() - size[0]) // 2, (screen.get_height() - size[1]) // 2))
+        if self.is_hud_shown:
+            hud.draw_counters(screen, view, worker.rate_fps, worker.device)
+        if worker.is_recording:
+            hud.draw_recording(screen)
+        hud.draw_notes(screen, notes)
+        if self.is_help_shown:
+            hud.draw_help(screen)
+        pygame.display.flip()
+
+    def _notes(self) -> list[str]:
+        worker, notes = self.worker, []
+        if worker.view is not None and worker.view.ending == "terminated":
+            notes.append("terminated: the episode is over. R: a new dream, or walk on")
+        elif worker.view is not None and worker.view.ending == "truncated":
+            notes.append("truncated: the time is over. R: a new dream, or walk on")
+        if worker.is_paused:
+            notes.append("paused (P goes on)")
+        if worker.notice.text and is_fresh(worker.notice.said_s):
+            notes.append(worker.notice.text)
+        return notes
+
+    def _file_name(self, suffix: str) -> Path:
+        moment = f"{time.strftime('%Y%m%d-%H%M%S')}-{time.time_ns() // 1_000_000 % 1000:03d}"
+        return self.folder / f"worldmodel-{moment}{suffix}"
+
+    def _save_screenshot(self) -> None:
+        screen, path = pygame.display.get_surface(), self._file_name(".png")
+        if screen is None:
+            return
+        temporary = path.with_name(f".{path.stem}.partial.png")
+        try:
+            pygame.image.save(screen, str(temporary))
+            os.replace(temporary, path)
+        except (pygame.error, OSError) as error:
+            temporary.unlink(missing_ok=True)
+            self.worker.say(f"no screenshot: {error}")
+        else:
+            self.worker.say(f"saved {path.name}")
+
+
+def fit(picture: tuple[int, int], window: tuple[int, int], is_whole: bool) -> tuple[int, int]:
+    """Return the largest size (width, height) of a picture inside a window, sides in proportion, at least one pixel.
+
+    Args:
+        picture: width and height of the picture, pixels.
+        window: width and height of the window, pixels.
+        is_whole: enlarge by a whole number only, so that all frame pixels are equally large.
+    """
+    factor = min(window[0] / picture[0], window[1] / picture[1])
+    if is_whole and factor >= 1:
+        factor = int(factor)
+    return max(1, int(picture[0] * factor)), max(1, int(picture[1] * factor))
+
+
+def _is_driver_chosen() -> bool:
+    return bool(os.environ.get("SDL_VIDEODRIVER") or os.environ.get("SDL_VIDEO_DRIVER"))

@@ -1,0 +1,219 @@
+"""The thread in which a world loads and dreams, so that a window stays alive whatever the model does.
+
+Owns: loading in the background, steady pacing, held and tapped keys on their way to an action, orders from the window.
+Does not know pygame. Everything that touches the environment runs in this one thread (an OpenGL context belongs to the
+thread that made it); a window only reads the public
+attributes, each replaced whole.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+from envs.player.session import PlaySession, View
+from worldmodel.errors import WorldModelError
+
+Report = Callable[[float, str], None]
+"""Tells how far loading is: (share from 0 to 1, what comes next)."""
+
+
+class Progress(NamedTuple):
+    """How far loading is: a share from 0 to 1, and what is being loaded."""
+
+    share: float
+    text: str
+
+
+class Notice(NamedTuple):
+    """A line for the player, and when it was said (`time.monotonic`)."""
+
+    text: str
+    said_s: float
+
+
+class _Stopped(Exception):
+    """Leaves the thread from inside an order or a loading stage."""
+
+
+class WorldWorker:
+    """Loads a session in a thread and steps it at its own pace.
+
+    Args:
+        make_session: called in the thread with a `Report`; makes and resets the session.
+        video_path: record to this file from the first frame on; None records nothing.
+        video_scale: video pixels per frame pixel; None as in `PlaySession.start_video`.
+    """
+
+    def __init__(
+        self,
+        make_session: Callable[[Report], PlaySession],
+        video_path: Path | None = None,
+        video_scale: int | None = None,
+    ) -> None:
+        self.progress = Progress(0.0, "starting")
+        self.view: View | None = None
+        self.rate_fps = 0.0
+        self.device: str | None = None
+        self.notice = Notice("", 0.0)
+        self.error: BaseException | None = None
+        self.is_paused = False
+        self.is_recording = False
+        self._make_session = make_session
+        self._video_path = video_path
+        self._video_scale = video_scale
+        self._orders: queue.SimpleQueue[Callable[[PlaySession], None]] = queue.SimpleQueue()
+        self._keys_lock = threading.Lock()
+        self._held: set[str] = set()
+        self._tapped: set[str] = set()
+        self._is_stopping = threading.Event()
+        self._step_times_s: deque[float] = deque(maxlen=31)
+        self._thread = threading.Thread(target=self._run, name="world", daemon=True)
+
+    @property
+    def is_alive(self) -> bool:
+        """The thread runs: it has been started and has not ended."""
+        return self._thread.is_alive()
+
+    def start(self) -> None:
+        """Begin loading; returns at once."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End play and wait until the video is whole and the environment closed; loading ends at its next stage."""
+        self._is_stopping.set()
+        self._orders.put(_raise_stopped)
+        if self._thread.ident is not None:
+            self._thread.join()
+
+    def press(self, key: str) -> None:
+        """A key went down; even a tap shorter than a step counts for one step."""
+        with self._keys_lock:
+            self._held.add(key)
+            self._tapped.add(key)
+
+    def release(self, key: str) -> None:
+        """A key went up."""
+        with self._keys_lock:
+            self._held.discard(key)
+
+    def new_dream(self) -> None:
+        """Begin the dream of the next seed before the next step; play goes on if it was paused."""
+        self._orders.put(self._new_dream)
+
+    def toggle_pause(self) -> None:
+        """Pause, or go on."""
+        self._orders.put(self._toggle_pause)
+
+    def toggle_video(self, path: Path) -> None:
+        """Start recording to `path`, or finish the recording that runs."""
+        self._orders.put(lambda session: self._toggle_video(session, path))
+
+    def say(self, text: str) -> None:
+        """Show a line to the player for a few seconds."""
+        self.notice = Notice(text, time.monotonic())
+
+    def _run(self) -> None:
+        session: PlaySession | None = None
+        try:
+            session = self._make_session(self._report)
+            if self._video_path is not None:
+                session.start_video(self._video_path, self._video_scale)
+                self.is_recording = True
+            self.device = session.device
+            self.view = session.view
+            self._take_keys()  # A key tapped while loading is not meant for the first frame.
+            self._play(session)
+        except _Stopped:
+            pass
+        except BaseException as error:  # Whatever it was, the window must hear of it, or it would wait for ever.
+            self.error = error
+        finally:
+            self._close(session)
+
+    def _play(self, session: PlaySession) -> None:
+        due_s = time.perf_counter()
+        while True:
+            wait_s = None if self.is_paused else due_s - time.perf_counter()
+            order = self._next_order(wait_s)
+            if order is not None:
+                order(session)
+                continue
+            period_s, start_s = 1.0 / session.fps, time.perf_counter()
+            # A little lateness is caught up with, for a steady rate; more than a period (a pause, a slow step) is not.
+            due_s = (due_s if start_s - due_s < period_s else start_s) + period_s
+            action = session.action_set.from_keys(self._take_keys())
+            self._show(session, partial(session.step, action))
+            self._measure_rate(time.perf_counter())
+
+    def _show(self, session: PlaySession, move: Callable[[], View]) -> None:
+        """Show where a step or a new dream leads, also when only the video failed."""
+        try:
+            self.view = move()
+        except WorldModelError as error:
+            if session.is_recording == self.is_recording:
+                raise
+            self.is_recording = False
+            self.view = session.view
+            self.say(f"recording stopped: {error}")
+
+    def _next_order(self, wait_s: float | None) -> Callable[[PlaySession], None] | None:
+        """Wait for an order until the next step is due (None: for ever); None means that it is time to step."""
+        try:
+            return self._orders.get(timeout=wait_s) if wait_s is None or wait_s > 0 else self._orders.get_nowait()
+        except queue.Empty:
+            return None
+
+    def _take_keys(self) -> set[str]:
+        with self._keys_lock:
+            keys = self._held | self._tapped
+            self._tapped.clear()
+        return keys
+
+    def _measure_rate(self, now_s: float) -> None:
+        self._step_times_s.append(now_s)
+        if len(self._step_times_s) > 1:
+            self.rate_fps = (len(self._step_times_s) - 1) / (now_s - self._step_times_s[0])
+
+    def _new_dream(self, session: PlaySession) -> None:
+        self.is_paused = False
+        self._step_times_s.clear()
+        self._show(session, partial(session.reset, session.view.seed + 1))
+
+    def _toggle_pause(self, session: PlaySession) -> None:
+        self.is_paused = not self.is_paused
+        self._step_times_s.clear()
+
+    def _toggle_video(self, session: PlaySession, path: Path) -> None:
+        try:
+            if session.is_recording:
+                session.stop_video()
+                self.say("video saved")
+            else:
+                session.start_video(path, self._video_scale)
+                self.say(f"recording {path.name}; V stops")
+        except WorldModelError as error:
+            self.say(f"recording stopped: {error}")
+        self.is_recording = session.is_recording
+
+    def _report(self, share: float, text: str) -> None:
+        if self._is_stopping.is_set():
+            raise _Stopped
+        self.progress = Progress(share, text)
+
+    def _close(self, session: PlaySession | None) -> None:
+        try:
+            if session is not None:
+                session.close()
+        except BaseException as error:
+            self.error = self.error or error
+
+
+def _raise_stopped(session: PlaySession) -> None:
+    raise _Stopped

@@ -1,0 +1,1 @@
+"""LabMaze: DeepMind Lab's random mazes, drawn by MuJoCo."""

@@ -1,0 +1,309 @@
+"""`Real/LabMaze-v0`: DeepMind Lab's random mazes as a Gymnasium environment.
+
+Owns: the rules (moves, targets, reward, ends of an episode) and the Gymnasium face. Mazes and collision are in
+labmaze_maze, pictures in labmaze_scene. Does not know models, recordings or screens.
+"""
+
+import math
+from typing import Any, SupportsFloat
+
+import gymnasium
+import numpy as np
+from gymnasium import spaces
+
+from envs.actions import LABMAZE_ACTIONS
+from envs.worlds.labmaze.maze import WALKER_RADIUS, Maze, make_maze
+from envs.worlds.labmaze.scene import MazeRenderer, find_palette
+from worldmodel.errors import ConfigError, SeedError, StateError
+
+FPS = 15
+TARGET_REACH_CELLS = 0.45
+# A step turns first, then walks along the new heading.
+_MOVES = dict(zip(LABMAZE_ACTIONS.names, LABMAZE_ACTIONS.motions, strict=True))
+TURN_DEG, WALK_CELLS = _MOVES["turn_left"][0], _MOVES["forward"][1]
+
+
+class LabMazeEnv(gymnasium.Env[np.ndarray, np.int64]):
+    """First-person walk through a random maze with textured walls, collecting targets; 15 steps are one second.
+
+    | space       | type                                | meaning                                                   |
+    |-------------|-------------------------------------|-----------------------------------------------------------|
+    | observation | Box(0, 255, (H, W, 3), uint8)       | the frame, H = W = image_size, 70 degrees of view         |
+    | action      | Discrete(7)                         | noop, forward, back, turn left, turn right, forward+left, |
+    |             |                                     | forward+right; a turn is 6 degrees, a walk 0.12 cells     |
+    | reward      | number of targets first reached     | within 0.45 cells; a reached target disappears            |
+    | terminated  | all targets reached                 | never when num_targets is 0                               |
+    | truncated   | max_episode_steps steps taken       |                                                           |
+
+    `info` of reset and step (arrays are copies):
+
+    | key             | type                        | meaning                                                       |
+    |-----------------|-----------------------------|---------------------------------------------------------------|
+    | pose            | float32 (3,)                | x, y in cells, heading in degrees in [0, 360): 0 east, 90 north |
+    | layout          | uint8 (rows, columns)       | 1 wall, 0 floor; row 0 is north; a cell is 1 unit wide        |
+    | wall_textures   | uint8 (rows, columns)       | palette index of each wall block, 255 for floor               |
+    | floor_textures  | uint8 (rows, columns)       | palette index of each floor cell, 255 for wall                |
+    | targets         | float32 (num_targets, 2)    | x, y                                                          |
+    | targets_reached | bool (num_targets,)         |                                                               |
+    | maze_seed       | int                         | the maze is a function of it and of the constructor arguments |
+    | is_blocked      | bool                        | a wall stopped, shortened or turned aside the last move       |
+
+    Args:
+        size: rows and columns of the maze, odd, at least 5.
+        image_size: height and width of a frame in pixels, 16 to 1024.
+        palette: "classic" (8 walls, 3 floors), "full" (everything of labmaze) or "plain" (flat colors).
+        num_targets: spheres to find, 0 or more.
+        max_episode_steps: steps until truncation, at least 1; None: never. `gymnasium.make` leaves it to `TimeLimit`.
+        max_rooms: rooms of a maze at most, at least 1.
+        room_min_size: shortest side of a room in cells, at least 1.
+        room_max_size: longest side of a room in cells; cut to size - 2.
+        extra_connection_probability: 0 to 1; higher gives more loops.
+        max_wall_run: a wall texture covers straight runs of one to this many blocks, at least 1; longer is plainer.
+        render_mode: None or "rgb_array".
+
+    Raises:
+        ConfigError: an argument is not accepted.
+        MissingPackageError: mujoco, labmaze or OpenGL is not installed.
+    """
+
+    metadata = {"render_modes": ["rgb_array"], "render_fps": FPS}
+
+    def __init__(
+        self,
+        *,
+        size: int = 9,
+        image_size: int = 64,
+        palette: str = "classic",
+        num_targets: int = 4,
+        max_episode_steps: int | None = 1800,
+        max_rooms: int = 4,
+        room_min_size: int = 3,
+        room_max_size: int = 5,
+        extra_connection_probability: float = 0.3,
+        max_wall_run: int = 3,
+        render_mode: str | None = "rgb_array",
+    ) -> None:
+        _check_count("size", size, 5, 99)
+        if size % 2 == 0:
+            raise ConfigError(f"size {size} is not accepted; take an odd number from 5 up, such as 9")
+        _check_count("image_size", image_size, 16, 1024)
+        _check_count("num_targets", num_targets, 0, (size - 2) ** 2 - 1)
+        if max_episode_steps is not None:
+            _check_count("max_episode_steps", max_episode_steps, 1, None)
+        _check_count("max_rooms", max_rooms, 1, None)
+        _check_count("room_max_size", room_max_size, 1, None)
+        _check_count("max_wall_run", max_wall_run, 1, None)
+        _check_count("room_min_size", room_min_size, 1, min(room_max_size, size - 2))
+        if not 0 <= extra_connection_probability <= 1:
+            raise ConfigError(
+                f"extra_connection_probability {extra_connection_probability} is not accepted; take one from 0 to 1"
+            )
+        if render_mode is not None and render_mode not in self.metadata["render_modes"]:
+            raise ConfigError(f"render_mode {render_mode!r} is not accepted; use None or 'rgb_array'")
+        colors = find_palette(palette)
+        self.action_set = LABMAZE_ACTIONS
+        self.action_space = self.action_set.space
+        self.observation_space = spaces.Box(0, 255, (image_size, image_size, 3), np.uint8)
+        self.render_mode = render_mode
+        self._max_episode_steps = max_episode_steps
+        self._maze_settings: dict[str, Any] = {
+            "size": size,
+            "max_rooms": max_rooms,
+            "room_min_size": room_min_size,
+            "room_max_size": room_max_size,
+            "extra_connection_probability": extra_connection_probability,
+            "max_wall_run": max_wall_run,
+            "num_targets": num_targets,
+            "num_wall_textures": len(colors.walls),
+            "num_floor_textures": len(colors.floors),
+        }
+        self._renderer = MazeRenderer(size, num_targets, palette, image_size)
+        self._maze: Maze | None = None
+        self._x = self._y = self._heading_deg = 0.0
+        self._is_reached = np.zeros(num_targets, bool)
+        self._num_steps = 0
+        self._is_blocked = False
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[np.ndarray, dict[str, Any]]:
+        """Start an episode in a new maze, on a random floor cell, at a heading that is a multiple of 6 degrees.
+
+        Args:
+            seed: non-negative; equal seeds (and options) give equal episodes. None goes on with the random stream.
+            options: {"maze_seed": int} chooses the maze, the start pose still comes from the seed.
+
+        Returns:
+            Frame uint8 (H, W, 3) and info.
+
+        Raises:
+            SeedError: seed or maze_seed is negative or not an integer.
+            ConfigError: an option is unknown, or no such maze has room for the targets.
+        """
+        super().reset(seed=None if seed is None else _check_seed("seed", seed))
+        drawn_seed = int(self.np_random.integers(2**31 - 1))
+        options = dict(options or {})
+        maze_seed = _check_seed("maze_seed", options.pop("maze_seed", drawn_seed))
+        if options:
+            raise ConfigError(f"reset options {sorted(options)} are unknown; LabMaze accepts 'maze_seed'")
+        if self._maze is None or self._maze.seed != maze_seed:
+            self._maze = make_maze(maze_seed, **self._maze_settings)
+        self._renderer.dress(self._maze)
+        self._is_reached = np.zeros(len(self._maze.targets), bool)
+        cells = np.array(
+            [cell for cell in self._maze.floor_cells if not self._target_near(*self._maze.center(*cell)).any()]
+        )
+        self._x, self._y = self._maze.center(*cells[int(self.np_random.integers(len(cells)))])
+        self._heading_deg = TURN_DEG * int(self.np_random.integers(round(360 / TURN_DEG)))
+        self._num_steps = 0
+        self._is_blocked = False
+        return self._frame(), self._info()
+
+    def step(self, action: Any) -> tuple[np.ndarray, SupportsFloat, bool, bool, dict[str, Any]]:
+        """Take one step of 1/15 s.
+
+        Args:
+            action: index into `action_set.names`.
+
+        Returns:
+            Frame uint8 (H, W, 3), reward, terminated, truncated, info.
+
+        Raises:
+            StateError: reset was not called, or the environment is closed.
+            ActionError: not an integer, or out of range.
+        """
+        maze = self._require_maze("step")
+        turn_deg, walk = _MOVES[self.action_set.names[self.action_set.check(action)]]
+        self._heading_deg = (self._heading_deg + turn_deg) % 360.0
+        self._is_blocked = False
+        if walk:
+            heading = math.radians(self._heading_deg)
+            wanted = (self._x + walk * math.cos(heading), self._y + walk * math.sin(heading))
+            self._x, self._y = maze.push_out(*wanted)
+            self._is_blocked = math.dist(wanted, (self._x, self._y)) > 1e-6
+        self._num_steps += 1
+        is_new = self._target_near(self._x, self._y) & ~self._is_reached
+        if is_new.any():
+            self._is_reached |= is_new
+            self._renderer.show_targets(~self._is_reached)
+        terminated = len(self._is_reached) > 0 and bool(self._is_reached.all())
+        truncated = self._max_episode_steps is not None and self._num_steps >= self._max_episode_steps
+        return self._frame(), float(is_new.sum()), terminated, truncated, self._info()
+
+    def render(self) -> np.ndarray | None:
+        """Return the present frame, uint8 (H, W, 3), or None when render_mode is None.
+
+        Raises:
+            StateError: reset was not called.
+        """
+        self._require_maze("render")
+        return None if self.render_mode is None else self._frame()
+
+    def render_pose(self, x: float, y: float, heading_deg: float) -> np.ndarray:
+        """Return what would be seen from a pose, without moving: uint8 (H, W, 3).
+
+        Args:
+            x: cells from the west edge.
+            y: cells from the south edge.
+            heading_deg: 0 looks east, 90 north.
+
+        Raises:
+            StateError: reset was not called.
+            ConfigError: the pose is not on free floor.
+        """
+        self._check_pose(x, y, heading_deg)
+        return self._renderer.render(x, y, heading_deg % 360.0)
+
+    def render_depth(
+        self, x: float | None = None, y: float | None = None, heading_deg: float | None = None
+    ) -> np.ndarray:
+        """Return how far away is what `render_pose` shows, cells along the heading: float32 (H, W).
+
+        Without arguments: how far away is what the present frame shows. The sky is
+        `envs.worlds.labmaze.scene.SKY_DEPTH` away. Arguments and errors as `render_pose`.
+        """
+        self._require_maze("render_depth")
+        here = (self._x, self._y, self._heading_deg)
+        x, y, heading_deg = (
+            own if given is None else given for given, own in zip((x, y, heading_deg), here, strict=True)
+        )
+        self._check_pose(x, y, heading_deg)
+        return self._renderer.render_depth(x, y, heading_deg % 360.0)
+
+    def set_pose(self, x: float, y: float, heading_deg: float) -> None:
+        """Put the walker somewhere; no step is counted and no target reached. Arguments and errors as `render_pose`."""
+        self._check_pose(x, y, heading_deg)
+        self._x, self._y, self._heading_deg = float(x), float(y), float(heading_deg) % 360.0
+        self._is_blocked = False
+
+    def set_targets_reached(self, is_reached: np.ndarray) -> None:
+        """Hide the targets where bool (num_targets,) `is_reached` holds and show the others; no reward is given.
+
+        Raises:
+            StateError: reset was not called.
+            ConfigError: not one value for each target.
+        """
+        self._require_maze("set_targets_reached")
+        chosen = np.asarray(is_reached, bool)
+        if chosen.shape != self._is_reached.shape:
+            raise ConfigError(f"is_reached has shape {chosen.shape}; give one value for each of the targets, in a row")
+        self._is_reached = chosen.copy()
+        self._renderer.show_targets(~chosen)
+
+    def get_keys_to_action(self) -> dict[tuple[str, ...], int]:
+        """Key bindings for `gymnasium.utils.play`."""
+        return self.action_set.keys_to_action
+
+    def close(self) -> None:
+        """Free the renderer; calling it again does nothing.
+
+        Raises:
+            StateError: called from another thread than made it.
+        """
+        self._renderer.close()
+
+    def _require_maze(self, call: str) -> Maze:
+        if self._maze is None:
+            raise StateError(f"{call} was called before reset; call reset() first")
+        return self._maze
+
+    def _check_pose(self, x: float, y: float, heading_deg: float) -> None:
+        maze = self._require_maze("a pose")
+        is_finite = all(math.isfinite(value) for value in (x, y, heading_deg))
+        if not is_finite or maze.is_wall(x, y) or math.dist((x, y), maze.push_out(x, y)) > 1e-3:
+            raise ConfigError(
+                f"pose ({x}, {y}, {heading_deg}) is not on free floor; stay {WALKER_RADIUS} cells from walls, see info"
+            )
+
+    def _target_near(self, x: float, y: float) -> np.ndarray:
+        targets = self._require_maze("a target").targets
+        return np.hypot(targets[:, 0] - x, targets[:, 1] - y) <= TARGET_REACH_CELLS
+
+    def _frame(self) -> np.ndarray:
+        return self._renderer.render(self._x, self._y, self._heading_deg)
+
+    def _info(self) -> dict[str, Any]:
+        maze = self._require_maze("info")
+        return {
+            "pose": np.array([self._x, self._y, self._heading_deg], np.float32),
+            "layout": maze.layout.copy(),
+            "wall_textures": maze.wall_textures.copy(),
+            "floor_textures": maze.floor_textures.copy(),
+            "targets": maze.targets.copy(),
+            "targets_reached": self._is_reached.copy(),
+            "maze_seed": maze.seed,
+            "is_blocked": self._is_blocked,
+        }
+
+
+def _check_count(name: str, value: Any, low: int, high: int | None) -> None:
+    is_integer = isinstance(value, int | np.integer) and not isinstance(value, bool)
+    if not is_integer or value < low or (high is not None and value > high):
+        accepted = f"from {low} up" if high is None else f"from {low} to {high}"
+        raise ConfigError(f"{name} {value!r} is not accepted; take an integer {accepted}")
+
+
+def _check_seed(name: str, seed: Any) -> int:
+    if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or seed < 0:
+        raise SeedError(f"{name} {seed!r} is not accepted; take an integer from 0 up")
+    return int(seed)

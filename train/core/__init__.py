@@ -1,0 +1,1 @@
+"""What training programs share: options, the loop, timing, plans."""

@@ -1,0 +1,185 @@
+"""Rollouts to measure: pieces of recorded episodes, spread evenly, and the dreams that start from them.
+
+Owns: how many dreams of which length, the choice of pieces, reading them, and dreaming in batches through
+`WorldModel.reset` and `step`, the code of play. Does not know what is measured.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+
+from envs.data.episodes import EpisodeInfo, read_episode
+from worldmodel.errors import ConfigError, DataError, SeedError
+from worldmodel.state import WorldState
+from worldmodel.world import WorldModel
+
+QUICK = {"cases": 8, "horizon": 16, "openings": 8, "long_dreams": 2, "long_frames": 60, "batch_size": 8}
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationPlan:
+    """How much is measured, and from where the dreams start."""
+
+    cases: int = 200
+    """Rollouts compared with the truth."""
+    context: int = 32
+    """Real frames given before every dream."""
+    horizon: int = 64
+    """Frames of those rollouts."""
+    openings: int = 200
+    """Openings for each of turn left, turn right, forward and back."""
+    held_frames: int = 6
+    """Dreamt frames for which the action is held."""
+    long_dreams: int = 16
+    """Long rollouts; 0: none."""
+    long_frames: int = 300
+    """Frames of a long rollout; fewer where no held-out episode is that long."""
+    long_actions: Literal["recorded", "random"] = "recorded"
+    """Actions of the long rollouts: those of the recording, or random ones, each held for a while."""
+    batch_size: int = 25
+    """Dreams at once."""
+    seed: int = 0
+    """Seed of the choice of cases and of the dreams."""
+    quick: bool = False
+    """A rehearsal: at most 8 cases of 16 frames, 8 openings, 2 long dreams of 60 frames."""
+
+    def __post_init__(self) -> None:
+        for name, least in (("cases", 1), ("context", 1), ("horizon", 1), ("openings", 1), ("held_frames", 2)):
+            if getattr(self, name) < least:
+                raise ConfigError(f"{name} must be at least {least}; got {getattr(self, name)}")
+        if self.long_dreams < 0 or self.long_frames < 1 or self.batch_size < 1:
+            raise ConfigError(
+                "long_dreams must be at least 0, long_frames and batch_size at least 1; got "
+                f"{self.long_dreams}, {self.long_frames}, {self.batch_size}"
+            )
+        if self.seed < 0:
+            raise SeedError(f"seed must be 0 or more; got {self.seed}")
+
+    def settled(self) -> "EvaluationPlan":
+        """Return the plan with `quick` put into numbers."""
+        if not self.quick:
+            return self
+        return dataclasses.replace(self, **{name: min(getattr(self, name), most) for name, most in QUICK.items()})
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A stretch of an episode: `num_frames` frames from `start`."""
+
+    episode: EpisodeInfo
+    start: int
+    num_frames: int
+
+
+@dataclass(frozen=True)
+class Dream:
+    """What a batch of dreams gave, on the CPU.
+
+    Attributes:
+        frames: uint8 (B, N, H, W, 3), the dreamt frames only.
+        rewards: float32 (B, N).
+        terminated: bool (B, N).
+    """
+
+    frames: torch.Tensor
+    rewards: torch.Tensor
+    terminated: torch.Tensor
+
+
+def spread(
+    episodes: Sequence[EpisodeInfo],
+    starts: Sequence[np.ndarray],
+    num_frames: int,
+    count: int,
+    rng: np.random.Generator,
+) -> list[Piece]:
+    """Choose pieces evenly: the same number from each episode as far as it has them, and evenly within an episode.
+
+    Args:
+        episodes: to choose from.
+        starts: for each episode the first frames that a piece may have, in order.
+        num_frames: frames of a piece.
+        count: pieces wanted; fewer if there are not that many starts.
+        rng: chance.
+    """
+    room = np.array([len(s) for s in starts])
+    quota = np.zeros(len(episodes), np.int64)
+    order = rng.permutation(len(episodes))
+    wanted = min(count, int(room.sum()))
+    while quota.sum() < wanted:
+        open_to_more = [i for i in order if quota[i] < room[i]]
+        quota[open_to_more[: wanted - int(quota.sum())]] += 1
+    pieces = []
+    for episode, allowed, share in zip(episodes, starts, quota, strict=True):
+        for part in np.array_split(allowed, share) if share else []:
+            pieces.append(Piece(episode, int(rng.choice(part)), num_frames))
+    return pieces
+
+
+def spread_over(episodes: Sequence[EpisodeInfo], num_frames: int, count: int, rng: np.random.Generator) -> list[Piece]:
+    """Choose pieces of `num_frames` frames evenly from all episodes that are long enough.
+
+    Raises:
+        DataError: no episode is long enough.
+    """
+    longest = max(episode.num_frames for episode in episodes)
+    if longest < num_frames:
+        raise DataError(
+            f"the longest held-out episode has {longest} frames and {num_frames} are needed (context and horizon "
+            "together): lower --context or --horizon, or record longer episodes"
+        )
+    return spread(episodes, [np.arange(e.num_frames - num_frames + 1) for e in episodes], num_frames, count, rng)
+
+
+def read_pieces(pieces: Sequence[Piece], fields: Sequence[str] = ("frames", "actions")) -> dict[str, torch.Tensor]:
+    """Read pieces of one length, stacked: per-frame fields (B, num_frames, ...), per-step fields with one step fewer.
+
+    Raises:
+        DataError: a file is damaged or gone.
+    """
+    parts = [read_episode(p.episode, p.start, p.start + p.num_frames, fields) for p in pieces]
+    return {name: torch.from_numpy(np.stack([part[name] for part in parts])) for name in fields}
+
+
+def in_batches(pieces: list[Piece], batch_size: int) -> Iterator[list[Piece]]:
+    """Yield the pieces in order, at most `batch_size` at a time."""
+    for start in range(0, len(pieces), batch_size):
+        yield pieces[start : start + batch_size]
+
+
+def dream_on(
+    model: WorldModel,
+    frames: torch.Tensor,
+    actions: torch.Tensor,
+    seeds: list[int],
+    on_frames: Callable[[int], object],
+) -> Dream:
+    """Dream from real context frames under given actions.
+
+    Args:
+        model: the world.
+        frames: uint8 (B, C, H, W, 3), the context.
+        actions: integer (B, C - 1 + N): those between the context frames, then those to dream under.
+        seeds: B seeds of the dreams' chance.
+        on_frames: told the number of frames dreamt after every step.
+
+    Returns:
+        N dreamt frames a dream.
+    """
+    known = frames.shape[1] - 1
+    actions = actions.long()
+    state = model.reset(frames, actions[:, :known], seeds)
+    return step_on(model, state, actions[:, known:], on_frames)
+
+
+def step_on(model: WorldModel, state: WorldState, actions: torch.Tensor, on_frames: Callable[[int], object]) -> Dream:
+    """Dream on from `state`, in place, under actions, integer (B, N); the rest as `dream_on`."""
+    steps = []
+    for column in actions.long().unbind(1):
+        steps.append(model.step(state, column))
+        on_frames(len(column))
+    return Dream(*(torch.stack(part, 1).cpu() for part in zip(*steps, strict=True)))

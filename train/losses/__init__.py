@@ -1,0 +1,1 @@
+"""Losses of training programs, other than the denoiser's own."""

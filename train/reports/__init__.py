@@ -1,0 +1,1 @@
+"""What reports show: plots, contact sheets, tables, the model card."""
