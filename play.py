@@ -11,7 +11,7 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import tyro
 
@@ -21,6 +21,7 @@ from worldmodel.windows import parse_schedule
 if TYPE_CHECKING:
     from envs.player.session import PlayableEnv, PlaySession
     from envs.player.worker import Report
+    from envs.worlds.base import World
 
 DEFAULT_FRAMES = 300
 
@@ -30,7 +31,9 @@ class Options:
     """Walk through a world that a diffusion model dreams frame by frame. Keys: W A S D or arrows; F1 shows all."""
 
     world: str = "labmaze"
-    """labmaze: the dream. real: the maze that it was learned from (needs mujoco and labmaze)."""
+    """Which world to dream; a wrong name lists those there are."""
+    real: bool = False
+    """Play the real world that the dream was learned from, which may need more packages."""
     checkpoint: str | None = None
     """Trained world to load, a name or a folder; without it, the one that ships with this project."""
     device: str = "auto"
@@ -61,11 +64,6 @@ class Options:
     actions: str | None = None
     """With --headless: random, or keys such as "wwwwaaad" or "w*30 a*15 wd*10 .*5" (. is no key), repeated."""
 
-    @property
-    def is_real(self) -> bool:
-        """The real world is asked for, not a dream."""
-        return self.world.lower() == "real"
-
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the program and return its exit status: 0, 2 after an error of ours, 130 after Ctrl-C."""
@@ -92,6 +90,8 @@ def check_options(options: Options) -> None:
         WindowError: the schedule breaks a requirement, or cannot be played.
         SeedError: the seed is negative.
     """
+    if options.world.lower() == "real":
+        raise ConfigError("--world real is gone: name the world and add --real, as in --world labmaze --real")
     if options.seed < 0:
         raise SeedError(f"--seed {options.seed} is negative; use a whole number of at least 0")
     for name in ("steps", "memory", "scale", "threads", "frames"):
@@ -112,10 +112,10 @@ def check_options(options: Options) -> None:
             f"--schedule {options.schedule} makes {stride} frames a step and takes {stride} actions at once, which "
             "cannot be played: use next, fifo:W, rolling:W:SUBSTEPS or a file of stride 1, or python -m train.rollout"
         )
-    if options.is_real:
+    if options.real:
         for name in ("checkpoint", "steps", "schedule", "memory", "threads"):  # compile has a default: it is let pass
             if getattr(options, name) is not None:
-                raise ConfigError(f"--{name} does not go with --world real, which has no model; leave it out")
+                raise ConfigError(f"--{name} does not go with --real, which has no model; leave it out")
 
 
 def play_headless(options: Options) -> dict[str, object]:
@@ -151,18 +151,23 @@ def play_in_window(options: Options) -> None:
 
     check_display()
     worker = WorldWorker(lambda report: make_session(options, report), options.video, options.scale)
-    kind = "the real world" if options.is_real else f"a dream of {options.world}"
+    kind = f"{options.world}, the real world" if options.real else f"a dream of {options.world}"
     Player(worker, title=f"Playable world model: {kind}", scale=options.scale).run()
 
 
 def make_session(options: Options, report: Report) -> PlaySession:
     """Load the world and begin its first dream, telling `report` what comes next."""
     from envs.player.session import PlaySession
+    from envs.worlds.registry import get_world
 
-    env: PlayableEnv = make_real(report) if options.is_real else make_dream(options, report)
+    world = get_world(options.world) if options.real else None
+    env: PlayableEnv = make_dream(options, report) if world is None else make_real(world, report)
     report(0.85, "making the first frame")
     try:
-        session = PlaySession(env, options.seed, options.fps)
+        if world is None:
+            session = PlaySession(env, options.seed, options.fps)
+        else:
+            session = PlaySession(env, options.seed, options.fps or world.fps, world.actions)
     except BaseException:
         env.close()
         raise
@@ -204,12 +209,11 @@ def make_dream(options: Options, report: Report) -> PlayableEnv:
     return env
 
 
-def make_real(report: Report) -> PlayableEnv:
+def make_real(world: World, report: Report) -> PlayableEnv:
     """Build the world that dreams are learned from."""
-    report(0.1, "building the maze")
-    from envs.worlds.labmaze.env import LabMazeEnv
-
-    return LabMazeEnv()
+    report(0.1, "building the world")
+    env: Any = world.make()
+    return cast("PlayableEnv", env)
 
 
 if __name__ == "__main__":

@@ -7,11 +7,14 @@ is a string that Gymnasium resolves when the environment is made.
 
 from gymnasium.envs.registration import register
 
-# Gymnasium's TimeLimit truncates what `make` makes, so that `make(..., max_episode_steps=N)` means what it says.
-register(
-    id="Real/LabMaze-v0",
-    entry_point="envs.worlds.labmaze.env:LabMazeEnv",
-    max_episode_steps=1800,
-    kwargs={"max_episode_steps": None},
-)
-register(id="Dream/LabMaze-v0", entry_point="envs.dream:DreamEnv")
+from envs.worlds.registry import WORLDS
+
+for _name, _entry in WORLDS.items():
+    # Gymnasium's TimeLimit truncates what `make` makes, so that `make(..., max_episode_steps=N)` means what it says.
+    register(
+        id=f"Real/{_name}-v0",
+        entry_point="envs.worlds.registry:make_real",
+        max_episode_steps=_entry.max_episode_steps,
+        kwargs={"world": _name, "max_episode_steps": None},
+    )
+    register(id=f"Dream/{_name}-v0", entry_point="envs.dream:DreamEnv", kwargs={"world": _name})

@@ -101,28 +101,3 @@ class ActionSet:
         if not 0 <= index < self.num_actions:
             raise ActionError(f"action {index} is out of range; {accepted}")
         return index
-
-
-LABMAZE_ACTIONS = ActionSet(
-    name="LabMaze",
-    names=("noop", "forward", "back", "turn_left", "turn_right", "forward_left", "forward_right"),
-    keys=(
-        ("w", "forward"),
-        ("s", "back"),
-        ("a", "left"),
-        ("d", "right"),
-        ("up", "forward"),
-        ("down", "back"),
-        ("left", "left"),
-        ("right", "right"),
-    ),
-    chords=((), ("forward",), ("back",), ("left",), ("right",), ("forward", "left"), ("forward", "right")),
-    opposites=(("forward", "back"), ("left", "right")),
-    motions=((0.0, 0.0), (0.0, 0.12), (0.0, -0.12), (6.0, 0.0), (-6.0, 0.0), (6.0, 0.12), (-6.0, 0.12)),
-)
-ACTION_SETS = (LABMAZE_ACTIONS,)
-
-
-def find_motions(names: tuple[str, ...]) -> tuple[tuple[float, float], ...]:
-    """Return the motions of the known action set with these names; empty for others."""
-    return next((known.motions for known in ACTION_SETS if known.names == names), ())

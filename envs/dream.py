@@ -10,7 +10,8 @@ import gymnasium
 import numpy as np
 from gymnasium import spaces
 
-from envs.actions import LABMAZE_ACTIONS, ActionSet
+from envs.worlds.base import World
+from envs.worlds.registry import get_world
 from worldmodel.errors import CheckpointError, ConfigError, SeedError, StateError
 from worldmodel.windows import parse_schedule
 
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
     from worldmodel.world import WorldState
 
 COMPILE_MODES = ("off", "wait", "background")
-ACTION_SETS: dict[str, ActionSet] = {"LabMaze": LABMAZE_ACTIONS}
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,6 +39,24 @@ class DreamSnapshot:
     of: dict[str, str]
 
 
+def find_world(info: dict[str, Any], name: str) -> World:
+    """Return the world that a bundle says it dreams of.
+
+    Args:
+        info: of the bundle.
+        name: of the bundle, for messages.
+
+    Raises:
+        CheckpointError: it says none, or one that is not known here.
+    """
+    try:
+        return get_world(str(info["world"]))
+    except KeyError as error:
+        raise CheckpointError(f"{name} does not say what world it dreams of: make it with train.bundle") from error
+    except ConfigError as error:
+        raise CheckpointError(f"{name} dreams of a world that is not known here: {error}") from error
+
+
 def draw_opening(rng: np.random.Generator, num_openings: int) -> tuple[int, int]:
     """Draw the opening of a dream and the seed of its chance, as `DreamEnv.reset` does.
 
@@ -54,11 +72,11 @@ class DreamEnv(gymnasium.Env[np.ndarray, np.int64]):
 
     | what | value |
     |---|---|
-    | observation | `Box(0, 255, (H, W, 3), uint8)`, as in `Real/LabMaze-v0` |
-    | action | `Discrete(7)`: noop, forward, back, turn left, turn right, forward+left, forward+right |
-    | time | 15 steps a second |
+    | observation | `Box(0, 255, (H, W, 3), uint8)`, as in the real world |
+    | action | `Discrete(n)`, as in the real world: `action_set.names` |
+    | time | the steps a second of the world |
     | start | a real opening of the bundle, drawn by the seed; the first observation is its last frame |
-    | reward | what the reward head says of the step; +1 for reaching a target in LabMaze |
+    | reward | what the reward head says of the step |
     | terminated | what the termination head says; the dream can be stepped on |
     | truncated | after `max_episode_steps` |
 
@@ -83,7 +101,7 @@ class DreamEnv(gymnasium.Env[np.ndarray, np.int64]):
         ConfigError: a setting is not accepted. DeviceError: no such device.
     """
 
-    metadata = {"render_modes": ["rgb_array"], "render_fps": 15}
+    metadata = {"render_modes": ["rgb_array"]}
 
     def __init__(
         self,
@@ -107,7 +125,7 @@ class DreamEnv(gymnasium.Env[np.ndarray, np.int64]):
         from worldmodel.checkpoint import load_openings, resolve  # torch: seconds to import
         from worldmodel.world import WorldModel
 
-        name = world if checkpoint is None else checkpoint
+        name = world.lower() if checkpoint is None else checkpoint
         self._model = WorldModel.load(
             name,
             device=device,
@@ -116,13 +134,12 @@ class DreamEnv(gymnasium.Env[np.ndarray, np.int64]):
             window=chosen.window,
         )
         self._openings = load_openings(name)
-        world_name = str(self._model.info.get("world", "LabMaze"))
-        if world_name not in ACTION_SETS:
-            raise CheckpointError(f"{name} dreams of {world_name!r}; known worlds: {sorted(ACTION_SETS)}")
-        self.action_set = ACTION_SETS[world_name]
+        self.world = find_world(self._model.info, name)
+        self.metadata = {**self.metadata, "render_fps": self.fps}
+        self.action_set = self.world.actions
         if self._model.num_actions != self.action_set.num_actions:
             raise CheckpointError(
-                f"{name} takes {self._model.num_actions} actions; {world_name} has {self.action_set.num_actions}"
+                f"{name} takes {self._model.num_actions} actions; {self.world.name} has {self.action_set.num_actions}"
             )
         self.action_space = self.action_set.space
         size = self._model.codec.config.image_size
@@ -194,7 +211,7 @@ class DreamEnv(gymnasium.Env[np.ndarray, np.int64]):
     @property
     def fps(self) -> float:
         """Steps a second of world time."""
-        return float(self._model.info.get("fps", 15))
+        return float(self._model.info.get("fps", self.world.fps))
 
     @property
     def num_steps(self) -> int:

@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from envs.actions import LABMAZE_ACTIONS
 from envs.data.episodes import ShardWriter
+from envs.worlds.labmaze.spec import ACTIONS as LABMAZE_ACTIONS
+from envs.worlds.labmaze.spec import LabMaze
 from train.losses.photometric import camera_axes, complete_poses, pixel_rays
 
 SIDE, WALL, EYE, SKY = 8.0, 1.5, 0.5, 200.0  # the room lies around the origin; eyes are at height 0 of poses
@@ -50,7 +51,9 @@ def write_walks(
     folder.mkdir(parents=True, exist_ok=True)
     header: dict[str, Any] = {"world": "LabMaze", "action_names": LABMAZE_ACTIONS.names, "settings": {}}
     header |= {"action_names": changes.pop("action_names")} if "action_names" in changes else {}
-    with ShardWriter(folder / f"{split}-00000.h5", image_size=size, split=split, **header) as shard:
+    with ShardWriter(
+        folder / f"{split}-00000.h5", image_size=size, fields=LabMaze.fields, split=split, **header
+    ) as shard:
         for seed in (0, 1):
             actions, poses = walk(num_steps, seed + (10 if split == "test" else 0))
             frames, _ = see(poses, size)
@@ -66,5 +69,5 @@ def write_walks(
             }
             arrays |= changes if seed == 0 else {}
             kept = {name: value for name, value in arrays.items() if name not in drop}
-            shard.write(kept, seed=seed, maze_seed=seed, policy="test")
+            shard.write(kept, seed=seed, scene_seed=seed, policy="test")
     return folder

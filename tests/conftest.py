@@ -25,8 +25,9 @@ import pytest
 import torch
 from hypothesis import settings
 
-from envs.actions import LABMAZE_ACTIONS
 from envs.data.episodes import ShardWriter
+from envs.worlds.labmaze.spec import ACTIONS as LABMAZE_ACTIONS
+from envs.worlds.labmaze.spec import LabMaze
 from worldmodel.checkpoint import save_bundle
 from worldmodel.codec import Codec, CodecConfig
 from worldmodel.denoiser import Denoiser, DenoiserConfig
@@ -178,7 +179,13 @@ def pixel_bundle(
 def write_shard(path: Path, lengths: list[int], split: str, image_size: int = 64, seed: int = 0) -> None:
     """Write a shard of episodes with the given numbers of steps; rewards and actions tell the step they belong to."""
     with ShardWriter(
-        path, world="LabMaze", action_names=LABMAZE_ACTIONS.names, image_size=image_size, settings={}, split=split
+        path,
+        world="LabMaze",
+        action_names=LABMAZE_ACTIONS.names,
+        image_size=image_size,
+        settings={},
+        fields=LabMaze.fields,
+        split=split,
     ) as shard:
         for episode, steps in enumerate(lengths):
             ends = np.zeros(steps, bool)
@@ -190,7 +197,7 @@ def write_shard(path: Path, lengths: list[int], split: str, image_size: int = 64
                 "terminated": ends,
                 "truncated": np.zeros(steps, bool),
             }
-            shard.write(arrays, seed=seed, maze_seed=seed, policy="test")
+            shard.write(arrays, seed=seed, scene_seed=seed, policy="test")
 
 
 @pytest.fixture(scope="session")

@@ -6,9 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from envs.actions import LABMAZE_ACTIONS
 from envs.data.episodes import EpisodeInfo, ShardWriter, open_shards
 from envs.worlds.labmaze.sight import NUM_COLUMNS, look
+from envs.worlds.labmaze.spec import ACTIONS as LABMAZE_ACTIONS
+from envs.worlds.labmaze.spec import LabMaze
 from train.data.clips import list_episodes
 
 SIZE = 32
@@ -64,7 +65,9 @@ def write_turns(
     """
     folder.mkdir(parents=True, exist_ok=True)
     header: dict[str, Any] = {"world": "LabMaze", "action_names": LABMAZE_ACTIONS.names, "settings": {}}
-    with ShardWriter(folder / f"{split}-00000.h5", image_size=SIZE, split=split, **header) as shard:
+    with ShardWriter(
+        folder / f"{split}-00000.h5", image_size=SIZE, fields=LabMaze.fields, split=split, **header
+    ) as shard:
         for number, (headings, room) in enumerate(zip(turns, rooms, strict=True)):
             steps, middle = len(headings) - 1, len(room["layout"]) / 2
             places = np.stack([np.full(steps + 1, middle), np.full(steps + 1, middle), headings], 1)
@@ -77,7 +80,7 @@ def write_turns(
                 "truncated": np.zeros(steps, bool),
             }
             kept = {name: value for name, value in arrays.items() if name not in drop}
-            shard.write(kept, seed=number, maze_seed=number, policy="test")
+            shard.write(kept, seed=number, scene_seed=number, policy="test")
     return folder
 
 

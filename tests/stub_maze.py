@@ -7,6 +7,8 @@ import gymnasium
 import numpy as np
 from gymnasium import spaces
 
+from envs.worlds.labmaze.spec import LabMaze
+
 MAZES = [
     "#########|#     ###|# ### ###|# ###   #|#     # #|### # # #|#   #   #|#   # ###|#########",
     "#########|###   ###|### # ###|#   #   #|#   #   #|#   #   #|### #   #|###     #|#########",
@@ -30,9 +32,9 @@ class StubMazeEnv(gymnasium.Env[np.ndarray, int]):
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[np.ndarray, dict[str, Any]]:
         super().reset(seed=seed)
-        self.maze_seed = int((options or {}).get("maze_seed", 0))
-        rng = np.random.default_rng(self.maze_seed)
-        rows = MAZES[self.maze_seed % len(MAZES)].split("|")
+        self.scene_seed = int((options or {}).get("scene_seed", 0))
+        rng = np.random.default_rng(self.scene_seed)
+        rows = MAZES[self.scene_seed % len(MAZES)].split("|")
         self.layout = np.array([[character == "#" for character in row] for row in rows], np.uint8)
         floor = np.argwhere(self.layout == 0)
         picks = floor[rng.permutation(len(floor))[: self.num_targets + 1]]
@@ -80,16 +82,22 @@ class StubMazeEnv(gymnasium.Env[np.ndarray, int]):
             "floor_textures": np.where(self.layout == 0, 0, 255).astype(np.uint8),
             "targets": self.targets.copy(),
             "targets_reached": self.is_reached.copy(),
-            "maze_seed": self.maze_seed,
+            "scene_seed": self.scene_seed,
             "is_blocked": self.is_blocked,
         }
 
 
-gymnasium.register("Real/Stub-v0", entry_point=StubMazeEnv)
+class Stub(LabMaze):
+    """The stub as a world."""
+
+    name = "Stub"
+
+    def make(self, **settings: Any) -> gymnasium.Env[Any, Any]:
+        return StubMazeEnv(**settings)
+
 
 if __name__ == "__main__":
-    # `python tests/stub_maze.py --world Stub ...` is `python -m train.record` with this world; spawned workers import
-    # this file too, and so know it.
+    # `python tests/stub_maze.py --world stub_maze:Stub ...` is `python -m train.record` that can import this file.
     from train.core.options import run_program
     from train.record import main
 

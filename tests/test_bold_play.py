@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from envs.actions import LABMAZE_ACTIONS
 from envs.dream import DreamEnv
+from envs.worlds.labmaze.spec import ACTIONS as LABMAZE_ACTIONS
 from train.bold_play import (
     BoldPlay,
     BoldPlayer,

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from envs.actions import LABMAZE_ACTIONS
 from envs.data.episodes import ShardWriter, open_shards
 from envs.dream import DreamEnv
+from envs.worlds.labmaze.spec import ACTIONS as LABMAZE_ACTIONS
+from envs.worlds.labmaze.spec import LabMaze
 from train.bundle import BundleOptions, choose_openings, make_bundle
 from train.decoder import keep_pixels
 from train.denoiser import DenoiserOptions
@@ -28,11 +29,11 @@ from worldmodel.world import WorldModel
 NAMES = ("noop", "forward", "back", "turn_left", "turn_right", "forward_left", "forward_right")
 
 
-def write_shard(folder: Path, split: str, maze_seed: int, num_steps: int) -> None:
+def write_shard(folder: Path, split: str, scene_seed: int, num_steps: int) -> None:
     """Write one episode whose frame t of maze m is filled with (t, m, 0), and whose action t is t modulo 7."""
     frames = np.zeros((num_steps + 1, 64, 64, 3), np.uint8)
     frames[..., 0] = np.arange(num_steps + 1)[:, None, None]
-    frames[..., 1] = maze_seed
+    frames[..., 1] = scene_seed
     arrays = {
         "frames": frames,
         "actions": (np.arange(num_steps) % 7).astype(np.uint8),
@@ -40,19 +41,21 @@ def write_shard(folder: Path, split: str, maze_seed: int, num_steps: int) -> Non
         "terminated": np.arange(num_steps) == num_steps - 1,
         "truncated": np.zeros(num_steps, np.bool_),
     }
-    path = folder / f"{split}-{maze_seed:05d}.h5"
+    path = folder / f"{split}-{scene_seed:05d}.h5"
     settings = {"size": 9, "palette": "plain"}
-    with ShardWriter(path, world="LabMaze", action_names=NAMES, image_size=64, settings=settings, split=split) as file:
-        file.write(arrays, seed=0, maze_seed=maze_seed, policy="test")
+    with ShardWriter(
+        path, world="LabMaze", action_names=NAMES, image_size=64, settings=settings, fields=LabMaze.fields, split=split
+    ) as file:
+        file.write(arrays, seed=0, scene_seed=scene_seed, policy="test")
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("data")
-    for maze_seed in range(1, 4):
-        write_shard(folder, "train", maze_seed, 40)
-    for maze_seed, num_steps in ((16, 40), (32, 30), (48, 9)):
-        write_shard(folder, "test", maze_seed, num_steps)
+    for scene_seed in range(1, 4):
+        write_shard(folder, "train", scene_seed, 40)
+    for scene_seed, num_steps in ((16, 40), (32, 30), (48, 9)):
+        write_shard(folder, "test", scene_seed, num_steps)
     return folder
 
 
@@ -74,7 +77,7 @@ def bundle(trained: Path, data: Path, out: Path, **changes: Any) -> dict[str, An
 
 def test_openings_keep_frames_and_actions_together_and_leave_the_last_frame(data: Path) -> None:
     openings = choose_openings(open_shards(data, "test"), openings=50, opening_frames=25, seed=0)
-    frames, actions, mazes = openings["frames"], openings["actions"], openings["maze_seeds"]
+    frames, actions, mazes = openings["frames"], openings["actions"], openings["scene_seeds"]
     assert frames.shape == (50, 25, 64, 64, 3) and actions.shape == (50, 24)
     times = frames[:, :, 0, 0, 0].int()
     assert torch.equal(times[:, 1:] - times[:, :-1], torch.ones(50, 24, dtype=torch.int32))
@@ -88,7 +91,7 @@ def test_openings_keep_frames_and_actions_together_and_leave_the_last_frame(data
 def test_openings_use_every_episode_before_one_again_and_follow_the_seed(data: Path) -> None:
     shards = open_shards(data, "test")
     first, again, other = (choose_openings(shards, 2, 8, seed) for seed in (1, 1, 2))
-    assert sorted(choose_openings(shards, 3, 8, 0)["maze_seeds"].tolist()) == [16, 32, 48]
+    assert sorted(choose_openings(shards, 3, 8, 0)["scene_seeds"].tolist()) == [16, 32, 48]
     assert torch.equal(first["frames"], again["frames"])
     assert not torch.equal(first["frames"], other["frames"])
 
@@ -106,7 +109,7 @@ def test_a_bundle_plays_and_says_what_it_is(trained: Path, data: Path, tmp_path:
     assert WorldModel.load(tmp_path / "world", device="cpu").sampler.grid.flatten().tolist() == [1.0, 0.75, 0.0]
     info = load_info(tmp_path / "world")
     assert info["world"] == "LabMaze" and info["action_names"] == list(NAMES) and info["settings"]["palette"] == "plain"
-    assert set(info["opening_maze_seeds"]) <= {16, 32, 48}
+    assert set(info["opening_scene_seeds"]) <= {16, 32, 48}
     assert set(load_openings(tmp_path / "world")["frames"][:, 0, 0, 0, 1].tolist()) <= {16, 32, 48}
     card = (tmp_path / "world" / "README.md").read_text()
     told = (

@@ -10,8 +10,10 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from envs.actions import LABMAZE_ACTIONS
 from envs.data.episodes import open_shards
+from envs.fields import POSE
+from envs.worlds.labmaze.spec import ACTIONS as LABMAZE_ACTIONS
+from envs.worlds.labmaze.spec import LabMaze
 from tests.box_room import SKY, VIEW_DEG, see, walk, write_walks
 from train.core.loop import Machine
 from train.data.depth import DepthData, read_poses, reckon_poses, tear
@@ -189,11 +191,11 @@ def test_equal_pictures_have_no_error() -> None:
 
 def test_reckoned_poses_are_the_recorded_ones_where_nothing_stops_the_walk() -> None:
     actions, poses = walk(30, 0)
-    found = reckon_poses(actions, LABMAZE_ACTIONS.names)
+    found = reckon_poses(actions, "LabMaze", LABMAZE_ACTIONS.names)
     torch.testing.assert_close(found[:, :2], poses[:, :2], atol=1e-5, rtol=0)
     torch.testing.assert_close(found[:, 3].sin(), poses[:, 2].sin(), atol=1e-5, rtol=0)
     with pytest.raises(DataError, match="record the field pose"):
-        reckon_poses(actions, ("stay", "jump"))
+        reckon_poses(actions, "LabMaze", ("stay", "jump"))
 
 
 def test_pairs_walk_and_meet_no_wall(tmp_path: Path) -> None:
@@ -319,8 +321,12 @@ def test_depth_of_another_size_is_refused(tmp_path: Path) -> None:
 def test_a_world_that_cannot_tell_depth_is_not_recorded_with_it() -> None:
     import gymnasium
 
-    with pytest.raises(ConfigError, match="without --depth"):
-        record_episode(gymnasium.Env(), (0, 0, 0), lambda count: None, with_depth=True)
+    class Blind(LabMaze):
+        name = "Blind"
+        fields = {"pose": POSE}
+
+    with pytest.raises(ConfigError, match="Blind cannot tell depth: record without --depth"):
+        record_episode(Blind(), gymnasium.Env(), (0, 0, 0), lambda count: None, with_depth=True)
 
 
 def test_the_bundle_of_a_codec_takes_a_depth_network(net: DepthNet, tmp_path: Path, make_codec: Any) -> None:

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from envs.actions import LABMAZE_ACTIONS
 from envs.data.episodes import ShardWriter
+from envs.worlds.labmaze.spec import ACTIONS as LABMAZE_ACTIONS
+from envs.worlds.labmaze.spec import LabMaze
 from tests.conftest import moving_frames
 from tests.painted_maze import episodes_of
 from train.endurance import (
@@ -44,7 +45,7 @@ def walk(actions: list[int], stopped: tuple[int, ...] = ()) -> np.ndarray:
 def record(folder: Path, walks: list[list[int]], stopped: tuple[int, ...] = ()) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     header: dict[str, Any] = {"world": "LabMaze", "action_names": LABMAZE_ACTIONS.names, "settings": {}}
-    with ShardWriter(folder / "test-00000.h5", image_size=32, split="test", **header) as shard:
+    with ShardWriter(folder / "test-00000.h5", image_size=32, fields=LabMaze.fields, split="test", **header) as shard:
         for seed, actions in enumerate(walks):
             steps = len(actions)
             arrays = {
@@ -55,7 +56,7 @@ def record(folder: Path, walks: list[list[int]], stopped: tuple[int, ...] = ()) 
                 "truncated": np.zeros(steps, bool),
                 "pose": walk(actions, stopped),
             }
-            shard.write(arrays, seed=seed, maze_seed=seed, policy="test")
+            shard.write(arrays, seed=seed, scene_seed=seed, policy="test")
     return folder
 
 

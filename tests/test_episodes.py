@@ -10,8 +10,10 @@ import h5py
 import numpy as np
 import pytest
 
-from envs.actions import LABMAZE_ACTIONS
 from envs.data.episodes import ALIGNMENT, ShardWriter, open_shards, read_episode, read_shard
+from envs.fields import CORE_FIELDS, Field
+from envs.worlds.labmaze.spec import ACTIONS as LABMAZE_ACTIONS
+from envs.worlds.labmaze.spec import LabMaze
 from worldmodel.errors import ConfigError, DataError, ShapeError, StateError, StorageError
 
 
@@ -37,10 +39,16 @@ def write_shard(
 ) -> list[dict[str, np.ndarray]]:
     written = [make_arrays(20 + i, image_size, i) for i in range(num_episodes)]
     with ShardWriter(
-        path, world="LabMaze", action_names=names, image_size=image_size, settings={"size": 9}, split=split
+        path,
+        world="LabMaze",
+        action_names=names,
+        image_size=image_size,
+        settings={"size": 9},
+        fields=LabMaze.fields,
+        split=split,
     ) as writer:
         for i, arrays in enumerate(written):
-            writer.write(arrays, seed=i, maze_seed=100 + i, policy="test")
+            writer.write(arrays, seed=i, scene_seed=100 + i, policy="test")
     return written
 
 
@@ -55,7 +63,7 @@ def test_round_trip_of_every_field(tmp_path: Path) -> None:
         for name, array in arrays.items():
             assert found[name].dtype == array.dtype, name
             np.testing.assert_array_equal(found[name], array, err_msg=name)
-    assert [(e.seed, e.maze_seed, e.policy) for e in shard.episodes] == [(0, 100, "test"), (1, 101, "test")]
+    assert [(e.seed, e.scene_seed, e.policy) for e in shard.episodes] == [(0, 100, "test"), (1, 101, "test")]
 
 
 def test_window_keeps_actions_between_its_frames(tmp_path: Path) -> None:
@@ -102,10 +110,11 @@ def test_writer_refuses_arrays_that_do_not_fit(tmp_path: Path, name: str, value:
             action_names=LABMAZE_ACTIONS.names,
             image_size=16,
             settings={},
+            fields=LabMaze.fields,
             split="train",
         ) as writer,
     ):
-        writer.write({**make_arrays(), name: value}, seed=0, maze_seed=0, policy="test")
+        writer.write({**make_arrays(), name: value}, seed=0, scene_seed=0, policy="test")
     assert not list(tmp_path.iterdir())
 
 
@@ -115,10 +124,16 @@ def test_missing_frames_are_refused(tmp_path: Path) -> None:
     with (
         pytest.raises(ShapeError, match="frames"),
         ShardWriter(
-            tmp_path / "a.h5", world="W", action_names=["a"] * 7, image_size=16, settings={}, split="train"
+            tmp_path / "a.h5",
+            world="W",
+            action_names=["a"] * 7,
+            image_size=16,
+            settings={},
+            fields=LabMaze.fields,
+            split="train",
         ) as writer,
     ):
-        writer.write(arrays, seed=0, maze_seed=0, policy="test")
+        writer.write(arrays, seed=0, scene_seed=0, policy="test")
 
 
 def test_writer_refuses_unknown_split_and_empty_shard(tmp_path: Path) -> None:
@@ -135,10 +150,16 @@ def test_error_while_writing_leaves_the_old_file(tmp_path: Path) -> None:
     with (
         pytest.raises(KeyboardInterrupt),
         ShardWriter(
-            tmp_path / "a.h5", world="W", action_names=["a"] * 7, image_size=16, settings={}, split="train"
+            tmp_path / "a.h5",
+            world="W",
+            action_names=["a"] * 7,
+            image_size=16,
+            settings={},
+            fields=LabMaze.fields,
+            split="train",
         ) as writer,
     ):
-        writer.write(make_arrays(), seed=0, maze_seed=0, policy="test")
+        writer.write(make_arrays(), seed=0, scene_seed=0, policy="test")
         raise KeyboardInterrupt
     assert (tmp_path / "a.h5").read_bytes() == before
     assert [p.name for p in tmp_path.iterdir()] == ["a.h5"]
@@ -188,10 +209,12 @@ def test_flipped_bytes_in_frames_are_found_on_reading(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda file: file.attrs.update(version=2), "version 2"),
+        (lambda file: file.attrs.update(version=3), "version 3"),
+        (lambda file: file.attrs.__delitem__("fields"), "fields"),
+        (lambda file: file.attrs.update(fields="{"), "damaged"),
         (lambda file: file.attrs.update(alignment="action[t] leads to frame[t]"), re.escape(ALIGNMENT)),
         (lambda file: file["episode_00000"].__delitem__("actions"), "missing: .'actions'"),
-        (lambda file: file["episode_00000"].attrs.__delitem__("maze_seed"), "maze_seed"),
+        (lambda file: file["episode_00000"].attrs.__delitem__("scene_seed"), "scene_seed"),
         (lambda file: file.__delitem__("episode_00000"), "no episode"),
     ],
 )
@@ -201,6 +224,60 @@ def test_wrong_contents_are_named(tmp_path: Path, change: Any, message: str) -> 
         change(file)
     with pytest.raises(DataError, match=message):
         read_shard(tmp_path / "a.h5")
+
+
+def make_v1(path: Path) -> None:
+    """Turn a shard into one of the first version: it declares no fields, and calls the scene's seed by another name."""
+    with h5py.File(path, "a") as file:
+        file.attrs["version"] = 1
+        del file.attrs["fields"]
+        for group in file.values():
+            group.attrs["maze_seed"] = group.attrs["scene_seed"]
+            del group.attrs["scene_seed"]
+
+
+def test_shards_of_the_first_version_are_read(tmp_path: Path) -> None:
+    written = write_shard(tmp_path / "a.h5", 1)
+    make_v1(tmp_path / "a.h5")
+    (info,) = read_shard(tmp_path / "a.h5").episodes
+    assert (info.seed, info.scene_seed) == (0, 100)
+    found = read_episode(info, 2, 5, fields=("frames", "pose", "blocked", "layout"))
+    np.testing.assert_array_equal(found["pose"], written[0]["pose"][2:5])
+    np.testing.assert_array_equal(found["blocked"], written[0]["blocked"][2:4])
+    np.testing.assert_array_equal(found["layout"], written[0]["layout"])
+
+
+def test_a_shard_holds_what_its_world_declares_and_nothing_else(tmp_path: Path) -> None:
+    fields = {
+        "speed": Field("float32", "frame", 2),
+        "gear": Field("uint8", "step", 1),
+        "map": Field("int16", "episode", 3),
+    }
+    core = {name: make_arrays()[name] for name in CORE_FIELDS}
+    steps = len(core["actions"])
+    extra = {
+        "speed": np.arange(2 * steps + 2, dtype=np.float32).reshape(-1, 2),
+        "gear": np.arange(steps).astype(np.uint8),
+        "map": np.ones((2, 3, 4), np.int16),
+    }
+    given: dict[str, Any] = {"world": "Cars", "image_size": 16, "settings": {}, "split": "train", "fields": fields}
+    with ShardWriter(tmp_path / "a.h5", action_names=["go"] * 300, action_dtype="uint16", **given) as writer:
+        with pytest.raises(ShapeError, match="actions must be uint16"):
+            writer.write(core, seed=0, scene_seed=5, policy="test")
+        core["actions"] = np.full(steps, 299, np.uint16)
+        with pytest.raises(ShapeError, match=r"unknown: \['pose'\]"):
+            writer.write(core | {"pose": make_arrays()["pose"]}, seed=0, scene_seed=5, policy="test")
+        writer.write(core | extra, seed=0, scene_seed=5, policy="test")
+    shard = read_shard(tmp_path / "a.h5")
+    assert shard.fields == CORE_FIELDS | fields | {"actions": Field("uint16", "step", 1, True)}
+    found = read_episode(shard.episodes[0], 1, 4, fields=("actions", *extra))
+    assert found["actions"].dtype == np.uint16
+    np.testing.assert_array_equal(found["speed"], extra["speed"][1:4])
+    np.testing.assert_array_equal(found["gear"], extra["gear"][1:3])
+    np.testing.assert_array_equal(found["map"], extra["map"])
+    for dtype in ("int8", "float32"):
+        with pytest.raises(ConfigError, match="unsigned"):
+            ShardWriter(tmp_path / "b.h5", action_names=["go"], action_dtype=dtype, **given)
 
 
 def test_empty_or_missing_folder_names_the_record_command(tmp_path: Path) -> None:

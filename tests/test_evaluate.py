@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 import torch
 
-from envs.actions import LABMAZE_ACTIONS
 from envs.data.episodes import ShardWriter, open_shards
+from envs.worlds.labmaze.spec import ACTIONS as LABMAZE_ACTIONS
+from envs.worlds.labmaze.spec import LabMaze
 from train.data.clips import list_episodes
 from train.data.rollouts import EvaluationPlan, spread, spread_over
 from train.evaluate import evaluate_world
@@ -97,7 +98,7 @@ def record(folder: Path, split: str = "test", num_episodes: int = 3, num_steps: 
     folder.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(seed)
     settings: dict[str, Any] = {"world": "Toy", "action_names": NAMES, "image_size": SIZE, "settings": {}}
-    with ShardWriter(folder / f"{split}-00000.h5", split=split, **settings) as shard:
+    with ShardWriter(folder / f"{split}-00000.h5", fields=LabMaze.fields, split=split, **settings) as shard:
         for episode in range(num_episodes):
             actions = np.repeat(rng.integers(0, len(NAMES), num_steps), rng.integers(1, 9, num_steps))[:num_steps]
             places = [(0.0, 0.0)]
@@ -115,7 +116,7 @@ def record(folder: Path, split: str = "test", num_episodes: int = 3, num_steps: 
                 "pose": np.tile(np.array([4.5, 4.5, 0.0], np.float32), (num_steps + 1, 1)),
                 "layout": ROOM,
             }
-            shard.write(arrays, seed=episode, maze_seed=100 * seed + episode, policy="toy")
+            shard.write(arrays, seed=episode, scene_seed=100 * seed + episode, policy="toy")
     return folder
 
 
@@ -254,8 +255,8 @@ def test_walks_start_only_where_the_way_is_free(tmp_path: Path) -> None:
     blocked[3] = True
     arrays = {"frames": frames, "actions": np.ones(40, np.uint8), "pose": pose, "layout": ROOM, "blocked": blocked}
     settings: dict[str, Any] = {"world": "Toy", "action_names": NAMES, "image_size": SIZE, "settings": {}}
-    with ShardWriter(tmp_path / "test-00000.h5", split="test", **settings) as shard:
-        shard.write(arrays | steps, seed=0, maze_seed=0, policy="toy")
+    with ShardWriter(tmp_path / "test-00000.h5", fields=LabMaze.fields, split="test", **settings) as shard:
+        shard.write(arrays | steps, seed=0, scene_seed=0, policy="toy")
     (episode,) = list_episodes(open_shards(tmp_path))
     forward, back = (opening_starts(episode, name, 5, 6) + 4 for name in ("forward", "back"))
     assert min(forward) >= 20 and max(back) < 20 and len(forward) and len(back)

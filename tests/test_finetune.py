@@ -19,8 +19,9 @@ import pytest
 import torch
 
 import train.finetune
-from envs.actions import LABMAZE_ACTIONS
 from envs.data.episodes import ShardWriter
+from envs.worlds.labmaze.spec import ACTIONS as LABMAZE_ACTIONS
+from envs.worlds.labmaze.spec import LabMaze
 from tests.conftest import moving_frames
 from train.core.muon import StackedMuon
 from train.finetune import FineTuneOptions, Terminated, fine_tune, first_fatal_line
@@ -72,6 +73,7 @@ def posed(tmp_path_factory: pytest.TempPathFactory) -> Path:
             action_names=LABMAZE_ACTIONS.names,
             image_size=32,
             settings={},
+            fields=LabMaze.fields,
             split=name.split("-")[0],
         ) as shard:
             for steps in lengths:
@@ -86,7 +88,7 @@ def posed(tmp_path_factory: pytest.TempPathFactory) -> Path:
                     "truncated": ends,
                     "pose": pose,
                 }
-                shard.write(arrays, seed=number, maze_seed=number, policy="test")
+                shard.write(arrays, seed=number, scene_seed=number, policy="test")
     return folder
 
 

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from envs.actions import LABMAZE_ACTIONS
 from envs.data.episodes import EpisodeInfo, ShardWriter, read_episode
 from envs.worlds.labmaze.env import LabMazeEnv
 from envs.worlds.labmaze.revisit import RealMaze, find_reached, try_real_maze
+from envs.worlds.labmaze.spec import ACTIONS as LABMAZE_ACTIONS
+from envs.worlds.labmaze.spec import LabMaze
 from tests.painted_maze import episodes_of
 from train.data.rollouts import Piece
 from train.measures.in_sight import compare_in_sight, find_sources, find_sources_of_piece, summarize_in_sight
@@ -28,10 +29,15 @@ def record_real(folder: Path, walks: list[list[int]], drop: tuple[str, ...] = ()
     env = LabMazeEnv(**SETTINGS)
     header: dict[str, Any] = {"world": "LabMaze", "settings": SETTINGS} | changes
     with ShardWriter(
-        folder / "test-00000.h5", action_names=LABMAZE_ACTIONS.names, image_size=SIZE, split="test", **header
+        folder / "test-00000.h5",
+        action_names=LABMAZE_ACTIONS.names,
+        image_size=SIZE,
+        fields=LabMaze.fields,
+        split="test",
+        **header,
     ) as shard:
         for seed, actions in enumerate(walks):
-            frame, info = env.reset(seed=seed, options={"maze_seed": 16 * seed})
+            frame, info = env.reset(seed=seed, options={"scene_seed": 16 * seed})
             arrays = {name: info[name] for name in ("layout", "wall_textures", "floor_textures", "targets")}
             frames, poses, rewards = [frame], [info["pose"]], []
             for action in actions:
@@ -44,7 +50,7 @@ def record_real(folder: Path, walks: list[list[int]], drop: tuple[str, ...] = ()
             arrays |= {"actions": np.array(actions, np.uint8), "rewards": np.array(rewards, np.float32)}
             arrays |= {"terminated": ends, "truncated": ends, "blocked": ends}
             kept = {name: values for name, values in arrays.items() if name not in drop}
-            shard.write(kept, seed=seed, maze_seed=16 * seed, policy="test")
+            shard.write(kept, seed=seed, scene_seed=16 * seed, policy="test")
     env.close()
     return episodes_of(folder)
 

@@ -111,15 +111,15 @@ def test_equal_seeds_give_equal_episodes_and_others_do_not() -> None:
     second.close()
 
 
-def test_maze_seed_fixes_the_maze_and_the_seed_the_start(env: LabMazeEnv) -> None:
-    _, first = env.reset(seed=1, options={"maze_seed": 77})
-    _, second = env.reset(seed=2, options={"maze_seed": 77})
+def test_scene_seed_fixes_the_maze_and_the_seed_the_start(env: LabMazeEnv) -> None:
+    _, first = env.reset(seed=1, options={"scene_seed": 77})
+    _, second = env.reset(seed=2, options={"scene_seed": 77})
     for key in ("layout", "wall_textures", "floor_textures", "targets"):
         assert np.array_equal(first[key], second[key])
-    assert first["maze_seed"] == second["maze_seed"] == 77
+    assert first["scene_seed"] == second["scene_seed"] == 77
     assert not np.array_equal(first["pose"], second["pose"])
     _, drawn = env.reset(seed=1)
-    _, chosen = env.reset(seed=1, options={"maze_seed": drawn["maze_seed"]})
+    _, chosen = env.reset(seed=1, options={"scene_seed": drawn["scene_seed"]})
     assert np.array_equal(drawn["pose"], chosen["pose"])
 
 
@@ -401,7 +401,7 @@ def test_depth_is_the_distance_along_the_heading_of_what_the_frame_shows() -> No
         assert np.array_equal(env.render_depth(), depth)
         assert np.array_equal(env.render(), frame)  # reading depths leaves frames as they are
         walls = look(info["layout"], info["pose"][None], 64).distances[0]
-        rise = math.tan(math.radians(labmaze_scene.FOV_DEG / 2)) * (1 - (2 * np.arange(64)[:, None] + 1) / 64)
+        rise = math.tan(math.radians(labmaze_scene.VIEW_DEG / 2)) * (1 - (2 * np.arange(64)[:, None] + 1) / 64)
         height = labmaze_scene.EYE_HEIGHT + walls * rise
         with np.errstate(divide="ignore"):
             wanted = np.where(height < 0, labmaze_scene.EYE_HEIGHT / -rise, walls)
@@ -431,8 +431,8 @@ def test_depth_shows_targets_until_they_are_reached() -> None:
 def test_bad_seeds(env: LabMazeEnv, seed: Any) -> None:
     with pytest.raises(SeedError, match=str(seed)):
         env.reset(seed=seed)
-    with pytest.raises(SeedError, match="maze_seed"):
-        env.reset(seed=0, options={"maze_seed": seed})
+    with pytest.raises(SeedError, match="scene_seed"):
+        env.reset(seed=0, options={"scene_seed": seed})
 
 
 def test_bad_actions_options_and_order() -> None:
@@ -517,7 +517,7 @@ def test_depth_is_recorded_beside_frames(tmp_path: Path) -> None:
     arrays = read_episode(episode, fields=("frames", "pose", "depth"))
     assert arrays["depth"].shape == arrays["frames"].shape[:3]
     env = LabMazeEnv()
-    env.reset(seed=episode.seed, options={"maze_seed": episode.maze_seed})
+    env.reset(seed=episode.seed, options={"scene_seed": episode.scene_seed})
     env.set_pose(*map(float, arrays["pose"][-1]))
     assert np.array_equal(arrays["depth"][-1], env.render_depth().astype(np.float16))
     env.close()

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from envs.actions import LABMAZE_ACTIONS
+from envs.worlds.labmaze.spec import ACTIONS as LABMAZE_ACTIONS
 from worldmodel.denoiser import Denoiser, DenoiserConfig
 from worldmodel.errors import ConfigError
 from worldmodel.inputs import FrameInputs, stack_previous

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from envs.actions import LABMAZE_ACTIONS, find_motions
+from envs.worlds.labmaze.spec import ACTIONS as LABMAZE_ACTIONS
+from envs.worlds.labmaze.spec import find_motions
 from train.denoiser import DenoiserOptions, build_denoiser, memory_changes
 from train.measures.memory_costs import costs_table, memory_costs
 from worldmodel.attention import RotaryPosition, rotate

@@ -160,7 +160,7 @@ def test_short_memory_is_shorter_than_the_distance(cases: list[NeedleCase]) -> N
 
 
 def test_a_shuffled_memory_needs_another_maze(cases: list[NeedleCase]) -> None:
-    alone = [case for case in cases if case.episode.maze_seed == 0]
+    alone = [case for case in cases if case.episode.scene_seed == 0]
     with pytest.raises(DataError, match="cases of another maze.*--no-controls"):
         measure(alone, controls=("shuffled_memory",))
 

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from envs.actions import LABMAZE_ACTIONS
+from envs.worlds.labmaze.spec import ACTIONS as LABMAZE_ACTIONS
 from tests.box_room import see, walk
 from train.losses.photometric import complete_poses
 from worldmodel.denoiser import Denoiser

@@ -16,11 +16,11 @@ import numpy as np
 import pytest
 
 import play
-from envs.actions import LABMAZE_ACTIONS
 from envs.player.headless import parse_actions, run_headless
 from envs.player.session import PlayableEnv, PlaySession
 from envs.player.video import VideoWriter
 from envs.player.worker import Report, WorldWorker, _raise_stopped
+from envs.worlds.labmaze.spec import ACTIONS as LABMAZE_ACTIONS
 from worldmodel.errors import (
     ActionError,
     CheckpointError,
@@ -187,8 +187,8 @@ def test_headless_refuses_no_frames() -> None:
 
 
 def run_main(monkeypatch: pytest.MonkeyPatch, env: StubEnv, *arguments: str) -> int:
-    monkeypatch.setattr(play, "make_real", lambda report: env)
-    return play.main(["--world", "real", *arguments])
+    monkeypatch.setattr(play, "make_real", lambda world, report: env)
+    return play.main(["--real", *arguments])
 
 
 def test_main_headless(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -267,8 +267,8 @@ def run_python(program: str, **environment: str) -> subprocess.CompletedProcess[
 def test_headless_needs_no_pygame_and_the_window_no_torch() -> None:
     program = (
         "import play, test_player\n"
-        "play.make_real = lambda report: test_player.StubEnv()\n"
-        "assert play.main(['--world', 'real', '--headless', '--frames', '2']) == 0\n"
+        "play.make_real = lambda world, report: test_player.StubEnv()\n"
+        "assert play.main(['--real', '--headless', '--frames', '2']) == 0\n"
         "assert 'pygame' not in sys.modules\n"
         "import envs.player.window\n"
         "assert 'pygame' in sys.modules and 'torch' not in sys.modules\n"
@@ -280,7 +280,7 @@ def test_headless_needs_no_pygame_and_the_window_no_torch() -> None:
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="other systems always have a display")
 @pytest.mark.parametrize("environment", [{}, {"DISPLAY": ":9876"}], ids=["none set", "none there"])
 def test_no_display(environment: dict[str, str]) -> None:
-    done = run_python("import play; sys.exit(play.main(['--world', 'real']))", **environment)
+    done = run_python("import play; sys.exit(play.main(['--real']))", **environment)
     assert done.returncode == 2
     # Libraries under SDL may complain first, each in its own words.
     last = done.stderr.splitlines()[-1]

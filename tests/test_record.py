@@ -19,11 +19,17 @@ import stub_maze
 from envs.data.episodes import open_shards, read_episode
 from envs.worlds.labmaze.explorer import Explorer, find_path, turn_between
 from train.core.options import parse_options
-from train.data.recording import RecordOptions, episode_seeds, is_test_maze, plan_shards
-from train.record import record
+from train.data.recording import RecordOptions, episode_seeds, is_test_scene, plan_shards, world_settings
+from train.record import GONE, record
 from worldmodel.errors import ConfigError, DataError, SeedError, StateError, StorageError
 
-TINY: dict[str, Any] = {"world": "Stub", "length": 40, "image_size": 16, "workers": 1, "episodes_per_shard": 3}
+TINY: dict[str, Any] = {
+    "world": "stub_maze:Stub",
+    "length": 40,
+    "image_size": 16,
+    "workers": 1,
+    "episodes_per_shard": 3,
+}
 
 
 def tiny(out: Path, **changes: Any) -> RecordOptions:
@@ -39,7 +45,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 def play(seed: int, num_steps: int = 480) -> dict[str, np.ndarray]:
     env = stub_maze.StubMazeEnv(image_size=1, max_episode_steps=num_steps)
-    _, info = env.reset(options={"maze_seed": seed})
+    _, info = env.reset(options={"scene_seed": seed})
     player = Explorer(np.random.default_rng(seed))
     poses, actions, rewards = [info["pose"]], [], []
     is_over = is_terminated = False
@@ -142,7 +148,7 @@ def test_every_episode_is_planned_once_and_splits_share_no_maze() -> None:
     assert "test" in {job.split for job in jobs[: len(jobs) // 2]}
     seeds = {(job.split, episode_seeds(0, number, job.split)[1]) for job in jobs for number in job.episodes}
     assert len(seeds) == 203
-    assert all(is_test_maze(maze_seed) == (split == "test") for split, maze_seed in seeds)
+    assert all(is_test_scene(scene_seed) == (split == "test") for split, scene_seed in seeds)
 
 
 @pytest.mark.parametrize(
@@ -162,12 +168,33 @@ def test_bad_options_are_refused(change: dict[str, Any], error: type[Exception])
 
 
 def test_options_from_the_command_line() -> None:
-    words = "--world LabMaze --episodes 5 --length 9 --out d --workers 2 --seed 3 --palette plain --image-size 32"
-    words += " --size 7 --test-fraction 0.2 --view a.mp4 --episodes-per-shard 2"
+    words = "--world LabMaze --episodes 5 --length 9 --out d --workers 2 --seed 3 --set palette=plain size=7"
+    words += " --image-size 32 --test-fraction 0.2 --view a.mp4 --episodes-per-shard 2"
     options = parse_options(RecordOptions, "record", words.split())
-    assert (options.out, options.palette, options.image_size, options.view) == (Path("d"), "plain", 32, Path("a.mp4"))
+    assert (options.out, options.set, options.image_size) == (Path("d"), ("palette=plain", "size=7"), 32)
+    settings = {"palette": "plain", "size": 7, "image_size": 32, "max_episode_steps": 9}
+    assert world_settings(options) == settings and options.view == Path("a.mp4")
     with pytest.raises(SystemExit):
         parse_options(RecordOptions, "record", ["--out", "d", "--episodes", "many"])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("color=red", "'color=red'.*settings of LabMaze .*: size, palette"),
+        ("size", "'size' is not accepted"),
+        ("size=big", "invalid literal.*'big'"),
+    ],
+)
+def test_settings_that_a_world_does_not_have_are_refused(text: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        world_settings(RecordOptions(out=Path("x"), set=(text,)))
+
+
+def test_options_that_are_gone_say_what_took_their_place() -> None:
+    for word in ("--palette", "--size=9", "--num-targets"):
+        with pytest.raises(ConfigError, match=f"{word.partition('=')[0]} is gone: give --set .*=VALUE"):
+            parse_options(RecordOptions, "record", ["--out", "d", word, "1"], gone=GONE)
 
 
 def test_unknown_world_lists_those_there_are(tmp_path: Path) -> None:
@@ -190,7 +217,7 @@ def test_recording_holds_what_was_played(tmp_path: Path) -> None:
     assert found["truncated"].tolist() == [False] * 39 + [True] and not found["terminated"].any()
     # Played again from its seeds and its actions, the world gives the same frames: action t leads to frame t + 1.
     env = stub_maze.StubMazeEnv(image_size=16, max_episode_steps=40)
-    frame, world_info = env.reset(seed=info.seed, options={"maze_seed": info.maze_seed})
+    frame, world_info = env.reset(seed=info.seed, options={"scene_seed": info.scene_seed})
     np.testing.assert_array_equal(found["layout"], world_info["layout"])
     np.testing.assert_array_equal(found["frames"][0], frame)
     for t, action in enumerate(found["actions"]):
@@ -216,8 +243,8 @@ def test_goes_on_where_it_stopped(tmp_path: Path) -> None:
 def test_other_options_in_a_used_folder_are_refused(tmp_path: Path) -> None:
     record(tiny(tmp_path, episodes=2))
     before = contents(tmp_path)
-    with pytest.raises(DataError, match="palette='classic', seed=0"):
-        record(tiny(tmp_path, episodes=2, seed=1, palette="plain"))
+    with pytest.raises(DataError, match="seed=0, set=\\[\\]"):
+        record(tiny(tmp_path, episodes=2, seed=1, set=("palette=plain",)))
     assert contents(tmp_path) == before
     (tmp_path / "recording.json").write_text("{")
     with pytest.raises(DataError, match="damaged"):
@@ -225,6 +252,20 @@ def test_other_options_in_a_used_folder_are_refused(tmp_path: Path) -> None:
     (tmp_path / "recording.json").unlink()
     with pytest.raises(DataError, match=r"no recording\.json"):
         record(tiny(tmp_path, episodes=2))
+
+
+def test_a_recording_of_before_worlds_had_settings_goes_on(tmp_path: Path) -> None:
+    record(tiny(tmp_path, episodes=2))
+    description = json.loads((tmp_path / "recording.json").read_text())
+    old = {"palette": "classic", "size": 9, "num_targets": None, "max_wall_run": None}
+    for changes, is_same in ((old, True), (old | {"palette": "plain"}, False)):
+        options = {k: v for k, v in description["options"].items() if k not in ("set", "depth")} | changes
+        (tmp_path / "recording.json").write_text(json.dumps({"options": options}))
+        if is_same:
+            assert record(tiny(tmp_path, episodes=2))["episodes"] == 2
+        else:
+            with pytest.raises(DataError, match="palette=plain"):
+                record(tiny(tmp_path, episodes=2))
 
 
 def test_disk_full_keeps_whole_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

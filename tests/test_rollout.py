@@ -147,7 +147,7 @@ def test_play_states_the_input_lag(schedule: str, lag: int, bundle: Path, capsys
         (["--schedule", "outpaint:8:2"], "makes 6 frames a step"),
         (["--schedule", "fifo:x"], "is not understood; accepted: next"),
         (["--schedule", "none.json"], "schedule file none.json cannot be read"),
-        (["--schedule", "next", "--world", "real"], "--schedule does not go with --world real"),
+        (["--schedule", "next", "--real"], "--schedule does not go with --real"),
     ],
     ids=str,
 )

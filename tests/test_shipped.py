@@ -11,8 +11,8 @@ import pytest
 import torch
 from gymnasium.utils.env_checker import check_env
 
-from envs.actions import LABMAZE_ACTIONS
 from envs.dream import DreamEnv
+from envs.worlds.labmaze.spec import ACTIONS as LABMAZE_ACTIONS
 from worldmodel.checkpoint import ASSETS, load_info, load_openings
 
 ROOT = Path(__file__).parents[1]

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from envs.actions import LABMAZE_ACTIONS
 from envs.data.episodes import EpisodeInfo, read_episode
 from envs.worlds.labmaze.revisit import RealMaze
+from envs.worlds.labmaze.spec import ACTIONS as LABMAZE_ACTIONS
 from envs.worlds.labmaze.targets import (
     FORWARD,
     LEFT,
@@ -238,8 +238,8 @@ def test_what_a_shard_keeps_of_its_world_makes_that_world_again(episodes: list[E
     """`train.record` writes the settings that `RealMaze` reads."""
     from train.record import record
 
-    record(RecordOptions(out=tmp_path, episodes=2, length=12, workers=1, test_fraction=0.5, palette="plain"))
-    (episode,) = [e for e in episodes_of(tmp_path) if e.maze_seed % 16 == 0]
+    record(RecordOptions(out=tmp_path, episodes=2, length=12, workers=1, test_fraction=0.5, set=("palette=plain",)))
+    (episode,) = [e for e in episodes_of(tmp_path) if e.scene_seed % 16 == 0]
     with RealMaze(episode) as maze:
         arrays = read_episode(episode)
         assert np.array_equal(maze.play(episode, 0, arrays["actions"]), arrays["frames"][1:])

@@ -11,8 +11,8 @@ from safetensors.torch import load_file, save_file
 
 import train.data.anchored
 import train.warps
-from envs.actions import LABMAZE_ACTIONS
 from envs.data.episodes import open_shards, read_episode
+from envs.worlds.labmaze.spec import ACTIONS as LABMAZE_ACTIONS
 from tests.box_room import see, walk, write_walks
 from train.data.anchored import LEAST_KNOWN
 from train.data.depth import read_poses

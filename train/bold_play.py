@@ -21,8 +21,8 @@ from gymnasium.utils.seeding import np_random
 from tqdm import tqdm
 
 import envs  # noqa: F401  registers the worlds
-from envs.actions import find_motions
 from envs.dream import draw_opening
+from envs.worlds.registry import find_motions
 from train.core.options import options_to_json, parse_options, run_program, save_json
 from train.measures.wander import find_plain
 from train.reports.plots import save_sheet
@@ -342,7 +342,7 @@ def run_bold_play(
         ConfigError: the motions of the actions are not known. StorageError: a result cannot be written.
     """
     started = time.monotonic()
-    motions = find_motions(tuple(model.info.get("action_names", ())))
+    motions = find_motions(str(model.info.get("world")), model.info.get("action_names", ()))
     if not motions:
         raise ConfigError(f"bold play needs actions with known motions; got {model.info.get('action_names')}")
     seeds = list(range(options.first_seed, options.first_seed + options.seeds))

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 
 from envs.data.episodes import ShardInfo, open_shards, read_episode
+from envs.worlds.registry import get_world
 from train.core.options import parse_options, run_program
-from train.data.recorded import STEPS_PER_SECOND
 from train.reports.card import TrainingRecord, write_card
 from worldmodel.checkpoint import codec_hash, has_part, load_codec, load_denoiser, load_depth, save_bundle
 from worldmodel.codec import Codec
@@ -84,7 +84,7 @@ def choose_openings(shards: list[ShardInfo], openings: int, opening_frames: int,
         seed: which episodes, and where in them.
 
     Returns:
-        `frames` uint8 (K, T, H, W, 3), `actions` uint8 (K, T - 1), `maze_seeds` int64 (K,).
+        `frames` uint8 (K, T, H, W, 3), `actions` uint8 (K, T - 1), `scene_seeds` int64 (K,).
 
     Raises:
         DataError: no episode is long enough, or a shard is damaged.
@@ -109,7 +109,7 @@ def choose_openings(shards: list[ShardInfo], openings: int, opening_frames: int,
     return {
         "frames": torch.from_numpy(np.stack(frames)),
         "actions": torch.from_numpy(np.stack(actions)),
-        "maze_seeds": torch.tensor([fitting[index].maze_seed for index in order]),
+        "scene_seeds": torch.tensor([fitting[index].scene_seed for index in order]),
     }
 
 
@@ -142,17 +142,17 @@ def make_bundle(options: BundleOptions) -> dict[str, Any]:
     if not chosen:
         raise DataError(f"{options.data} has no {options.split!r} shards among {len(shards)}: choose another --split")
     openings = choose_openings(chosen, options.openings, options.opening_frames, options.seed)
-    maze_seeds = openings.pop("maze_seeds").tolist()
+    scene_seeds = openings.pop("scene_seeds").tolist()
     info = {
         "world": chosen[0].world,
         "action_names": list(chosen[0].action_names),
-        "fps": STEPS_PER_SECOND,
+        "fps": get_world(chosen[0].world).fps,
         "num_steps": options.num_steps,
         "context_level": options.context_level,
         "level_shift": options.level_shift,
         "settings": chosen[0].settings,
         "opening_split": options.split,
-        "opening_maze_seeds": maze_seeds,
+        "opening_scene_seeds": scene_seeds,
     }
     save_bundle(options.out, codec=codec, denoiser=denoiser, depth=depth, openings=openings, info=info)
     summary = {
@@ -160,7 +160,7 @@ def make_bundle(options: BundleOptions) -> dict[str, Any]:
         "openings_megabytes": sum(value.nbytes for value in openings.values()) / MEGABYTE,
         "codec_parameters": sum(weight.numel() for weight in codec.parameters()),
         "denoiser_parameters": sum(weight.numel() for weight in denoiser.parameters()),
-        "openings": len(maze_seeds),
+        "openings": len(scene_seeds),
         "out": str(options.out),
     }
     if depth is not None:

@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 
-from envs.actions import find_motions
-from envs.data.episodes import open_shards
+from envs.data.episodes import ShardInfo, open_shards
+from envs.worlds.registry import find_motions
 from train.core.loop import Machine, TrainOptions, start_machine, train_model
 from train.core.muon import StackedMuon
 from train.core.options import options_to_json, parse_options, run_program, save_json
@@ -106,7 +106,7 @@ def train_denoiser(options: DenoiserOptions, machine: Machine) -> dict[str, Any]
             f"^2; preset {options.preset!r} takes {config.latent_channels} x {config.latent_size}^2: train its codec"
         )
     prepared: PreparedData | None = None
-    action_names = open_shards(options.data)[0].action_names
+    shard = open_shards(options.data)[0]
     if options.warps is not None:
         prepared = PreparedData(options.warps, device=machine.device)
         found = tuple(prepared.shards[0]["latents"].shape[1:])
@@ -127,10 +127,10 @@ def train_denoiser(options: DenoiserOptions, machine: Machine) -> dict[str, Any]
             data = data.to(machine.device)
     config = dataclasses.replace(
         config,
-        num_actions=len(action_names),
+        num_actions=len(shard.action_names),
         reward_values=reward_values(rewards, config.reward_values),
         prediction=options.prediction,
-        **memory_changes(config, options, action_names),
+        **memory_changes(config, options, shard),
     )
     torch.manual_seed(options.seed)
     denoiser = build_denoiser(config, options.initial, options.graft)
@@ -200,7 +200,7 @@ def reward_values(rewards: torch.Tensor, default: tuple[float, ...]) -> tuple[fl
     return found if len(found) > 1 else default
 
 
-def memory_changes(config: DenoiserConfig, options: DenoiserOptions, action_names: tuple[str, ...]) -> dict[str, Any]:
+def memory_changes(config: DenoiserConfig, options: DenoiserOptions, shard: ShardInfo) -> dict[str, Any]:
     """Return the fields of a denoiser's config that the options of the memory set.
 
     Raises:
@@ -208,10 +208,10 @@ def memory_changes(config: DenoiserConfig, options: DenoiserOptions, action_name
     """
     if options.warps is not None and not options.odometry:
         raise ConfigError("--warps needs --odometry: a memory of pixels is played with the motions of the actions")
-    motions = find_motions(action_names) if options.odometry else ()
+    motions = find_motions(shard.world, shard.action_names) if options.odometry else ()
     if options.odometry and not motions:
         raise ConfigError(
-            f"--odometry needs actions with known motions; of {list(action_names)} none are known (envs/actions.py)"
+            f"--odometry needs actions with known motions; {shard.world} declares none for {list(shard.action_names)}"
         )
     return {
         "memory": options.memory or config.memory,

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from envs.data.episodes import ShardInfo, open_shards
-from envs.worlds.labmaze.scene import FOV_DEG
+from envs.worlds import registry
 from train.core.loop import Machine, TrainOptions, start_machine, train_model
 from train.core.options import options_to_json, parse_options, run_program
 from train.data.depth import DepthData, distort
@@ -21,9 +21,6 @@ from train.reports.depth import measure_depth, measure_speed, write_report
 from worldmodel.checkpoint import save_depth
 from worldmodel.errors import ConfigError, DataError
 from worldmodel.memory.depth import DepthConfig, DepthNet
-
-VIEWS_DEG = {"LabMaze": FOV_DEG}
-"""Angle of view of the worlds whose camera is known."""
 
 
 @dataclass(frozen=True)
@@ -103,7 +100,7 @@ def find_view_deg(options: DepthOptions, shard: ShardInfo) -> float:
     Raises:
         ConfigError: neither the options nor the world tell it.
     """
-    found = options.view_deg if options.view_deg is not None else VIEWS_DEG.get(shard.world)
+    found = options.view_deg if options.view_deg is not None else registry.find_view_deg(shard.world)
     if found is None:
         raise ConfigError(f"the angle of view of {shard.world!r} is not known: give --view-deg")
     return found

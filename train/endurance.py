@@ -17,8 +17,8 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from envs.actions import find_motions
 from envs.data.episodes import EpisodeInfo, open_shards, read_episode
+from envs.worlds.registry import find_motions
 from train.core.options import parse_options, run_program, save_json
 from train.data.clips import list_episodes
 from train.data.rollouts import dream_on, in_batches, read_pieces, spread, spread_over, step_on
@@ -237,7 +237,7 @@ def measure_out_and_back(
     Raises:
         DataError: too few walks. ConfigError: motions are not known.
     """
-    motions = find_motions(names)
+    motions = find_motions(str(model.info.get("world")), names)
     if not motions:
         raise ConfigError(f"out and back needs actions with known motions; of {list(names)} none are known")
     length = options.walk_frames
@@ -403,7 +403,7 @@ def run_endurance(model: WorldModel, options: EnduranceOptions, command: str = "
     episodes, names = list_episodes(shards), shards[0].action_names
     report: dict[str, Any] = {"command": command, "denoising_steps": model.config.num_steps}
     report["level_shift"] = model.config.level_shift
-    report |= {"memory_frames": model.memory_frames, "held_out_mazes": len({e.maze_seed for e in episodes})}
+    report |= {"memory_frames": model.memory_frames, "held_out_mazes": len({e.scene_seed for e in episodes})}
     with tqdm(desc="dreaming", unit="frame", mininterval=2.0) as progress:
         if options.cases:
             report["teco"] = measure_teco(model, episodes, options, progress.update)

@@ -98,7 +98,7 @@ def evaluate_world(
         "psnr, copy_last, codec_ceiling: PSNR of the squared error averaged over cases; psnr_of_each_case: PSNR of "
         f"each case, cut at {MAX_PSNR:g} dB, then averaged (a noop leaves equal frames, whose PSNR has no limit)"
     )
-    report["held_out"] = {"episodes": len(episodes), "mazes": len({e.maze_seed for e in episodes})}
+    report["held_out"] = {"episodes": len(episodes), "scenes": len({e.scene_seed for e in episodes})}
     report["settings"] = {
         **{f.name: getattr(plan, f.name) for f in dataclasses.fields(EvaluationPlan)},
         "denoising_steps": model.config.num_steps,

@@ -30,8 +30,8 @@ import tyro
 from safetensors.torch import save
 from torch import nn
 
-from envs.actions import find_motions
 from envs.data.episodes import open_shards, read_episode
+from envs.worlds.registry import find_motions, get_world
 from train.bold_play import BoldPlayOptions, run_bold_play
 from train.bundle import choose_openings
 from train.core.background import BackgroundProgram
@@ -335,7 +335,8 @@ def load_world(options: FineTuneOptions) -> tuple[Codec, Denoiser, DepthNet, Den
         raise CheckpointError(f"a memory of pixels needs a depth network: give --depth ({error})") from error
     config = denoiser.config
     if not config.warp_channels:
-        motions = config.motions or find_motions(tuple(load_info(options.world).get("action_names", ())))
+        info = load_info(options.world)
+        motions = config.motions or find_motions(str(info.get("world")), info.get("action_names", ()))
         if not motions:
             raise ConfigError(f"a memory of pixels needs actions with known motions; those of {options.world} are not")
         config = dataclasses.replace(config, motions=motions, warp_channels=NUM_FOLDED)
@@ -437,7 +438,7 @@ def preflight(work: Work, facts: dict[str, Any]) -> None:
     if options.data is None:
         words = record_words(work, probe) | {"--episodes": 1, "--length": 2, "--workers": 1}
         recorder = subprocess.Popen(
-            [sys.executable, "-m", "train.record", *(str(part) for pair in words.items() for part in pair)],
+            [sys.executable, "-m", "train.record", *spell(words)],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -493,10 +494,9 @@ def record_words(work: Work, out: Path) -> dict[str, Any]:
         "--episodes-per-shard": max(1, min(4, options.episodes // (2 * options.workers))),
         "--test-fraction": 0.02,
     }
-    for name in ("size", "palette", "max_wall_run", "num_targets"):
-        if settings.get(name) is not None:
-            words[f"--{name.replace('_', '-')}"] = settings[name]
-    return words
+    known = {field.name for field in dataclasses.fields(get_world(words["--world"]).Settings)}
+    chosen = [f"{name}={value}" for name, value in settings.items() if name in known and value is not None]
+    return words | ({"--set": chosen} if chosen else {})
 
 
 def prepare_words(work: Work, part: int) -> dict[str, Any]:
@@ -515,9 +515,15 @@ def prepare_words(work: Work, part: int) -> dict[str, Any]:
     }
 
 
+def spell(words: dict[str, Any]) -> list[str]:
+    """Return options as words of a command line; a list gives several values."""
+    values = {name: value if isinstance(value, list) else [value] for name, value in words.items()}
+    return [str(part) for name, several in values.items() for part in (name, *several)]
+
+
 def program(module: str, words: dict[str, Any], log: Path) -> BackgroundProgram:
     """Return a program of this project to run beside."""
-    return BackgroundProgram(module, [str(part) for pair in words.items() for part in pair], log)
+    return BackgroundProgram(module, spell(words), log)
 
 
 def check(*programs: BackgroundProgram) -> None:

@@ -19,8 +19,8 @@ from typing import Any
 
 import torch
 
-from envs.actions import find_motions
 from envs.data.episodes import ShardInfo, open_shards
+from envs.worlds.registry import find_motions, find_view_deg
 from train.bundle import BundleOptions, make_bundle
 from train.codec import CodecOptions, train_codec
 from train.core.background import BackgroundProgram
@@ -32,7 +32,7 @@ from train.data.clips import encode_recording
 from train.data.rollouts import EvaluationPlan
 from train.decoder import DecoderOptions, train_decoder
 from train.denoiser import DenoiserOptions, train_denoiser
-from train.depth import VIEWS_DEG, DepthOptions, train_depth
+from train.depth import DepthOptions, train_depth
 from train.evaluate import evaluate_world
 from train.warps import WarpOptions, prepare
 from worldmodel.checkpoint import codec_hash, load_codec, load_denoiser, load_depth
@@ -100,7 +100,7 @@ class Recorder:
         episodes = [(shard.split, episode) for shard in open_shards(self.folder) for episode in shard.episodes]
         return {
             "frames": sum(episode.num_frames for _, episode in episodes),
-            "mazes": len({episode.maze_seed for _, episode in episodes}),
+            "scenes": len({episode.scene_seed for _, episode in episodes}),
             "test_episodes": sum(split == "test" for split, _ in episodes),
             "minutes": (time.monotonic() - self.started) / 60,
             "is_all_that_was_planned": is_all,
@@ -145,10 +145,10 @@ def why_no_pixels(shards: list[ShardInfo]) -> str | None:
     """Return why a recording cannot teach a memory of pixels; None where it can."""
     if not all("pose" in episode.fields for shard in shards for episode in shard.episodes):
         return "it was recorded without poses"
-    if not find_motions(shards[0].action_names):
-        return f"what its actions {', '.join(shards[0].action_names)} do to a pose is not known (envs/actions.py)"
-    if shards[0].world not in VIEWS_DEG:
-        return f"the angle of view of {shards[0].world} is not known (train/depth.py)"
+    if not find_motions(shards[0].world, shards[0].action_names):
+        return f"what its actions {', '.join(shards[0].action_names)} do to a pose is not known (ActionSet.motions)"
+    if find_view_deg(shards[0].world) is None:
+        return f"the angle of view of {shards[0].world} is not known (World.view_deg)"
     return None
 
 

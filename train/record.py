@@ -25,6 +25,9 @@ from train.data.recorded import show, summarize
 from train.data.recording import RecordOptions, ShardJob, episode_seeds, make_world, plan_shards, record_shard
 from worldmodel.errors import DataError, StateError, StorageError
 
+# What was an option of its own before worlds had settings, and its default.
+OLD_SETTINGS = {"palette": "classic", "size": 9, "num_targets": None, "max_wall_run": None}
+GONE = {f"--{name.replace('_', '-')}": f"give --set {name}=VALUE" for name in OLD_SETTINGS}
 # What may differ between the runs that make one recording.
 FREE_OPTIONS = ("out", "workers", "view")
 
@@ -104,7 +107,15 @@ def record_jobs(jobs: list[ShardJob], options: RecordOptions, bar: "tqdm[Any]") 
 
 
 def _fixed_options(options: RecordOptions) -> dict[str, Any]:
-    return {name: value for name, value in options_to_json(options).items() if name not in FREE_OPTIONS}
+    fixed = {name: value for name, value in options_to_json(options).items() if name not in FREE_OPTIONS}
+    return fixed | {"set": sorted(options.set)}
+
+
+def _upgrade(options: dict[str, Any]) -> dict[str, Any]:
+    """Return the options of an older recording as they are said now."""
+    old = {name: options.pop(name) for name in OLD_SETTINGS if name in options}
+    chosen = sorted(f"{name}={value}" for name, value in old.items() if value != OLD_SETTINGS[name])
+    return {"depth": False, "set": chosen} | options
 
 
 def open_recording(options: RecordOptions) -> list[ShardJob]:
@@ -123,7 +134,7 @@ def open_recording(options: RecordOptions) -> list[ShardJob]:
         raise StorageError(f"cannot make folder {options.out}: {error.strerror}; choose another --out") from error
     if description.exists() and has_shards:
         try:
-            found = {"depth": False} | json.loads(description.read_text())["options"]  # older ones do not say
+            found = _upgrade(json.loads(description.read_text())["options"])
         except (ValueError, KeyError, TypeError) as error:
             raise DataError(f"{description} is damaged: delete the folder, or record into another --out") from error
         names = sorted(given.keys() | found.keys())
@@ -150,7 +161,7 @@ def _is_recorded(job: ShardJob, options: RecordOptions) -> bool:
     except DataError as error:
         warnings.warn(f"recording it again: {error}", stacklevel=2)
         return False
-    return [(e.seed, e.maze_seed) for e in episodes] == [
+    return [(e.seed, e.scene_seed) for e in episodes] == [
         episode_seeds(options.seed, episode, job.split)[:2] for episode in job.episodes
     ]
 
@@ -182,7 +193,7 @@ def record(options: RecordOptions) -> dict[str, Any]:
 
 def main() -> None:
     """Read the options, record, print the totals as JSON."""
-    print(json.dumps(record(parse_options(RecordOptions, "python -m train.record"))))
+    print(json.dumps(record(parse_options(RecordOptions, "python -m train.record", gone=GONE))))
 
 
 if __name__ == "__main__":

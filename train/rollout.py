@@ -15,7 +15,7 @@ import torch
 from tqdm import tqdm
 
 from envs.data.episodes import open_shards
-from envs.dream import ACTION_SETS
+from envs.dream import find_world
 from envs.player.headless import parse_actions
 from envs.player.video import VideoWriter
 from train.core.options import parse_options, run_program
@@ -23,7 +23,7 @@ from train.data.clips import list_episodes
 from train.data.rollouts import read_pieces, spread_over
 from worldmodel.analysis.metrics import squared_error, to_psnr
 from worldmodel.checkpoint import load_openings
-from worldmodel.errors import CheckpointError, ConfigError, SeedError
+from worldmodel.errors import ConfigError, SeedError
 from worldmodel.windows import Schedule, Window, parse_schedule
 from worldmodel.world import WorldModel
 
@@ -112,10 +112,8 @@ def choose_start(model: WorldModel, options: RolloutOptions) -> tuple[torch.Tens
     known = longest if options.context is None else options.context
     if known > longest:
         raise ConfigError(f"--context {known} is longer than the world's openings, {longest} frames; give --data")
-    name = str(model.info.get("world", "LabMaze"))
-    if name not in ACTION_SETS:
-        raise CheckpointError(f"{options.checkpoint} dreams of {name!r}; known worlds: {sorted(ACTION_SETS)}")
-    chosen: Iterator[int] = parse_actions(options.actions or "random", ACTION_SETS[name], options.seed)
+    world = find_world(model.info, options.checkpoint)
+    chosen: Iterator[int] = parse_actions(options.actions or "random", world.actions, options.seed)
     actions = openings["actions"][row : row + 1, longest - known :].long()
     to_come = torch.tensor([list(islice(chosen, options.frames))])
     return openings["frames"][row : row + 1, longest - known :], torch.cat([actions, to_come], 1), None
@@ -165,7 +163,7 @@ def run_rollout(options: RolloutOptions) -> torch.Tensor:
         num_init_steps=options.init_steps,
         memory_frames=options.memory,
     )
-    fps = float(model.info.get("fps", 15))
+    fps = float(model.info.get("fps") or find_world(model.info, options.checkpoint).fps)
     lines = describe_schedule(schedule.name, window, model.config.num_steps, model.config.num_init_steps, fps)
     print("\n".join(lines), flush=True)
     context, actions, truth = choose_start(model, options)

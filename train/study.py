@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from envs.actions import find_motions
 from envs.data.episodes import open_shards
+from envs.worlds.registry import find_motions
 from train.accumulation import AccumulationOptions, measure_accumulation
 from train.codec import CodecOptions, train_codec
 from train.core.loop import STATE_FILE, start_machine
@@ -45,6 +45,7 @@ from worldmodel.windows import parse_schedule
 from worldmodel.world import WorldModel
 
 TRUNK = "trunk"
+STUDY_SETTINGS = ("palette=plain", "size=5", "max_wall_run=5", "num_targets=0")  # of LabMaze
 MODEL_FREE, MODEL_BOUND = ("copy_last", "truth", "codec"), ("short_memory", "shuffled_memory")
 RENDER = ObjectiveConfig()
 # A frame that shows through its noise needs no memory: here most frames in flight are pure noise, and count.
@@ -178,11 +179,8 @@ def prepare_data(options: StudyOptions) -> tuple[Path, Path, Path]:
                 out=folder,
                 episodes=options.episodes,
                 length=options.length,
-                palette="plain",
                 image_size=32,
-                size=5,
-                max_wall_run=5,
-                num_targets=0,
+                set=STUDY_SETTINGS,
                 test_fraction=test_fraction,
                 seed=options.seed + seed,
             )
@@ -208,7 +206,8 @@ def train_network(
     """Train the trunk (structure None) or a structure on it, unless its folder says that this is done."""
     if (out / "denoiser_training.json").is_file():
         return
-    has_motions = bool(find_motions(open_shards(data)[0].action_names))
+    shard = open_shards(data)[0]
+    has_motions = bool(find_motions(shard.world, shard.action_names))
     memory_frames = structure.memory_frames if structure else 1
     clip = options.clip_frames if memory_frames < options.clip_frames else options.own_clip_frames
     batch_size = max(1, round(options.batch_size * options.clip_frames / clip))

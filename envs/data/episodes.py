@@ -3,54 +3,43 @@
 Owns: the layout of a shard, writing one (all or nothing), checking and reading it, and the alignment of actions and
 frames. Does not know how episodes come about, which policy played them, or what a model does with them.
 
-Layout: group `episode_00000` and on, with the datasets of `FIELDS`; the file carries `format`, `version`, `world`,
-`action_names`, `image_size`, `alignment`, `settings` and `split`, an episode `seed`, `maze_seed`, `world` and `policy`.
+Layout: group `episode_00000` and on, with a dataset for each recorded field; the file carries `format`, `version`,
+`world`, `action_names`, `fields` (name -> dtype, axis, number of axes), `image_size`, `alignment`, `settings` and
+`split`, an episode `seed`, `scene_seed` and `policy`. Version 1 declared no fields and said `maze_seed`; it is read.
 """
 
 import json
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Any, NamedTuple
+from types import MappingProxyType, TracebackType
+from typing import Any
 
 import h5py
 import numpy as np
 
+from envs.fields import CORE_FIELDS, DEPTH, POSE, Field
 from worldmodel.errors import ConfigError, DataError, ShapeError, StateError
 from worldmodel.files import write_file
 
 FORMAT = "worldmodel-episodes"
-VERSION = 1
+VERSION, OLD_VERSION = 2, 1
 ALIGNMENT = "action[t] leads from frame[t] to frame[t+1]"
 SPLITS = ("train", "test")
-RECORD_COMMAND = "python -m train.record --world LabMaze --episodes 100 --length 480 --out DIR"
+RECORD_COMMAND = "python -m train.record --world NAME --episodes 100 --length 480 --out DIR"
 
 
-class Field(NamedTuple):
-    """What one dataset of an episode must be: `axis` is "frame" (T+1 rows), "step" (T rows) or "episode" (any rows)."""
-
-    dtype: str
-    axis: str
-    ndim: int
-    is_required: bool
-
-
-FIELDS: dict[str, Field] = {
-    "frames": Field("uint8", "frame", 4, True),
-    "actions": Field("uint8", "step", 1, True),
-    "rewards": Field("float32", "step", 1, True),
-    "terminated": Field("bool", "step", 1, True),
-    "truncated": Field("bool", "step", 1, True),
-    "pose": Field("float32", "frame", 2, False),
-    "depth": Field("float16", "frame", 3, False),
-    "blocked": Field("bool", "step", 1, False),
-    "layout": Field("uint8", "episode", 2, False),
-    "wall_textures": Field("uint8", "episode", 2, False),
-    "floor_textures": Field("uint8", "episode", 2, False),
-    "targets": Field("float32", "episode", 2, False),
+V1_FIELDS: dict[str, Field] = CORE_FIELDS | {
+    "pose": POSE,
+    "depth": DEPTH,
+    "blocked": Field("bool", "step", 1),
+    "layout": Field("uint8", "episode", 2),
+    "wall_textures": Field("uint8", "episode", 2),
+    "floor_textures": Field("uint8", "episode", 2),
+    "targets": Field("float32", "episode", 2),
 }
+"""What shards of version 1 may hold: they do not say."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +50,7 @@ class EpisodeInfo:
     key: str
     num_frames: int
     seed: int
-    maze_seed: int
+    scene_seed: int
     policy: str
     fields: tuple[str, ...]
 
@@ -82,15 +71,19 @@ class ShardInfo:
     action_names: tuple[str, ...]
     settings: dict[str, Any]
     episodes: tuple[EpisodeInfo, ...]
+    fields: dict[str, Field]
 
 
-def check_arrays(arrays: dict[str, Any], image_size: int, num_actions: int) -> int:
-    """Check the arrays (or HDF5 datasets) of one episode against `FIELDS` and each other.
+def check_arrays(
+    arrays: dict[str, Any], image_size: int, num_actions: int, fields: Mapping[str, Field] = V1_FIELDS
+) -> int:
+    """Check the arrays (or HDF5 datasets) of one episode against the fields declared for them and each other.
 
     Args:
         arrays: field name -> array with `dtype` and `shape`.
         image_size: height and width that frames must have, pixels.
         num_actions: actions must be below this (checked for in-memory arrays only).
+        fields: what may be there; default what shards of version 1 may hold.
 
     Returns:
         The number of steps T, at least 1.
@@ -98,15 +91,15 @@ def check_arrays(arrays: dict[str, Any], image_size: int, num_actions: int) -> i
     Raises:
         ShapeError: a field is missing, unknown, or of another dtype or shape than the rest implies.
     """
-    missing = [name for name, field in FIELDS.items() if field.is_required and name not in arrays]
-    unknown = [name for name in arrays if name not in FIELDS]
+    missing = [name for name, field in fields.items() if field.is_required and name not in arrays]
+    unknown = [name for name in arrays if name not in fields]
     if missing or unknown:
-        raise ShapeError(f"episode fields missing: {missing}, unknown: {unknown}; accepted: {sorted(FIELDS)}")
+        raise ShapeError(f"episode fields missing: {missing}, unknown: {unknown}; accepted: {sorted(fields)}")
     num_steps = int(arrays["actions"].shape[0]) if arrays["actions"].ndim else 0
     if num_steps < 1:
         raise ShapeError(f"an episode needs at least one action; got actions of shape {arrays['actions'].shape}")
     for name, array in arrays.items():
-        field = FIELDS[name]
+        field = fields[name]
         rows = {"frame": num_steps + 1, "step": num_steps}.get(field.axis)
         if array.dtype != np.dtype(field.dtype) or array.ndim != field.ndim or (rows and array.shape[0] != rows):
             raise ShapeError(
@@ -142,33 +135,55 @@ class ShardWriter:
         image_size: int,
         settings: dict[str, Any],
         split: str,
+        fields: Mapping[str, Field] = MappingProxyType({}),
+        action_dtype: str = "uint8",
     ) -> None:
+        """Begin a shard.
+
+        Args:
+            path: the file.
+            world: name of the world, as `envs.worlds.registry` has it.
+            action_names: of its actions.
+            image_size: height and width of frames, pixels.
+            settings: what the world was made with.
+            split: "train" or "test".
+            fields: what may be recorded beside `CORE_FIELDS`.
+            action_dtype: type of actions, an unsigned integer type of NumPy.
+
+        Raises:
+            ConfigError: the split or the type is not accepted.
+        """
         if split not in SPLITS:
             raise ConfigError(f"split must be one of {SPLITS}; got {split!r}")
+        if np.dtype(action_dtype).kind != "u":
+            raise ConfigError(f"action_dtype must be an unsigned integer type; got {action_dtype!r}")
         self.path, self.image_size, self.num_actions, self.world = path, image_size, len(action_names), world
+        actions = CORE_FIELDS["actions"]._replace(dtype=action_dtype)
+        self.fields = CORE_FIELDS | dict(fields) | {"actions": actions}
         self._num_episodes = 0
         self._file = h5py.File(path.name, "w", driver="core", backing_store=False)
         header = {"format": FORMAT, "version": VERSION, "world": world, "action_names": json.dumps(list(action_names))}
         header |= {"image_size": image_size, "alignment": ALIGNMENT, "settings": json.dumps(settings), "split": split}
+        header["fields"] = json.dumps({name: list(field) for name, field in self.fields.items()})
         self._file.attrs.update(header)
 
-    def write(self, arrays: dict[str, np.ndarray], *, seed: int, maze_seed: int, policy: str) -> None:
+    def write(self, arrays: dict[str, np.ndarray], *, seed: int, scene_seed: int, policy: str) -> None:
         """Add one episode.
 
         Args:
-            arrays: the fields of `FIELDS`, with T steps and T + 1 frames.
+            arrays: `CORE_FIELDS` and any of the declared ones, with T steps and T + 1 frames.
             seed: the seed given to the environment's reset.
-            maze_seed: the seed of its maze.
+            scene_seed: the seed of its scene.
             policy: who played.
 
         Raises:
             ShapeError: an array is missing or does not fit the others or the shard.
         """
-        check_arrays(arrays, self.image_size, self.num_actions)
+        check_arrays(arrays, self.image_size, self.num_actions, self.fields)
         group = self._file.create_group(f"episode_{self._num_episodes:05d}")
-        group.attrs.update({"seed": seed, "maze_seed": maze_seed, "world": self.world, "policy": policy})
+        group.attrs.update({"seed": seed, "scene_seed": scene_seed, "policy": policy})
         for name, array in arrays.items():
-            if name in ("frames", "depth"):
+            if self.fields[name].axis == "frame" and array.ndim > 2:
                 chunks = (min(8, len(array)), *array.shape[1:])
                 group.create_dataset(
                     name, data=array, chunks=chunks, compression="gzip", compression_opts=1, fletcher32=True
@@ -194,6 +209,13 @@ class ShardWriter:
             self._file.close()
 
 
+def declared_fields(file: h5py.File) -> dict[str, Field]:
+    """Return what an open shard may hold, by its own declaration."""
+    if int(file.attrs["version"]) == OLD_VERSION:
+        return V1_FIELDS
+    return {name: Field(*row) for name, row in json.loads(file.attrs["fields"]).items()}
+
+
 def read_shard(path: Path) -> ShardInfo:
     """Read and check the header and the dataset shapes of one shard.
 
@@ -202,23 +224,26 @@ def read_shard(path: Path) -> ShardInfo:
     """
     try:
         with h5py.File(path, "r") as file:
-            if file.attrs.get("format") != FORMAT or int(file.attrs.get("version", 0)) != VERSION:
+            version = int(file.attrs.get("version", 0))
+            if file.attrs.get("format") != FORMAT or version not in (VERSION, OLD_VERSION):
                 found = f"{file.attrs.get('format')!r} version {file.attrs.get('version')}"
                 raise DataError(f"{path} is {found}; expected {FORMAT!r} version {VERSION}: record it again")
             if file.attrs["alignment"] != ALIGNMENT:
                 raise DataError(f"{path} has alignment {file.attrs['alignment']!r}; expected {ALIGNMENT!r}: convert it")
             image_size, names = int(file.attrs["image_size"]), tuple(json.loads(file.attrs["action_names"]))
+            fields, seed_name = declared_fields(file), "scene_seed" if version == VERSION else "maze_seed"
             episodes = []
             for key in sorted(file):
                 group = file[key]
-                num_steps = check_arrays(dict(group.items()), image_size, len(names))
-                seeds = int(group.attrs["seed"]), int(group.attrs["maze_seed"])
+                num_steps = check_arrays(dict(group.items()), image_size, len(names), fields)
+                seeds = int(group.attrs["seed"]), int(group.attrs[seed_name])
                 policy = str(group.attrs["policy"])
                 episodes.append(EpisodeInfo(path, key, num_steps + 1, *seeds, policy, tuple(group)))
             if not episodes:
                 raise DataError(f"{path} holds no episode: delete it and record again")
             world, split = str(file.attrs["world"]), str(file.attrs["split"])
-            return ShardInfo(path, world, split, image_size, names, json.loads(file.attrs["settings"]), tuple(episodes))
+            settings = json.loads(file.attrs["settings"])
+            return ShardInfo(path, world, split, image_size, names, settings, tuple(episodes), fields)
     except (OSError, RuntimeError, KeyError, ValueError, TypeError, AttributeError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise DataError(f"{path} is damaged or truncated ({reason}): delete it and record again") from error
@@ -292,7 +317,7 @@ def read_episode(
         info: the episode.
         start: first frame.
         stop: one past the last frame; None: to the end.
-        fields: names from `FIELDS`.
+        fields: names of fields.
 
     Returns:
         Per-frame fields with stop - start rows (frames: uint8 (n, H, W, 3)), per-step fields with one row fewer
@@ -311,7 +336,8 @@ def read_episode(
     windows = {"frame": slice(start, stop), "step": slice(start, stop - 1), "episode": slice(None)}
     try:
         with h5py.File(info.path, "r") as file:
-            return {name: file[info.key][name][windows[FIELDS[name].axis]] for name in fields}
-    except (OSError, RuntimeError, KeyError) as error:
+            declared = declared_fields(file)
+            return {name: file[info.key][name][windows[declared[name].axis]] for name in fields}
+    except (OSError, RuntimeError, KeyError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise DataError(f"{info.path}, {info.key}: cannot read ({reason}): delete it and record again") from error

@@ -23,7 +23,7 @@ DEFAULT_VIDEO_SIDE = 256
 
 
 class PlayableEnv(Protocol):
-    """What of `gymnasium.Env` play needs, and the action set that all our environments have."""
+    """What of `gymnasium.Env` play needs, and the action set that most of our environments have."""
 
     action_set: ActionSet
     metadata: dict[str, Any]
@@ -77,16 +77,19 @@ class PlaySession:
             `num_steps`, `engine` and `device` are read from it where it has them.
         seed: seed of the first dream, at least 0.
         fps: steps a second of play and of videos; None takes the environment's own.
+        actions: what the environment takes; None takes its own `action_set`.
 
     Raises:
         SeedError: the seed is negative.
     """
 
-    def __init__(self, env: PlayableEnv, seed: int = 0, fps: float | None = None) -> None:
+    def __init__(
+        self, env: PlayableEnv, seed: int = 0, fps: float | None = None, actions: ActionSet | None = None
+    ) -> None:
         self.env = env
         own_fps = getattr(env, "fps", None) or env.metadata.get("render_fps") or DEFAULT_FPS
         self.fps = float(own_fps if fps is None else fps)
-        self.action_set = env.action_set
+        self.action_set = env.action_set if actions is None else actions
         self._video: VideoWriter | None = None
         self.view = self.reset(seed)
 

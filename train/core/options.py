@@ -6,29 +6,40 @@ Owns: parsing, saving and the one-line error exit of every program. Does not kno
 import dataclasses
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 import tyro
 
-from worldmodel.errors import WorldModelError
+from worldmodel.errors import ConfigError, WorldModelError
 from worldmodel.files import write_file
 
 Options = TypeVar("Options")
 
 
-def parse_options(kind: type[Options], program: str, arguments: Sequence[str] | None = None) -> Options:
+def parse_options(
+    kind: type[Options],
+    program: str,
+    arguments: Sequence[str] | None = None,
+    gone: Mapping[str, str] = MappingProxyType({}),
+) -> Options:
     """Read an options dataclass from the command line; its docstrings become the help.
 
     Args:
         kind: a dataclass type.
         program: how the program is started, for the help text.
         arguments: the words to read; None: those of the process.
+        gone: options that there were once, and what took their place.
 
     Raises:
         SystemExit: help was asked for, or a word is not understood (tyro says which).
+        ConfigError: an option is gone; says what took its place.
     """
+    for word in sys.argv[1:] if arguments is None else arguments:
+        if (name := word.partition("=")[0]) in gone:
+            raise ConfigError(f"{name} is gone: {gone[name]}")
     return tyro.cli(kind, prog=program, args=arguments)
 
 

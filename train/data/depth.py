@@ -12,8 +12,8 @@ import torch
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from envs.actions import find_motions
 from envs.data.episodes import EpisodeInfo, ShardInfo, read_episode
+from envs.worlds.registry import find_motions
 from train.data.clips import list_episodes
 from train.losses.photometric import complete_poses, window_means
 from worldmodel.errors import DataError
@@ -43,13 +43,13 @@ def read_poses(pose: np.ndarray, where: str) -> torch.Tensor:
     return complete_poses(torch.where(is_angle, poses * (math.pi / 180), poses))
 
 
-def reckon_poses(actions: np.ndarray, action_names: tuple[str, ...]) -> torch.Tensor:
-    """Return poses float32 (T + 1, 5) that follow from actions (T,) and their motions, from the origin.
+def reckon_poses(actions: np.ndarray, world: str, action_names: tuple[str, ...]) -> torch.Tensor:
+    """Return poses float32 (T + 1, 5) that follow from actions (T,) of a world and their motions, from the origin.
 
     Raises:
         DataError: the motions of these actions are not known.
     """
-    motions = find_motions(action_names)
+    motions = find_motions(world, action_names)
     if not motions:
         raise DataError(
             f"depth is learned from frames and the poses they were seen from; the recording has no pose, and what its "
@@ -125,7 +125,7 @@ class DepthData:
             if "pose" in arrays:
                 found = read_poses(arrays["pose"], where)
             else:
-                found = reckon_poses(arrays["actions"], shards[0].action_names)
+                found = reckon_poses(arrays["actions"], shards[0].world, shards[0].action_names)
                 if "blocked" in arrays:
                     is_stopped = torch.from_numpy(arrays["blocked"])
             poses.append(found)

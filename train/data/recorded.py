@@ -10,13 +10,12 @@ import numpy as np
 
 from envs.data.episodes import ShardInfo, read_episode
 from envs.player.video import VideoWriter
+from envs.worlds.registry import get_world
 from train.reports.sheets import caption_frame, save_picture, tile_frames
-
-STEPS_PER_SECOND = 15
 
 
 def summarize(shards: list[ShardInfo]) -> dict[str, Any]:
-    """Return the totals of a recording: episodes, mazes, frames, rewards, endings, the share of each action."""
+    """Return the totals of a recording: episodes, scenes, frames, rewards, endings, the share of each action."""
     counts = np.zeros(len(shards[0].action_names), np.int64)
     rewards, num_terminated = 0.0, 0
     episodes = [episode for shard in shards for episode in shard.episodes]
@@ -29,7 +28,7 @@ def summarize(shards: list[ShardInfo]) -> dict[str, Any]:
         "shards": len(shards),
         "episodes": len(episodes),
         "test_episodes": sum(len(shard.episodes) for shard in shards if shard.split == "test"),
-        "mazes": len({episode.maze_seed for episode in episodes}),
+        "scenes": len({episode.scene_seed for episode in episodes}),
         "frames": sum(episode.num_frames for episode in episodes),
         "rewards": rewards,
         "terminated_episodes": num_terminated,
@@ -58,6 +57,6 @@ def show(shards: list[ShardInfo], path: Path) -> None:
     if not is_video:
         save_picture(path, tile_frames(rows))
         return
-    with VideoWriter(path, STEPS_PER_SECOND) as video:
+    with VideoWriter(path, get_world(shards[0].world).fps) as video:
         for t in range(max(len(row) for row in rows)):
             video.add(tile_frames([[row[min(t, len(row) - 1)] for row in rows]]))

@@ -1,13 +1,15 @@
 """What a recording is: its options, which episode goes into which shard with which seeds, and how one is played.
 
 Owns: the plan and the making of one shard. Does not know how a shard is laid out (`envs.data.episodes`), how the world
-works (a Gymnasium id), how the player moves (`envs.worlds.labmaze.explorer`), or who runs the plan (`train.record`).
+works, what of it is recorded and who plays it (`envs.worlds`), or who runs the plan (`train.record`).
 
-An episode follows from the seed and its own number alone, so a recording is the same for any number of workers. A maze
-seed that 16 divides is a test maze, in this and every other recording: no training set holds it.
+An episode follows from the seed and its own number alone, so a recording is the same for any number of workers. A scene
+seed that 16 divides is a test scene, in this and every other recording: no training set holds it.
 """
 
+import dataclasses
 import os
+import typing
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,15 +17,14 @@ from typing import Any
 
 import gymnasium
 import numpy as np
-from gymnasium.envs.registration import load_env_creator
 
-import envs  # noqa: F401  registers the worlds
-from envs.actions import LABMAZE_ACTIONS
 from envs.data.episodes import SPLITS, ShardWriter
-from envs.worlds.labmaze.explorer import Explorer
+from envs.fields import AXES, CORE_FIELDS
+from envs.worlds.base import World
+from envs.worlds.registry import find_name, get_world
 from worldmodel.errors import ConfigError, SeedError
 
-TEST_MAZE_DIVISOR = 16
+TEST_SCENE_DIVISOR = 16
 
 
 @dataclass(frozen=True)
@@ -33,29 +34,23 @@ class RecordOptions:
     out: Path
     """Folder of the shards; made if missing."""
     world: str = "LabMaze"
-    """World to record, as in the Gymnasium id Real/<world>-v0."""
+    """World to record: a name (a wrong one lists those there are), or module:class of your own."""
     episodes: int = 100
-    """How many episodes; each has a maze of its own. 0 records nothing and only shows (--view) what is there."""
+    """How many episodes; each has a scene of its own. 0 records nothing and only shows (--view) what is there."""
     length: int = 480
-    """Most steps of an episode (15 a second)."""
+    """Most steps of an episode."""
     workers: int = field(default_factory=lambda: os.cpu_count() or 1)
     """Processes that record side by side; 1 records in this process. The recording does not depend on it."""
     seed: int = 0
     """Seed of the recording."""
-    palette: str = "classic"
-    """Textures of the world: classic, full or plain."""
     image_size: int = 64
     """Height and width of a frame in pixels."""
-    size: int = 9
-    """Cells of the maze on a side, walls included."""
-    max_wall_run: int | None = None
-    """Most blocks that one wall texture covers in a straight run; default what the world takes."""
-    num_targets: int | None = None
-    """Targets of a maze; default what the world takes."""
+    set: tuple[str, ...] = ()
+    """Settings of the world, such as size=9 num_targets=8; a wrong one lists those there are."""
     depth: bool = False
     """Record how far away what each frame shows is as well; for worlds that can tell."""
     test_fraction: float = 0.05
-    """Share of the episodes recorded in test mazes."""
+    """Share of the episodes recorded in test scenes."""
     episodes_per_shard: int = 8
     """Episodes in one file."""
     view: Path | None = None
@@ -72,6 +67,7 @@ class RecordOptions:
             raise ConfigError(f"test fraction must be at least 0 and below 1; got {self.test_fraction}")
         if self.view is not None and self.view.suffix.lower() not in (".png", ".mp4"):
             raise ConfigError(f"view must name a .png or .mp4 file; got {str(self.view)!r}")
+        object.__setattr__(self, "world", find_name(self.world))
 
 
 @dataclass(frozen=True)
@@ -83,17 +79,17 @@ class ShardJob:
     episodes: tuple[int, ...]
 
 
-def is_test_maze(maze_seed: int) -> bool:
-    """Return whether a maze is kept for testing, in every recording."""
-    return maze_seed % TEST_MAZE_DIVISOR == 0
+def is_test_scene(scene_seed: int) -> bool:
+    """Return whether a scene is kept for testing, in every recording."""
+    return scene_seed % TEST_SCENE_DIVISOR == 0
 
 
 def episode_seeds(seed: int, episode: int, split: str) -> tuple[int, int, int]:
-    """Return (environment seed, maze seed, player seed) of an episode, each below 2**31."""
+    """Return (environment seed, scene seed, player seed) of an episode, each below 2**31."""
     state = np.random.SeedSequence([seed, episode]).generate_state(4)
     env_seed, block, rest, player_seed = (int(value) % 2**31 for value in state)
-    offset = 0 if split == "test" else 1 + rest % (TEST_MAZE_DIVISOR - 1)
-    return env_seed, block // TEST_MAZE_DIVISOR * TEST_MAZE_DIVISOR + offset, player_seed
+    offset = 0 if split == "test" else 1 + rest % (TEST_SCENE_DIVISOR - 1)
+    return env_seed, block // TEST_SCENE_DIVISOR * TEST_SCENE_DIVISOR + offset, player_seed
 
 
 def plan_shards(options: RecordOptions) -> list[ShardJob]:
@@ -112,82 +108,102 @@ def plan_shards(options: RecordOptions) -> list[ShardJob]:
     return [job for _, job in sorted(placed, key=lambda item: item[0])]
 
 
+def read_settings(world: World, given: tuple[str, ...]) -> dict[str, Any]:
+    """Return settings of a world from texts NAME=VALUE, with the types that the world declares.
+
+    Raises:
+        ConfigError: no such setting, or not a value of its type.
+    """
+    hints = typing.get_type_hints(world.Settings)
+    accepted = ", ".join(hints) or "none"
+    settings: dict[str, Any] = {}
+    for text in given:
+        name, equals, value = text.partition("=")
+        if not equals or name not in hints:
+            raise ConfigError(f"--set {text!r} is not accepted; settings of {world.name} (NAME=VALUE): {accepted}")
+        kinds = [kind for kind in (typing.get_args(hints[name]) or (hints[name],)) if kind is not type(None)]
+        settings[name] = _read_value(text, value, kinds[0])
+    made = world.Settings(**settings)
+    return {name: value for name, value in dataclasses.asdict(made).items() if value is not None}
+
+
+def _read_value(text: str, value: str, kind: type) -> Any:
+    if kind is bool:
+        if value.lower() not in ("true", "false"):
+            raise ConfigError(f"--set {text!r}: give true or false")
+        return value.lower() == "true"
+    try:
+        return kind(value)
+    except ValueError as error:
+        raise ConfigError(f"--set {text!r}: {error}") from error
+
+
+def world_settings(options: RecordOptions) -> dict[str, Any]:
+    """Return the arguments that the world is made with. Errors as `read_settings`."""
+    fixed = {"image_size": options.image_size, "max_episode_steps": options.length}
+    return fixed | read_settings(get_world(options.world), options.set)
+
+
 def make_world(options: RecordOptions) -> gymnasium.Env[Any, Any]:
     """Make the real world; not through `gymnasium.make`, whose wrappers would cut episodes at a length of their own.
 
     Raises:
-        ConfigError: no such world, or the world does not accept an option.
+        ConfigError: the world does not accept a setting.
         MissingPackageError: a package of the world is not installed.
     """
-    worlds = [name.removeprefix("Real/").removesuffix("-v0") for name in gymnasium.registry if name.startswith("Real/")]
-    if options.world not in worlds:
-        raise ConfigError(f"unknown world {options.world!r}; use one of {worlds}")
-    spec = gymnasium.spec(f"Real/{options.world}-v0")
-    creator: Any = load_env_creator(spec.entry_point) if isinstance(spec.entry_point, str) else spec.entry_point
-    env: gymnasium.Env[Any, Any] = creator(**world_settings(options))
-    return env
-
-
-def world_settings(options: RecordOptions) -> dict[str, Any]:
-    """Return the arguments that the world is made with."""
-    chosen = {"max_wall_run": options.max_wall_run, "num_targets": options.num_targets}
-    return {
-        "size": options.size,
-        "image_size": options.image_size,
-        "palette": options.palette,
-        "max_episode_steps": options.length,
-        **{name: value for name, value in chosen.items() if value is not None},
-    }
+    return get_world(options.world).make(**world_settings(options))
 
 
 def record_episode(
+    world: World,
     env: gymnasium.Env[Any, Any],
     seeds: tuple[int, int, int],
     report: Callable[[int], None],
     with_depth: bool = False,
-) -> dict[str, np.ndarray]:
-    """Play one episode to its end and return its arrays, as `envs.data.episodes.FIELDS` has them.
+) -> tuple[dict[str, np.ndarray], str]:
+    """Play one episode to its end.
 
     Args:
-        env: a world that truncates its episodes.
-        seeds: of the environment, the maze and the player.
+        world: of the environment.
+        env: truncates its episodes.
+        seeds: of the environment, the scene and the player.
         report: called with the number of frames made since the last call.
-        with_depth: record depth as well, by the world's `render_depth`.
+        with_depth: record the field "depth" as well.
+
+    Returns:
+        the arrays, `envs.fields.CORE_FIELDS` and those of the world, and the name of who played.
 
     Raises:
-        ConfigError: depth is asked for and the world has no `render_depth`.
+        ConfigError: depth is asked for and the world has none.
     """
-    render_depth = getattr(env.unwrapped, "render_depth", None) if with_depth else None
-    if with_depth and render_depth is None:
-        raise ConfigError(f"{type(env.unwrapped).__name__} cannot tell depth: record without --depth")
-    env_seed, maze_seed, player_seed = seeds
-    frame, info = env.reset(seed=env_seed, options={"maze_seed": maze_seed})
-    player = Explorer(np.random.default_rng(player_seed))
-    episode = {name: np.asarray(info[name]) for name in ("layout", "wall_textures", "floor_textures", "targets")}
+    if with_depth and "depth" not in world.fields:
+        raise ConfigError(f"{world.name} cannot tell depth: record without --depth")
+    fields = {name: field for name, field in world.fields.items() if with_depth or name != "depth"}
+    names = {axis: [name for name, field in fields.items() if field.axis == axis] for axis in AXES}
+    env_seed, scene_seed, player_seed = seeds
+    player = world.policy(np.random.default_rng(player_seed))
+
+    frame, info = env.reset(seed=env_seed, options={"scene_seed": scene_seed})
+    whole = world.observe(env, info, names["episode"])
+    columns: dict[str, list[Any]] = {name: [] for name in (*CORE_FIELDS, *names["frame"], *names["step"])}
+
+    def keep(values: dict[str, Any]) -> None:
+        for name, value in values.items():
+            columns[name].append(value)
+
+    keep({"frames": frame} | world.observe(env, info, names["frame"]))
     report(1)
-    frames, poses = [frame], [info["pose"]]
-    depths = [] if render_depth is None else [render_depth()]
-    steps: dict[str, list[Any]] = {name: [] for name in ("actions", "rewards", "terminated", "truncated", "blocked")}
     is_over = False
     while not is_over:
         action = player.act(info)
         frame, reward, is_terminated, is_truncated, info = env.step(action)
-        frames.append(frame)
-        poses.append(info["pose"])
-        if render_depth is not None:
-            depths.append(render_depth())
-        values = (action, reward, is_terminated, is_truncated, info["is_blocked"])
-        for name, value in zip(steps, values, strict=True):
-            steps[name].append(value)
+        keep({"actions": action, "rewards": reward, "terminated": is_terminated, "truncated": is_truncated})
+        keep({"frames": frame} | world.observe(env, info, [*names["frame"], *names["step"]]))
         is_over = is_terminated or is_truncated
         report(1)
-    kinds = {"actions": np.uint8, "rewards": np.float32}
-    episode |= {name: np.array(values, kinds.get(name, np.bool_)) for name, values in steps.items()}
-    episode["frames"] = np.stack(frames)
-    episode["pose"] = np.stack(poses).astype(np.float32)
-    if depths:
-        episode["depth"] = np.stack(depths).astype(np.float16)
-    return episode
+    columns |= whole
+    kinds = CORE_FIELDS | fields
+    return {name: np.asarray(values).astype(kinds[name].dtype) for name, values in columns.items()}, player.name
 
 
 def record_shard(
@@ -198,15 +214,17 @@ def record_shard(
     Raises:
         StorageError: the disk is full or the folder cannot be written.
     """
+    world = get_world(options.world)
     with ShardWriter(
         options.out / job.name,
         world=options.world,
-        action_names=LABMAZE_ACTIONS.names,
+        action_names=world.actions.names,
         image_size=options.image_size,
         settings=world_settings(options),
         split=job.split,
+        fields=world.fields,
     ) as writer:
         for episode in job.episodes:
             seeds = episode_seeds(options.seed, episode, job.split)
-            arrays = record_episode(env, seeds, report, options.depth)
-            writer.write(arrays, seed=seeds[0], maze_seed=seeds[1], policy=Explorer.name)
+            arrays, player = record_episode(world, env, seeds, report, options.depth)
+            writer.write(arrays, seed=seeds[0], scene_seed=seeds[1], policy=player)

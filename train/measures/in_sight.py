@@ -13,7 +13,8 @@ import numpy as np
 import torch
 
 from envs.worlds.labmaze.revisit import RealMaze
-from envs.worlds.labmaze.scene import FOV_DEG, SKY_DEPTH
+from envs.worlds.labmaze.scene import SKY_DEPTH
+from envs.worlds.labmaze.spec import VIEW_DEG
 from train.data.rollouts import Piece
 from worldmodel.analysis.bootstrap import draw_weights, find_interval
 from worldmodel.analysis.metrics import to_psnr
@@ -34,7 +35,7 @@ def find_sources(
     pose: np.ndarray,
     context_depths: np.ndarray,
     context_poses: np.ndarray,
-    fov_deg: float = FOV_DEG,
+    fov_deg: float = VIEW_DEG,
     sky_depth: float = SKY_DEPTH,
 ) -> np.ndarray:
     """Find where each pixel of a frame was to be seen before.

@@ -50,7 +50,7 @@ def _read_others(batch: Sequence[NeedleCase], length: int, everyone: Sequence[Ne
     rng = np.random.default_rng([seed, 5, batch[0].frame])
     pieces = []
     for case in batch:
-        donors = [o.episode for o in everyone if o.episode.maze_seed != case.episode.maze_seed]
+        donors = [o.episode for o in everyone if o.episode.scene_seed != case.episode.scene_seed]
         donors = [episode for episode in donors if episode.num_frames >= length]
         if not donors:
             raise DataError(
@@ -215,6 +215,6 @@ def measure_needle(
         "controls": {name: summarize(distances, judge(shown[name](), truth, cases, classifier)) for name in controls},
         "constant_guess": guess_constant(cases),
         "cases": len(cases),
-        "mazes": len({case.episode.maze_seed for case in cases}),
+        "mazes": len({case.episode.scene_seed for case in cases}),
         "meanings": MEANINGS,
     }

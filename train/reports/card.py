@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from envs.data.episodes import ShardInfo
+from envs.worlds.registry import get_world
 from train.codec import CodecOptions
 from train.data.recorded import summarize
 from train.data.recording import RecordOptions
@@ -22,10 +23,7 @@ from train.denoiser import DenoiserOptions
 from worldmodel.errors import CheckpointError
 from worldmodel.files import write_file
 
-LICENSE_TEXT = """\
-Weights: MIT, as the code that made them. The opening frames, and what the model learned to draw, show textures of
-DeepMind Lab, (c) Google LLC, licensed CC BY 4.0 (https://creativecommons.org/licenses/by/4.0/), taken through the
-package labmaze (Apache-2.0) and rendered with MuJoCo (Apache-2.0)."""
+DEFAULT_LICENCE = "Weights: MIT, as the code that made them; pictures: as those of the world that was recorded."
 
 
 @dataclass(frozen=True)
@@ -189,7 +187,7 @@ def write_card(
     Raises:
         StorageError: the file cannot be written.
     """
-    totals = summarize(shards)
+    totals, world = summarize(shards), get_world(info["world"])
     notes = f"\n{notes}\n" if notes else ""  # apart from the table before
     settings = ", ".join(f"{name} {value}" for name, value in info["settings"].items())
     shares = ", ".join(f"{name} {share:.1%}" for name, share in totals["action_shares"].items())
@@ -205,10 +203,11 @@ Frames of {size} x {size} pixels, {info["fps"]} steps a second. Made {today} by 
 - Codec {sizes["codec_parameters"]:,} and denoiser {sizes["denoiser_parameters"]:,} parameters, bfloat16, {weights}.
 - {info["num_steps"]} denoising steps a frame (level shift {info["level_shift"]:g}) and context level
   {info["context_level"]}, unless told otherwise.
-- {sizes["openings"]} real openings to start from, taken from {info["opening_split"]} mazes.
+- {sizes["openings"]} real openings to start from, taken from {info["opening_split"]} {world.scene}s.
 
 ## Data
-{frames} in {totals["episodes"]} episodes of {totals["mazes"]} mazes; test episodes: {totals["test_episodes"]}.
+{frames} in {totals["episodes"]} episodes of {totals["scenes"]} {world.scene}s.
+Test episodes: {totals["test_episodes"]}.
 
 - World: {settings}.
 - Actions: {shares}.
@@ -222,6 +221,6 @@ Machine: {describe_machine(torch.device("cuda") if torch.cuda.is_available() els
 {_figures(report)}
 
 ## Licence
-{LICENSE_TEXT}
+{world.licence or DEFAULT_LICENCE}
 """
     write_file(out / "README.md", text.encode())

@@ -153,12 +153,12 @@ def write_summary(path: Path, report: dict[str, Any]) -> None:
         StorageError: the file cannot be written.
     """
     horizons = list(report["psnr"])
-    lines = ["# Measured on held-out mazes", ""]
+    lines = ["# Measured on held-out scenes", ""]
     settings = report["settings"]
     lines.append(
-        f"{report['cases']} cases from {report['held_out']['mazes']} mazes, {settings['context']} real context frames, "
-        f"then true actions; {settings['denoising_steps']} denoising steps, {settings['memory_frames']} frames of "
-        f"memory, {settings['device']} ({settings['dtype']}), {report['seconds']} s."
+        f"{report['cases']} cases from {report['held_out']['scenes']} scenes, {settings['context']} real context "
+        f"frames, then true actions; {settings['denoising_steps']} denoising steps, {settings['memory_frames']} frames "
+        f"of memory, {settings['device']} ({settings['dtype']}), {report['seconds']} s."
     )
     lines += ["", markdown_row("frame", *horizons), markdown_row(*["---"] * (len(horizons) + 1))]
     for title, key, digits in (

@@ -11,15 +11,14 @@ import gymnasium
 import numpy as np
 from gymnasium import spaces
 
-from envs.actions import LABMAZE_ACTIONS
 from envs.worlds.labmaze.maze import WALKER_RADIUS, Maze, make_maze
 from envs.worlds.labmaze.scene import MazeRenderer, find_palette
+from envs.worlds.labmaze.spec import ACTIONS, FPS
 from worldmodel.errors import ConfigError, SeedError, StateError
 
-FPS = 15
 TARGET_REACH_CELLS = 0.45
 # A step turns first, then walks along the new heading.
-_MOVES = dict(zip(LABMAZE_ACTIONS.names, LABMAZE_ACTIONS.motions, strict=True))
+_MOVES = dict(zip(ACTIONS.names, ACTIONS.motions, strict=True))
 TURN_DEG, WALK_CELLS = _MOVES["turn_left"][0], _MOVES["forward"][1]
 
 
@@ -45,7 +44,7 @@ class LabMazeEnv(gymnasium.Env[np.ndarray, np.int64]):
     | floor_textures  | uint8 (rows, columns)       | palette index of each floor cell, 255 for wall                |
     | targets         | float32 (num_targets, 2)    | x, y                                                          |
     | targets_reached | bool (num_targets,)         |                                                               |
-    | maze_seed       | int                         | the maze is a function of it and of the constructor arguments |
+    | scene_seed       | int                         | the maze is a function of it and of the constructor arguments |
     | is_blocked      | bool                        | a wall stopped, shortened or turned aside the last move       |
 
     Args:
@@ -101,7 +100,7 @@ class LabMazeEnv(gymnasium.Env[np.ndarray, np.int64]):
         if render_mode is not None and render_mode not in self.metadata["render_modes"]:
             raise ConfigError(f"render_mode {render_mode!r} is not accepted; use None or 'rgb_array'")
         colors = find_palette(palette)
-        self.action_set = LABMAZE_ACTIONS
+        self.action_set = ACTIONS
         self.action_space = self.action_set.space
         self.observation_space = spaces.Box(0, 255, (image_size, image_size, 3), np.uint8)
         self.render_mode = render_mode
@@ -131,23 +130,23 @@ class LabMazeEnv(gymnasium.Env[np.ndarray, np.int64]):
 
         Args:
             seed: non-negative; equal seeds (and options) give equal episodes. None goes on with the random stream.
-            options: {"maze_seed": int} chooses the maze, the start pose still comes from the seed.
+            options: {"scene_seed": int} chooses the maze, the start pose still comes from the seed.
 
         Returns:
             Frame uint8 (H, W, 3) and info.
 
         Raises:
-            SeedError: seed or maze_seed is negative or not an integer.
+            SeedError: seed or scene_seed is negative or not an integer.
             ConfigError: an option is unknown, or no such maze has room for the targets.
         """
         super().reset(seed=None if seed is None else _check_seed("seed", seed))
         drawn_seed = int(self.np_random.integers(2**31 - 1))
         options = dict(options or {})
-        maze_seed = _check_seed("maze_seed", options.pop("maze_seed", drawn_seed))
+        scene_seed = _check_seed("scene_seed", options.pop("scene_seed", drawn_seed))
         if options:
-            raise ConfigError(f"reset options {sorted(options)} are unknown; LabMaze accepts 'maze_seed'")
-        if self._maze is None or self._maze.seed != maze_seed:
-            self._maze = make_maze(maze_seed, **self._maze_settings)
+            raise ConfigError(f"reset options {sorted(options)} are unknown; LabMaze accepts 'scene_seed'")
+        if self._maze is None or self._maze.seed != scene_seed:
+            self._maze = make_maze(scene_seed, **self._maze_settings)
         self._renderer.dress(self._maze)
         self._is_reached = np.zeros(len(self._maze.targets), bool)
         cells = np.array(
@@ -291,7 +290,7 @@ class LabMazeEnv(gymnasium.Env[np.ndarray, np.int64]):
             "floor_textures": maze.floor_textures.copy(),
             "targets": maze.targets.copy(),
             "targets_reached": self._is_reached.copy(),
-            "maze_seed": maze.seed,
+            "scene_seed": maze.seed,
             "is_blocked": self._is_blocked,
         }
 

@@ -14,10 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from envs.actions import LABMAZE_ACTIONS
+from envs.worlds.labmaze.spec import ACTIONS
 from worldmodel.errors import StateError
 
-NOOP, FORWARD, BACK, LEFT, RIGHT, FORWARD_LEFT, FORWARD_RIGHT = range(LABMAZE_ACTIONS.num_actions)
+NOOP, FORWARD, BACK, LEFT, RIGHT, FORWARD_LEFT, FORWARD_RIGHT = range(ACTIONS.num_actions)
 Cell = tuple[int, int]
 
 # Weight of each behavior; an episode varies them, so that some are restless and others stand and stare.
@@ -191,7 +191,7 @@ class Explorer:
         if chance < self._pause_rate:
             yield from self._hold(NOOP, int(self._rng.integers(1, 21)))
         elif chance < self._pause_rate + self._fidget_rate:
-            yield from self._hold(int(self._rng.integers(1, LABMAZE_ACTIONS.num_actions)), self._num_held(2.0))
+            yield from self._hold(int(self._rng.integers(1, ACTIONS.num_actions)), self._num_held(2.0))
 
     def _hold(self, action: int, num_steps: int) -> Iterator[int]:
         for _ in range(num_steps):

@@ -6,13 +6,11 @@ depths of recorded frames, and real play that goes on from one. Does not know mo
 
 from typing import Any
 
-import gymnasium
 import numpy as np
-from gymnasium.envs.registration import load_env_creator
 
-import envs  # noqa: F401  registers the worlds
 from envs.data.episodes import EpisodeInfo, read_episode, read_shard
 from envs.worlds.labmaze.env import TARGET_REACH_CELLS
+from envs.worlds.registry import get_world
 from worldmodel.errors import ConfigError, DataError, MissingPackageError
 
 NEEDED = ("pose", "layout", "targets")
@@ -48,12 +46,12 @@ class RealMaze:
         if absent:
             raise DataError(f"{episode.path.name} was recorded without {', '.join(absent)}")
         shard = read_shard(episode.path)
-        name = f"Real/{shard.world}-v0"
-        if name not in gymnasium.registry:
-            raise DataError(f"{episode.path.name} shows the world {shard.world!r}, which is not known here")
-        creator: Any = load_env_creator(str(gymnasium.spec(name).entry_point))
+        try:
+            world = get_world(shard.world)
+        except ConfigError as error:
+            raise DataError(f"{episode.path.name} shows a world that is not known here: {error}") from error
         # Play that goes on from a recorded frame ends nowhere.
-        self.env: Any = creator(**(shard.settings | {"max_episode_steps": None}))
+        self.env: Any = world.make(**(shard.settings | {"max_episode_steps": None}))
         lacking = [call for call in CALLS if not hasattr(self.env, call)]
         if lacking:
             self.close()
@@ -82,10 +80,10 @@ class RealMaze:
         """
         if episode != self._episode:
             arrays = read_episode(episode, fields=NEEDED)
-            _, info = self.env.reset(seed=episode.seed, options={"maze_seed": episode.maze_seed})
+            _, info = self.env.reset(seed=episode.seed, options={"scene_seed": episode.scene_seed})
             is_same = [np.array_equal(info[name], arrays[name]) for name in ("layout", "targets")]
             if not all(is_same):
-                raise DataError(f"maze {episode.maze_seed} of {episode.path.name}, made again, is another maze")
+                raise DataError(f"maze {episode.scene_seed} of {episode.path.name}, made again, is another maze")
             self._pose, self.targets = arrays["pose"].astype(np.float64), arrays["targets"]
             self._reached = find_reached(self._pose, self.targets)
             self._episode = episode

@@ -18,11 +18,11 @@ import cv2
 import numpy as np
 
 from envs.worlds.labmaze.maze import Maze
+from envs.worlds.labmaze.spec import VIEW_DEG
 from worldmodel.errors import ConfigError, MissingPackageError, StateError
 
 PALETTE_NAMES = ("classic", "full", "plain")
 EYE_HEIGHT = 0.45
-FOV_DEG = 70.0
 SKY_DEPTH = 200.0  # cells; far enough that a walk through a maze moves the sky by less than a pixel
 # Saturated and bright as no wall is; the first eight targets have a color of their own, then the colors repeat.
 TARGET_COLORS = ("ff00c8", "00ffff", "ffff00", "00ff2a", "ffffff", "ff3000", "9a5cff", "ffb0d8")
@@ -342,7 +342,7 @@ def _build_mjcf(
     return f"""<mujoco>
   <statistic extent="1" center="0 0 0"/>
   <visual>
-    <global offwidth="{image_size}" offheight="{image_size}" fovy="{FOV_DEG}"/>
+    <global offwidth="{image_size}" offheight="{image_size}" fovy="{VIEW_DEG}"/>
     <quality offsamples="0" shadowsize="0" numslices="16" numstacks="12" numquads="1"/>
     <map znear="0.05" zfar="{2 * num_cells}"/>
     <headlight ambient=".72 .72 .72" diffuse="0 0 0" specular="0 0 0"/>

@@ -11,7 +11,8 @@ import numpy as np
 
 from envs.data.episodes import EpisodeInfo, read_episode
 from envs.worlds.labmaze.maze import NO_TEXTURE
-from envs.worlds.labmaze.scene import EYE_HEIGHT, FOV_DEG
+from envs.worlds.labmaze.scene import EYE_HEIGHT
+from envs.worlds.labmaze.spec import VIEW_DEG
 from worldmodel.errors import DataError
 
 NUM_COLUMNS = 33  # odd: the ray of the middle column goes straight ahead
@@ -19,7 +20,7 @@ MIDDLE = NUM_COLUMNS // 2
 SIGHT_FIELDS = ("pose", "layout", "wall_textures", "floor_textures")
 HALF_WIDTH = 3  # columns to either side of the middle that a judged wall fills: a dream may be a little off
 NEAREST, FARTHEST = 0.8, 3.2  # distance of a judged wall, cells; nearer the frame shows no floor
-_TANGENT = float(np.tan(np.radians(FOV_DEG / 2)))  # of the picture at distance 1
+_TANGENT = float(np.tan(np.radians(VIEW_DEG / 2)))  # of the picture at distance 1
 _NEAREST_FLOOR = EYE_HEIGHT / _TANGENT  # distance of the floor at the lower edge of the picture, cells
 _TARGET_RADIUS = 0.2
 _WEST, _EAST, _SOUTH, _NORTH = range(4)

@@ -10,20 +10,19 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from envs.actions import LABMAZE_ACTIONS
 from envs.data.episodes import EpisodeInfo, read_episode
 from envs.worlds.labmaze.revisit import RealMaze
-from envs.worlds.labmaze.scene import EYE_HEIGHT, FOV_DEG, TARGET_HEIGHT, TARGET_RADIUS
+from envs.worlds.labmaze.scene import EYE_HEIGHT, TARGET_HEIGHT, TARGET_RADIUS
+from envs.worlds.labmaze.spec import ACTIONS, VIEW_DEG
 
 BINS = ((3.0, 8.0), (8.0, 16.0), (16.0, 48.0))  # of a target's diameter in pixels, at 64 pixels a frame
 SAME_COLOR = 90.0  # distance of two colors in levels, from which on they are not that of one target
 SEEN_SHARE = 0.5  # of the inner disc that must have the color
 INNER = 0.7  # of the radius: the rim is mixed with what is behind
 CANDIDATES = 12  # frames tried for each target and bin
-_TANGENT = math.tan(math.radians(FOV_DEG / 2))
+_TANGENT = math.tan(math.radians(VIEW_DEG / 2))
 FORWARD, LEFT, RIGHT, FORWARD_LEFT, FORWARD_RIGHT = (
-    LABMAZE_ACTIONS.names.index(name)
-    for name in ("forward", "turn_left", "turn_right", "forward_left", "forward_right")
+    ACTIONS.names.index(name) for name in ("forward", "turn_left", "turn_right", "forward_left", "forward_right")
 )
 
 

@@ -1,0 +1,110 @@
+"""LabMaze as a world: its name, actions, rate, settings, what of it is recorded, and who plays it.
+
+Owns: what the rest of the project knows of this world. Imports no engine: `make` does.
+"""
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+
+from envs.actions import ActionSet
+from envs.fields import DEPTH, POSE, Field
+from envs.worlds.base import Policy, World
+from worldmodel.errors import ConfigError
+
+if TYPE_CHECKING:
+    import gymnasium
+
+FPS = 15.0
+VIEW_DEG = 70.0
+ACTIONS = ActionSet(
+    name="LabMaze",
+    names=("noop", "forward", "back", "turn_left", "turn_right", "forward_left", "forward_right"),
+    keys=(
+        ("w", "forward"),
+        ("s", "back"),
+        ("a", "left"),
+        ("d", "right"),
+        ("up", "forward"),
+        ("down", "back"),
+        ("left", "left"),
+        ("right", "right"),
+    ),
+    chords=((), ("forward",), ("back",), ("left",), ("right",), ("forward", "left"), ("forward", "right")),
+    opposites=(("forward", "back"), ("left", "right")),
+    motions=((0.0, 0.0), (0.0, 0.12), (0.0, -0.12), (6.0, 0.0), (-6.0, 0.0), (6.0, 0.12), (-6.0, 0.12)),
+)
+LICENCE = """\
+Weights: MIT, as the code that made them. The opening frames, and what the model learned to draw, show textures of
+DeepMind Lab, (c) Google LLC, licensed CC BY 4.0 (https://creativecommons.org/licenses/by/4.0/), taken through the
+package labmaze (Apache-2.0) and rendered with MuJoCo (Apache-2.0)."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What can be chosen of a maze; None: what `LabMazeEnv` takes.
+
+    Attributes:
+        size: rows and columns, walls included; odd.
+        palette: textures: classic, full or plain.
+        num_targets: spheres to find.
+        max_rooms: rooms at most.
+        room_min_size: shortest side of a room, cells.
+        room_max_size: longest side of a room, cells.
+        extra_connection_probability: 0 to 1; higher gives more loops.
+        max_wall_run: most blocks that one wall texture covers in a straight run.
+    """
+
+    size: int | None = None
+    palette: str | None = None
+    num_targets: int | None = None
+    max_rooms: int | None = None
+    room_min_size: int | None = None
+    room_max_size: int | None = None
+    extra_connection_probability: float | None = None
+    max_wall_run: int | None = None
+
+
+class LabMaze(World):
+    """DeepMind Lab's random mazes with textured walls and spheres to collect."""
+
+    name = "LabMaze"
+    fps = FPS
+    actions = ACTIONS
+    max_episode_steps = 1800
+    Settings = Settings
+    view_deg = VIEW_DEG
+    licence = LICENCE
+    scene = "maze"
+    fields: ClassVar[Mapping[str, Field]] = {
+        "pose": POSE,
+        "depth": DEPTH,
+        "blocked": Field("bool", "step", 1),
+        "layout": Field("uint8", "episode", 2),
+        "wall_textures": Field("uint8", "episode", 2),
+        "floor_textures": Field("uint8", "episode", 2),
+        "targets": Field("float32", "episode", 2),
+    }
+
+    def make(self, **settings: Any) -> "gymnasium.Env[Any, Any]":
+        """Make the maze world; arguments and errors as `LabMazeEnv`."""
+        from envs.worlds.labmaze.env import LabMazeEnv  # the engine: only where it is needed
+
+        try:
+            return LabMazeEnv(**settings)
+        except TypeError as error:
+            raise ConfigError(f"LabMaze: {error}") from error
+
+    def policy(self, rng: np.random.Generator) -> Policy:
+        """Return an explorer of mazes."""
+        from envs.worlds.labmaze.explorer import Explorer
+
+        return Explorer(rng)
+
+    def observe(self, env: "gymnasium.Env[Any, Any]", info: dict[str, Any], wanted: Collection[str]) -> dict[str, Any]:
+        """Return the present values of `wanted` fields."""
+        unwrapped: Any = env.unwrapped
+        others = {"blocked": lambda: info["is_blocked"], "depth": lambda: unwrapped.render_depth()}
+        return {name: others[name]() if name in others else info[name] for name in wanted}

@@ -1,0 +1,89 @@
+"""Which worlds there are, by name; each is imported when it is asked for.
+
+Owns: the table, and how a world outside of this package is named. Imports no world.
+"""
+
+import functools
+import importlib
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import gymnasium
+
+from envs.worlds.base import World
+from worldmodel.errors import ConfigError
+
+
+class Entry(NamedTuple):
+    """Where a world is: module:class, and its `max_episode_steps`, for Gymnasium to know without importing it."""
+
+    place: str
+    max_episode_steps: int
+
+
+WORLDS: dict[str, Entry] = {
+    "LabMaze": Entry("envs.worlds.labmaze.spec:LabMaze", 1800),
+}
+
+
+def find_name(name: str) -> str:
+    """Return a world's name as the table has it, whatever its letters' case; "module:class" stays as it is.
+
+    Raises:
+        ConfigError: no such world; the message lists those there are.
+    """
+    if ":" in name:
+        return name
+    found = {known.lower(): known for known in WORLDS}
+    if name.lower() not in found:
+        raise ConfigError(
+            f"unknown world {name!r}; there are {', '.join(WORLDS)}, or give module:class of a world of your own"
+        )
+    return found[name.lower()]
+
+
+def get_world(name: str) -> World:
+    """Return a world.
+
+    Args:
+        name: as in `WORLDS`, whatever its letters' case; or "module:class", to be found on the import path.
+
+    Raises:
+        ConfigError: no such world, or what is named is none.
+    """
+    return _load(find_name(name))
+
+
+@functools.cache
+def _load(name: str) -> World:
+    place = WORLDS[name].place if name in WORLDS else name
+    module_name, _, class_name = place.partition(":")
+    try:
+        kind = getattr(importlib.import_module(module_name), class_name)
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(f"world {name!r} cannot be imported ({error}): check module:class, and PYTHONPATH") from error
+    if not (isinstance(kind, type) and issubclass(kind, World)):
+        raise ConfigError(f"{place} is no World: derive it from envs.worlds.base.World")
+    return kind()
+
+
+def find_motions(world: str, action_names: Sequence[str]) -> tuple[tuple[float, float], ...]:
+    """Return the motions of a world's actions; empty where the world, or these actions of it, are not known."""
+    try:
+        actions = get_world(world).actions
+    except ConfigError:
+        return ()
+    return actions.motions if actions.names == tuple(action_names) else ()
+
+
+def find_view_deg(world: str) -> float | None:
+    """Return the angle of view of a world's camera in degrees; None where it, or the world, is not known."""
+    try:
+        return get_world(world).view_deg
+    except ConfigError:
+        return None
+
+
+def make_real(world: str, **settings: Any) -> "gymnasium.Env[Any, Any]":
+    """Make the real world of that name: the entry point of Real/NAME-v0. Arguments and errors as `World.make`."""
+    return get_world(world).make(**settings)
