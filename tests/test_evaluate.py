@@ -12,13 +12,14 @@ import pytest
 import torch
 
 from envs.data.episodes import ShardWriter, open_shards
+from envs.worlds.labmaze.sight import gets_on
 from envs.worlds.labmaze.spec import ACTIONS as LABMAZE_ACTIONS
 from envs.worlds.labmaze.spec import LabMaze
 from train.data.clips import list_episodes
 from train.data.rollouts import EvaluationPlan, spread, spread_over
 from train.evaluate import evaluate_world
 from train.measures.likeness import margin_interval, score_events
-from train.measures.response import held_starts, is_way_free, opening_starts
+from train.measures.response import find_moves, held_starts, opening_starts
 from train.measures.sharpness import make_controls, measure_detail, summarize_sharpness
 from worldmodel.codec import Codec
 from worldmodel.denoiser import Denoiser
@@ -97,7 +98,7 @@ def record(folder: Path, split: str = "test", num_episodes: int = 3, num_steps: 
     """Write toy episodes: held random actions, a reward for every step back."""
     folder.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(seed)
-    settings: dict[str, Any] = {"world": "Toy", "action_names": NAMES, "image_size": SIZE, "settings": {}}
+    settings: dict[str, Any] = {"world": "LabMaze", "action_names": NAMES, "image_size": SIZE, "settings": {}}
     with ShardWriter(folder / f"{split}-00000.h5", fields=LabMaze.fields, split=split, **settings) as shard:
         for episode in range(num_episodes):
             actions = np.repeat(rng.integers(0, len(NAMES), num_steps), rng.integers(1, 9, num_steps))[:num_steps]
@@ -237,13 +238,13 @@ def test_pieces_are_spread_over_episodes_and_within_them(data: Path) -> None:
 
 def test_a_way_is_free_only_up_to_the_wall() -> None:
     pose = np.array([4.5, 4.5, 0.0], np.float32)  # the room's floor ends at 8, the walker's body at 7.75
-    assert is_way_free(ROOM, pose, 3.2) and not is_way_free(ROOM, pose, 3.3)
-    assert is_way_free(ROOM, pose, -3.2) and not is_way_free(ROOM, pose, -3.3)
+    assert gets_on(ROOM, pose, 3.2) and not gets_on(ROOM, pose, 3.3)
+    assert gets_on(ROOM, pose, -3.2) and not gets_on(ROOM, pose, -3.3)
     pillar = ROOM.copy()
     pillar[2, 4] = 1  # north of the walker, y from 6 to 7
     north = np.array([4.5, 4.5, 90.0], np.float32)
-    assert is_way_free(pillar, north, 1.2) and not is_way_free(pillar, north, 1.3)
-    assert is_way_free(pillar, north, -1.3)
+    assert gets_on(pillar, north, 1.2) and not gets_on(pillar, north, 1.3)
+    assert gets_on(pillar, north, -1.3)
 
 
 def test_walks_start_only_where_the_way_is_free(tmp_path: Path) -> None:
@@ -254,13 +255,16 @@ def test_walks_start_only_where_the_way_is_free(tmp_path: Path) -> None:
     blocked = np.zeros(40, bool)
     blocked[3] = True
     arrays = {"frames": frames, "actions": np.ones(40, np.uint8), "pose": pose, "layout": ROOM, "blocked": blocked}
-    settings: dict[str, Any] = {"world": "Toy", "action_names": NAMES, "image_size": SIZE, "settings": {}}
+    settings: dict[str, Any] = {"world": "LabMaze", "action_names": NAMES, "image_size": SIZE, "settings": {}}
     with ShardWriter(tmp_path / "test-00000.h5", fields=LabMaze.fields, split="test", **settings) as shard:
         shard.write(arrays | steps, seed=0, scene_seed=0, policy="toy")
     (episode,) = list_episodes(open_shards(tmp_path))
-    forward, back = (opening_starts(episode, name, 5, 6) + 4 for name in ("forward", "back"))
+    moves = find_moves(LABMAZE_ACTIONS)
+    assert {name: move.sign for name, move in moves.items() if move.is_turn} == {"turn_left": 1, "turn_right": -1}
+    assert {name: move.sign for name, move in moves.items() if not move.is_turn} == {"forward": 1, "back": -1}
+    forward, back = (opening_starts(episode, moves[name], 5, 6) + 4 for name in ("forward", "back"))
     assert min(forward) >= 20 and max(back) < 20 and len(forward) and len(back)
-    assert len(opening_starts(episode, "turn_left", 5, 6)) == 37
+    assert len(opening_starts(episode, moves["turn_left"], 5, 6)) == 37
     held = held_starts(episode, 1, 4)
     assert list(held[:2]) == [5, 6]  # steps 4 to 7 are the first four free ones; frame 5 follows step 4
     assert held[-1] == 37 and len(held_starts(episode, 2, 4)) == 0

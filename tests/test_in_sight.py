@@ -1,5 +1,6 @@
 """Pixels in sight: a turn in place, a wall in between, and what copies, noise and the oracle score there."""
 
+import functools
 import math
 from pathlib import Path
 from typing import Any
@@ -10,16 +11,20 @@ import torch
 
 from envs.data.episodes import EpisodeInfo, ShardWriter, read_episode
 from envs.worlds.labmaze.env import LabMazeEnv
-from envs.worlds.labmaze.revisit import RealMaze, find_reached, try_real_maze
+from envs.worlds.labmaze.revisit import RealMaze, find_reached
+from envs.worlds.labmaze.scene import SKY_DEPTH
 from envs.worlds.labmaze.spec import ACTIONS as LABMAZE_ACTIONS
-from envs.worlds.labmaze.spec import LabMaze
+from envs.worlds.labmaze.spec import VIEW_DEG, LabMaze
+from envs.worlds.registry import try_revisit
 from tests.painted_maze import episodes_of
 from train.data.rollouts import Piece
-from train.measures.in_sight import compare_in_sight, find_sources, find_sources_of_piece, summarize_in_sight
+from train.measures import in_sight
+from train.measures.in_sight import compare_in_sight, find_sources_of_piece, summarize_in_sight
 from worldmodel.errors import DataError
 
 SIZE = 64
 NOOP, FORWARD, BACK, LEFT, RIGHT = range(5)
+find_sources = functools.partial(in_sight.find_sources, view_deg=VIEW_DEG, sky_depth=SKY_DEPTH)
 SETTINGS: dict[str, Any] = {"size": 9, "image_size": SIZE, "palette": "classic", "max_episode_steps": 400}
 
 
@@ -148,12 +153,12 @@ def test_targets_are_gone_from_the_frame_on_that_takes_them() -> None:
 def test_a_recording_that_cannot_be_made_again_says_why(tmp_path: Path) -> None:
     for name, changes, reason in (
         ("blind", {"drop": ("pose",)}, "without pose"),
-        ("unknown", {"world": "Nowhere"}, "'Nowhere', which is not known"),
+        ("unknown", {"world": "Nowhere"}, "a world that is not known here: unknown world 'Nowhere'"),
         ("other", {"settings": SETTINGS | {"max_rooms": 1}}, "another maze"),
         ("wrong", {"settings": SETTINGS | {"size": 8}}, "odd number"),
     ):
         episodes = record_real(tmp_path / name, [[LEFT] * 4], **changes)
-        maze, why = try_real_maze(episodes[0])
+        maze, why = try_revisit(episodes[0])
         assert maze is None and why is not None and reason in why
     with pytest.raises(DataError, match="without targets"):
         RealMaze(record_real(tmp_path / "bare", [[LEFT] * 4], drop=("targets",))[0])

@@ -10,11 +10,12 @@ import pytest
 import torch
 from painted_maze import FLOOR_STEP, ROOM, SIZE, WALL_STEP, dress, episodes_of, paint, turn_away, write_turns
 
-from train.measures.needle_cases import NeedleCase, find_cases
-from train.measures.needle_dreams import CONTROLS, dream_needles, guess_constant, measure_needle, read_frames
-from train.measures.textures import load_or_train
+from envs.worlds.registry import get_world
+from train.measures.place_classifier import load_or_train
+from train.measures.recall_cases import RecallCase, find_cases
+from train.measures.recall_dreams import CONTROLS, dream_cases, guess_constant, measure_recall, read_frames
 from train.needle import NeedleOptions, run_needle
-from worldmodel.analysis.needle import BINS, Verdict, bin_name, find_bin, summarize, wilson_interval
+from worldmodel.analysis.recall import BINS, Verdict, bin_name, find_bin, summarize, wilson_interval
 from worldmodel.errors import ConfigError, DataError, SeedError
 from worldmodel.world import Step, WorldModel
 
@@ -65,9 +66,11 @@ class StandIn:
 class PaintReader:
     """Names the textures of painted frames."""
 
+    labels = ("wall", "floor")
+
     @staticmethod
-    def name(frames: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        return frames[:, 12, 16, 0].long() // WALL_STEP, frames[:, 30, 16, 1].long() // FLOOR_STEP
+    def name(frames: torch.Tensor) -> torch.Tensor:
+        return torch.stack([frames[:, 12, 16, 0].long() // WALL_STEP, frames[:, 30, 16, 1].long() // FLOOR_STEP], 1)
 
 
 @pytest.fixture(scope="module")
@@ -78,13 +81,13 @@ def painted(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def cases(painted: Path) -> list[NeedleCase]:
-    return find_cases(episodes_of(painted), cases_per_bin=6)
+def cases(painted: Path) -> list[RecallCase]:
+    return find_cases(get_world("LabMaze"), episodes_of(painted), cases_per_bin=6)
 
 
-def measure(cases: list[NeedleCase], model: Any = None, **settings: Any) -> dict[str, Any]:
+def measure(cases: list[RecallCase], model: Any = None, **settings: Any) -> dict[str, Any]:
     reader: Any = PaintReader()
-    return measure_needle(model or StandIn(), cases, reader, batch_size=4, **settings)
+    return measure_recall(model or StandIn(), cases, reader, batch_size=4, **settings)
 
 
 def rates(table: dict[str, Any]) -> set[float]:
@@ -114,12 +117,12 @@ def test_counts_that_cannot_be_are_refused(counts: tuple[int, int]) -> None:
 
 def test_summary_counts_a_success_only_where_wall_and_floor_are_right() -> None:
     verdicts = [
-        Verdict(True, True, 0.9),
-        Verdict(True, False, 0.5),
-        Verdict(False, True, 0.4),
-        Verdict(True, True, 1.0),
+        Verdict((True, True), 0.9),
+        Verdict((True, False), 0.5),
+        Verdict((False, True), 0.4),
+        Verdict((True, True), 1.0),
     ]
-    table = summarize([16, 1, 5, 17], verdicts)
+    table = summarize([16, 1, 5, 17], verdicts, ("wall", "floor"))
     first = table["0-16"]
     assert (first["cases"], first["successes"]) == (3, 1)
     assert first["rate"] == pytest.approx(1 / 3) and first["ssim"] == pytest.approx(0.6)
@@ -127,10 +130,10 @@ def test_summary_counts_a_success_only_where_wall_and_floor_are_right() -> None:
     assert (first["low"], first["high"]) == wilson_interval(1, 3)
     assert table["16-48"]["rate"] == 1.0 and table["48-112"]["rate"] is None and table["48-112"]["cases"] == 0
     with pytest.raises(ConfigError, match="4 verdicts"):
-        summarize([1, 2], verdicts)
+        summarize([1, 2], verdicts, ("wall", "floor"))
 
 
-def test_a_world_that_remembers_passes_and_its_controls_fall(cases: list[NeedleCase]) -> None:
+def test_a_world_that_remembers_passes_and_its_controls_fall(cases: list[RecallCase]) -> None:
     assert {find_bin(case.distance) for case in cases} >= {(16, 48), (48, 112)}
     report = measure(cases)
     assert rates(report["bins"]) == {1.0}
@@ -140,10 +143,10 @@ def test_a_world_that_remembers_passes_and_its_controls_fall(cases: list[NeedleC
     assert report["controls"]["truth"]["48-112"]["ssim"] > 0.999
     assert report["controls"]["short_memory"]["48-112"]["ssim"] < 0.95
     assert report["controls"]["short_memory"]["48-112"]["floor_rate"] == 1.0
-    assert (report["cases"], report["mazes"]) == (len(cases), 4) and {*report["meanings"]} >= {*CONTROLS}
+    assert (report["cases"], report["scenes"]) == (len(cases), 4) and {*report["meanings"]} >= {*CONTROLS}
 
 
-def test_context_is_cut_to_what_was_asked_for(cases: list[NeedleCase]) -> None:
+def test_context_is_cut_to_what_was_asked_for(cases: list[RecallCase]) -> None:
     far = [case for case in cases if case.distance > 16]
     model: Any = StandIn()
     assert rates(measure(far, model, controls=(), context_frames=16)["bins"]) == {0.0}
@@ -152,20 +155,20 @@ def test_context_is_cut_to_what_was_asked_for(cases: list[NeedleCase]) -> None:
     assert rates(measure(far, full, controls=())["bins"]) == {1.0} and min(full.contexts) > 16
 
 
-def test_short_memory_is_shorter_than_the_distance(cases: list[NeedleCase]) -> None:
+def test_short_memory_is_shorter_than_the_distance(cases: list[RecallCase]) -> None:
     for case in cases:
         model: Any = StandIn()
-        dream_needles(model, [case], memory="short")
+        dream_cases(model, [case], memory="short")
         assert model.contexts[0] <= case.absent < case.distance
 
 
-def test_a_shuffled_memory_needs_another_maze(cases: list[NeedleCase]) -> None:
+def test_a_shuffled_memory_needs_another_maze(cases: list[RecallCase]) -> None:
     alone = [case for case in cases if case.episode.scene_seed == 0]
-    with pytest.raises(DataError, match="cases of another maze.*--no-controls"):
+    with pytest.raises(DataError, match="cases of another scene.*--no-controls"):
         measure(alone, controls=("shuffled_memory",))
 
 
-def test_bad_settings_are_refused(cases: list[NeedleCase]) -> None:
+def test_bad_settings_are_refused(cases: list[RecallCase]) -> None:
     with pytest.raises(ConfigError, match="accepted: short_memory"):
         measure(cases, controls=("luck",))
     with pytest.raises(ConfigError, match="context_frames must be at least 1"):
@@ -178,19 +181,19 @@ def test_bad_settings_are_refused(cases: list[NeedleCase]) -> None:
         NeedleOptions(**paths, seed=-1)
 
 
-def test_the_constant_guess_is_the_share_of_the_most_frequent_look(cases: list[NeedleCase]) -> None:
+def test_the_constant_guess_is_the_share_of_the_most_frequent_look(cases: list[RecallCase]) -> None:
     inside = [case for case in cases if find_bin(case.distance) == (48, 112)]
-    looks = [(case.wall, case.floor) for case in inside]
+    looks = [case.labels for case in inside]
     assert guess_constant(cases)["48-112"] == max(map(looks.count, looks)) / len(looks)
     assert guess_constant(inside)["0-16"] is None
 
 
-def test_frames_read_are_those_asked_for(cases: list[NeedleCase]) -> None:
+def test_frames_read_are_those_asked_for(cases: list[RecallCase]) -> None:
     assert read_frames(cases, [case.seen for case in cases])[:, 0, 0, 2].tolist() == [case.seen for case in cases]
 
 
 def test_a_tiny_world_gives_a_whole_report(painted: Path, bundle: Path, tmp_path: Path) -> None:
-    load_or_train(painted, tmp_path / "textures.safetensors", num_steps=60, batch_size=64)
+    load_or_train(painted, tmp_path / "places.safetensors", num_steps=60, batch_size=64)
     options = NeedleOptions(checkpoint=str(bundle), data=painted, out=tmp_path, cases=1, openings=1, steps=1)
     model = WorldModel.load(bundle, device="cpu", num_steps=1)
     report = run_needle(model, options, "a command")

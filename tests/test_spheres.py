@@ -228,7 +228,7 @@ def test_a_tiny_world_gives_a_whole_report(tmp_path: Path) -> None:
     )
     found = evaluate_world(model, tmp_path / "data", tmp_path / "evaluated", plan)
     assert found["in_sight"]["oracle"]["at"]["1"] > 20 > found["in_sight"]["dream"]["at"]["1"]
-    assert found["sharpness"]["reference"] == "the real maze under the same actions"
+    assert found["sharpness"]["reference"] == "the real scene under the same actions"
     assert found["sharpness"]["controls"]["noise"]["ratio"] > 2 and found["drift"][0]["psnr"] < 25
     text = (tmp_path / "evaluated" / "report.md").read_text()
     assert "| oracle PSNR, dB |" in text and "| control: noise |" in text

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from painted_maze import ROOM, dress, turn_away, write_turns
 
-from train.measures.textures import load_or_train
+from train.measures.place_classifier import load_or_train
 from train.reports.study import margin, recall, write_report
 from train.study import GRID, OURS, OWN_FRAMES, StudyOptions, run_study, take_few
 from worldmodel.errors import ConfigError
@@ -107,7 +107,7 @@ def result_of(name: str, rates: list[float], psnr: list[float], memory: str = "p
         for span, rate in zip(("0-16", "16-48", "48-112", "112-300"), [*rates, 0.0], strict=True)
     }
     structure = {"name": name, "memory": memory, "paper": None}
-    needle = {"bins": bins, "controls": {"short_memory": bins}, "mazes": 3, "classifier": {"accuracy": 0.99}}
+    needle = {"bins": bins, "controls": {"short_memory": bins}, "scenes": 3, "classifier": {"accuracy": 0.99}}
     segments = [{"psnr": value} for value in psnr]
     return {
         "structure": structure,

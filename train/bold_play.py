@@ -26,7 +26,7 @@ from envs.worlds.registry import find_motions
 from train.core.options import options_to_json, parse_options, run_program, save_json
 from train.measures.wander import find_plain
 from train.reports.plots import save_sheet
-from worldmodel.analysis.needle import wilson_interval
+from worldmodel.analysis.recall import wilson_interval
 from worldmodel.checkpoint import load_openings
 from worldmodel.errors import ConfigError, SeedError
 from worldmodel.state import WorldState

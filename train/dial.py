@@ -17,14 +17,15 @@ from matplotlib.figure import Figure
 from tqdm import tqdm
 
 from envs.data.episodes import open_shards
+from envs.worlds.registry import world_of
 from train.benchmark import start_dream
 from train.core.options import parse_options, run_program, save_json
 from train.core.stopwatch import time_in_turn
 from train.data.clips import list_episodes
 from train.data.rollouts import dream_on, read_pieces, spread_over
-from train.measures.needle_cases import NeedleCase, find_cases
-from train.measures.needle_dreams import measure_needle
-from train.measures.textures import load_or_train
+from train.measures.place_classifier import load_or_train
+from train.measures.recall_cases import RecallCase, find_cases
+from train.measures.recall_dreams import measure_recall
 from train.reports.card import describe_machine
 from train.reports.plots import save_figure
 from worldmodel.analysis.accumulation import measure_decay
@@ -95,7 +96,7 @@ class DialOptions:
         return pairs
 
 
-def measure_setting(model: WorldModel, options: DialOptions, judge: Any, cases: list[NeedleCase]) -> dict[str, Any]:
+def measure_setting(model: WorldModel, options: DialOptions, judge: Any, cases: list[RecallCase]) -> dict[str, Any]:
     """Return a row: what the world costs and gives with its present setting."""
     episodes = list_episodes(open_shards(options.data, "test", model.codec.config.image_size, model.num_actions))
     rng = np.random.default_rng([options.seed, 11])
@@ -112,7 +113,7 @@ def measure_setting(model: WorldModel, options: DialOptions, judge: Any, cases: 
     sharpness = float(gradient_energy(dream.frames[:, SHARP]).mean() / gradient_energy(truth).mean())
     recall: dict[str, float | None] = {}
     if cases:
-        found = measure_needle(model, cases, judge, controls=(), seed=options.seed)
+        found = measure_recall(model, cases, judge, controls=(), seed=options.seed)
         recall = {name: row["rate"] for name, row in found["bins"].items()}
     state = start_dream(model, options.checkpoint, options.seed)
     action = torch.tensor([1])
@@ -181,13 +182,13 @@ def run_dial(options: DialOptions, command: str = "") -> dict[str, Any]:
     Raises:
         ConfigError: a world cannot remember so many frames. CheckpointError, DataError: as their readers.
     """
-    cases: list[NeedleCase] = []
+    cases: list[RecallCase] = []
     judge = None
     if options.needles:
         episodes = list_episodes(open_shards(options.data, "test"))
-        cases = find_cases(episodes, cases_per_bin=options.needles, seed=options.seed)
+        cases = find_cases(world_of(episodes[0]), episodes, cases_per_bin=options.needles, seed=options.seed)
         judge = load_or_train(
-            options.train_data or options.data, options.out / "textures.safetensors", held_out=options.data
+            options.train_data or options.data, options.out / "places.safetensors", held_out=options.data
         )
     rows = []
     for steps, memory in tqdm(options.pairs(), desc="settings"):

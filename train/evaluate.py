@@ -16,12 +16,13 @@ import torch
 from tqdm import tqdm
 
 from envs.data.episodes import open_shards
+from envs.worlds.registry import get_world
 from train.core.options import parse_options, run_program, save_json
 from train.data.clips import list_episodes
 from train.data.rollouts import EvaluationPlan
 from train.measures.drift import measure_drift
 from train.measures.likeness import measure_heads, measure_likeness
-from train.measures.response import RULE, TURNS, WALKS, measure_dreams, measure_real
+from train.measures.response import RULE, find_moves, measure_dreams, measure_real
 from train.reports.plots import plot_drift, plot_likeness, write_summary
 from worldmodel.analysis.metrics import MAX_PSNR
 from worldmodel.world import WorldModel
@@ -68,21 +69,21 @@ def evaluate_world(
     started = time.monotonic()
     plan = (options or EvaluationPlan()).settled()
     shards = open_shards(data, "test", model.codec.config.image_size, model.num_actions)
-    episodes, names = list_episodes(shards), shards[0].action_names
+    episodes, actions = list_episodes(shards), get_world(shards[0].world).actions
     longest = max(episode.num_frames for episode in episodes) - plan.context
     plan = dataclasses.replace(plan, long_frames=max(1, min(plan.long_frames, longest)))
-    num_held = len({*TURNS, *WALKS} & set(names)) * plan.openings * plan.held_frames
+    num_held = len(find_moves(actions)) * plan.openings * plan.held_frames
     total = plan.cases * plan.horizon + num_held + plan.long_dreams * plan.long_frames
     with tqdm(total=total, desc="dreaming", unit="frame", mininterval=2.0) as progress:
         report = measure_likeness(model, episodes, plan, out, progress.update)
         held = {"held": plan.held_frames, "seed": plan.seed}
         if isinstance(model, WorldModel):  # what only dreams, as a stand-in may, has no heads
             report["heads_on_real_play"] = measure_heads(model, episodes)
-        report["action_response_real"] = measure_real(episodes, names, count=plan.openings, **held)
+        report["action_response_real"] = measure_real(episodes, actions, count=plan.openings, **held)
         report["action_response"] = measure_dreams(
             model,
             episodes,
-            names,
+            actions,
             openings=plan.openings,
             context=plan.context,
             batch_size=plan.batch_size,

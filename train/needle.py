@@ -2,7 +2,7 @@
 
 Owns: the options, the report and the contact sheet of the needle-in-a-haystack test (arXiv:2503.10704): does a dream
 that comes back to a place show what was seen there long ago? Does not know how a case is found, dreamt or judged
-(`train.measures.needle_cases`, `train.measures.needle_dreams`, `train.measures.textures`).
+(`train.measures.recall_cases`, `train.measures.recall_dreams`, `train.measures.place_classifier`).
 """
 
 import shlex
@@ -17,24 +17,26 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from envs.actions import ActionSet
 from envs.data.episodes import EpisodeInfo, open_shards
+from envs.worlds.registry import get_world
 from train.core.options import options_to_json, parse_options, run_program, save_json
 from train.data.clips import list_episodes
-from train.measures.needle_cases import DREAMT, NeedleCase, find_cases
-from train.measures.needle_dreams import CONTROLS, dream_needles, measure_needle, read_frames
+from train.measures.place_classifier import LEAST_ACCURACY, PlaceClassifier, load_or_train
+from train.measures.recall_cases import DREAMT, RecallCase, find_cases
+from train.measures.recall_dreams import CONTROLS, dream_cases, measure_recall, read_frames
 from train.measures.response import RULE, measure_dreams
-from train.measures.textures import LEAST_ACCURACY, TextureClassifier, load_or_train
 from train.reports.sheets import caption_frame, save_picture, tile_frames
-from worldmodel.analysis.needle import BINS, Verdict, bin_name
+from worldmodel.analysis.recall import BINS, Verdict, bin_name
 from worldmodel.errors import ConfigError, SeedError
 from worldmodel.world import WorldModel
 
 __all__ = [
     "NeedleOptions",
-    "dream_needles",
+    "dream_cases",
     "find_cases",
     "load_or_train",
-    "measure_needle",
+    "measure_recall",
     "run_needle",
     "save_needles",
 ]
@@ -85,7 +87,7 @@ class NeedleOptions:
 
 
 def save_needles(
-    path: Path, cases: Sequence[NeedleCase], frames: torch.Tensor, verdicts: Sequence[Verdict], seed: int = 0
+    path: Path, cases: Sequence[RecallCase], frames: torch.Tensor, verdicts: Sequence[Verdict], seed: int = 0
 ) -> None:
     """Write a contact sheet: for each bin successes on the left and failures on the right.
 
@@ -126,17 +128,17 @@ def save_needles(
 def _measure_response(
     model: WorldModel,
     episodes: list[EpisodeInfo],
-    names: Sequence[str],
+    actions: ActionSet,
     options: NeedleOptions,
     progress: "tqdm[Any]",
 ) -> dict[str, Any]:
     context = min(32, options.context_frames or 32, max(e.num_frames for e in episodes) - 1)
     settings: dict[str, Any] = {"held": HELD_FRAMES, "batch_size": options.batch_size, "seed": options.seed}
     settings |= {"openings": options.openings, "context": context, "on_frames": progress.update}
-    return {**measure_dreams(model, episodes, names, **settings), "rule": RULE}
+    return {**measure_dreams(model, episodes, actions, **settings), "rule": RULE}
 
 
-def _shortfall(report: dict[str, Any], classifier: TextureClassifier, wanted: int) -> list[str]:
+def _shortfall(report: dict[str, Any], classifier: PlaceClassifier, wanted: int) -> list[str]:
     """Return what a reader must know before believing the report."""
     found = {name: table["cases"] for name, table in report["bins"].items()}
     notes = [f"bin {name}: {count} of {wanted} cases found" for name, count in found.items() if count < wanted]
@@ -154,7 +156,7 @@ def run_needle(model: WorldModel, options: NeedleOptions, command: str = "") -> 
         command: command line to keep in the report.
 
     Returns:
-        the content of `report.json`: what `measure_needle` returns, `classifier` (its accuracy on real held-out
+        the content of `report.json`: what `measure_recall` returns, `classifier` (its accuracy on real held-out
         frames), `action_response`, `notes` (too few cases, a poor classifier), `settings`, `command`, `seconds`.
 
     Raises:
@@ -163,14 +165,14 @@ def run_needle(model: WorldModel, options: NeedleOptions, command: str = "") -> 
     """
     started = time.monotonic()
     shards = open_shards(options.data, "test", model.codec.config.image_size, model.num_actions)
-    episodes, names = list_episodes(shards), shards[0].action_names
-    cases = find_cases(episodes, cases_per_bin=options.cases, seed=options.seed)
+    episodes, world = list_episodes(shards), get_world(shards[0].world)
+    cases = find_cases(world, episodes, cases_per_bin=options.cases, seed=options.seed)
     teacher = options.train_data or options.data
-    classifier = load_or_train(teacher, options.out / "textures.safetensors", held_out=options.data)
+    classifier = load_or_train(teacher, options.out / "places.safetensors", held_out=options.data)
     controls = CONTROLS if options.controls else ()
     total = (3 if options.controls else 1) * len(cases) * DREAMT + 4 * options.openings * HELD_FRAMES
     with tqdm(total=total, desc="dreaming", unit="frame", mininterval=2.0) as progress:
-        report = measure_needle(
+        report = measure_recall(
             model,
             cases,
             classifier,
@@ -182,7 +184,7 @@ def run_needle(model: WorldModel, options: NeedleOptions, command: str = "") -> 
             on_verdicts=lambda frames, verdicts: save_needles(options.out / "needles.png", cases, frames, verdicts),
         )
         if options.openings:
-            report["action_response"] = _measure_response(model, episodes, names, options, progress)
+            report["action_response"] = _measure_response(model, episodes, world.actions, options, progress)
     report["classifier"] = classifier.facts
     report["notes"] = _shortfall(report, classifier, options.cases)
     report["settings"] = {

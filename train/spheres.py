@@ -23,7 +23,7 @@ from train.core.options import parse_options, run_program, save_json
 from train.data.clips import list_episodes
 from train.data.rollouts import Piece, dream_on, read_pieces
 from train.reports.plots import markdown_row, save_sheet
-from worldmodel.analysis.needle import wilson_interval
+from worldmodel.analysis.recall import wilson_interval
 from worldmodel.errors import ConfigError, DataError, SeedError
 from worldmodel.files import write_file
 from worldmodel.world import WorldModel

@@ -2,7 +2,7 @@
 
 Owns: the grid of the paper and ours, the equal budget, the order of the work and what is done already. Every result is
 a file in `--work`, so the same command goes on where it stopped; `--only` spreads the grid over several processes. Does
-not know how anything is trained, measured or drawn (`train.denoiser`, `train.measures.needle_dreams`,
+not know how anything is trained, measured or drawn (`train.denoiser`, `train.measures.recall_dreams`,
 `train.reports.study`).
 
 All structures start from one trunk: a denoiser without memory, trained first. What is added to it then trains for the
@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from envs.data.episodes import open_shards
-from envs.worlds.registry import find_motions
+from envs.worlds.registry import find_motions, get_world
 from train.accumulation import AccumulationOptions, measure_accumulation
 from train.codec import CodecOptions, train_codec
 from train.core.loop import STATE_FILE, start_machine
@@ -30,14 +30,14 @@ from train.data.rollouts import read_pieces, spread_over
 from train.denoiser import DenoiserOptions, train_denoiser
 from train.measures.features import load_ruler
 from train.measures.memory_costs import count_flops
-from train.measures.needle_cases import NeedleCase, find_cases
-from train.measures.needle_dreams import measure_needle
-from train.measures.textures import load_or_train
+from train.measures.place_classifier import load_or_train
+from train.measures.recall_cases import RecallCase, find_cases
+from train.measures.recall_dreams import measure_recall
 from train.record import record
 from train.reports.study import write_report
 from worldmodel.analysis.accumulation import measure_decay
 from worldmodel.analysis.metrics import squared_error, to_psnr
-from worldmodel.analysis.needle import BINS
+from worldmodel.analysis.recall import BINS
 from worldmodel.checkpoint import load_denoiser
 from worldmodel.errors import ConfigError
 from worldmodel.objective import ObjectiveConfig
@@ -248,13 +248,14 @@ def measure_structure(
         DataError: the recording has no held-out mazes, no poses, or no case.
     """
     model = WorldModel.load(folder, device=options.device, num_steps=options.denoising_steps)
-    judge = load_or_train(data, options.work / "textures.safetensors", held_out=needles)
+    judge = load_or_train(data, options.work / "places.safetensors", held_out=needles)
+    world = get_world(open_shards(needles)[0].world)
     episodes = list_episodes(open_shards(needles, "test", model.codec.config.image_size, model.num_actions))
-    cases = find_cases(episodes, cases_per_bin=options.cases, seed=options.seed)
+    cases = find_cases(world, episodes, cases_per_bin=options.cases, seed=options.seed)
     length, seed = structure.memory_frames, options.seed
-    needle = measure_needle(model, cases, judge, context_frames=length, controls=MODEL_FREE, seed=seed)
+    needle = measure_recall(model, cases, judge, context_frames=length, controls=MODEL_FREE, seed=seed)
     few = take_few(cases, options.control_cases)
-    checks = measure_needle(model, few, judge, context_frames=length, controls=MODEL_BOUND, seed=seed)
+    checks = measure_recall(model, few, judge, context_frames=length, controls=MODEL_BOUND, seed=seed)
     needle["controls"] |= checks["controls"]
     episodes = list_episodes(open_shards(data, "test"))
     context, horizon = 112, 64
@@ -303,7 +304,7 @@ def compare_schedules(options: StudyOptions, data: Path) -> None:
     measure_accumulation(model, settings, ruler, "python -m train.study")
 
 
-def take_few(cases: list[NeedleCase], count: int) -> list[NeedleCase]:
+def take_few(cases: list[RecallCase], count: int) -> list[RecallCase]:
     """Return the first `count` cases of each bin."""
     bins = [[case for case in cases if low < case.distance <= high] for low, high in BINS]
     return [case for inside in bins for case in inside[:count]]

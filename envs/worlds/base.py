@@ -6,13 +6,15 @@ world by name (`envs.worlds.registry`).
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, Self
 
 import gymnasium
 import numpy as np
 
 from envs.actions import ActionSet
+from envs.data.episodes import EpisodeInfo
 from envs.fields import Field
+from worldmodel.errors import DataError
 
 MEAN_HELD_STEPS = 6.0
 
@@ -24,6 +26,60 @@ class Policy(Protocol):
 
     def act(self, info: dict[str, Any]) -> int:
         """Return the next action, after the `info` of the last reset or step."""
+
+
+@dataclass(frozen=True)
+class Places:
+    """What the frames of an episode show of the places of its scene, in K columns from left to right.
+
+    A place is what one remembers as one thing; what it looks like may be shared by others.
+
+    Attributes:
+        ids: int64 (T, K), the place in each column.
+        looks: int64 (T, K), what it looks like, by number.
+        parts: int64 (T, K), which part of the place it is; a place is well seen where the same part is.
+        regions: int64 (T, K), what belongs together in the picture; the middle one's columns are compared.
+        is_near: bool (T, K), whether it is near enough to be well seen.
+        is_clear: bool (T,), whether the middle shows one place and nothing else, so that `labels` says what it shows.
+        is_plain: bool (T,), the same, less strictly: what labels are learned from.
+        labels: int64 (T, L), what the middle shows, a number for each of `World.place_labels`.
+    """
+
+    ids: np.ndarray
+    looks: np.ndarray
+    parts: np.ndarray
+    regions: np.ndarray
+    is_near: np.ndarray
+    is_clear: np.ndarray
+    is_plain: np.ndarray
+    labels: np.ndarray
+
+
+class Revisit(Protocol):
+    """The real scene of recorded episodes, put into the state of any recorded frame. A context manager."""
+
+    sky_depth: float
+    view_deg: float
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(self, *_: object) -> None: ...
+
+    def close(self) -> None:
+        """Free it; calling it again does nothing."""
+        ...
+
+    def depth(self, episode: EpisodeInfo, frame: int) -> np.ndarray:
+        """Return how far away what a recorded frame shows is, along the heading: float32 (H, W); the sky `sky_depth`.
+
+        Raises:
+            DataError: the scene made again is not the recorded one.
+        """
+        ...
+
+    def play(self, episode: EpisodeInfo, frame: int, actions: np.ndarray) -> np.ndarray:
+        """Step on from a recorded frame; return the N frames that follow, uint8 (N, H, W, 3). Errors as `depth`."""
+        ...
 
 
 class HeldActions:
@@ -65,6 +121,7 @@ class World:
         fields: what can be recorded beside frames, actions, rewards and ends: what `observe` returns. A field "depth"
             is recorded only where it is asked for, as it takes longer than all else.
         view_deg: angle of view of the camera, degrees, where poses are recorded; else None.
+        place_labels: names of what `places` says of the middle of a frame; empty where the world knows no places.
         licence: what a card says of pictures of this world.
         scene: what one of its places is called, in words.
     """
@@ -76,6 +133,7 @@ class World:
     Settings: ClassVar[type] = NoSettings
     fields: ClassVar[Mapping[str, Field]] = {}
     view_deg: ClassVar[float | None] = None
+    place_labels: ClassVar[tuple[str, ...]] = ()
     licence: ClassVar[str] = ""
     scene: ClassVar[str] = "scene"
 
@@ -94,6 +152,34 @@ class World:
     def policy(self, rng: np.random.Generator) -> Policy:
         """Return who plays a recording; default: actions drawn and held."""
         return HeldActions(self.actions.num_actions, rng)
+
+    def places(self, episode: EpisodeInfo) -> Places:
+        """Return what each frame of a recorded episode shows of the places of its scene.
+
+        Raises:
+            DataError: the world knows none, or the recording lacks what it takes; says what.
+        """
+        raise DataError(f"the world {self.name} does not tell what places a frame shows (World.places)")
+
+    def is_way_free(self, episode: EpisodeInfo, frames: np.ndarray, action: int, num_steps: int) -> np.ndarray:
+        """Return whether nothing would stop an action held for `num_steps` steps from recorded frames: bool (N,).
+
+        Args:
+            episode: recorded.
+            frames: int64 (N,).
+            action: held.
+            num_steps: for so long.
+        """
+        return np.ones(len(frames), bool)
+
+    def revisit(self, episode: EpisodeInfo) -> Revisit:
+        """Return the real scene of a recorded episode, for all episodes recorded with its settings.
+
+        Raises:
+            DataError: the world has no such thing, or the recording lacks what it takes.
+            MissingPackageError: a package of the world is not installed.
+        """
+        raise DataError(f"the world {self.name} cannot be put into the state of a recorded frame (World.revisit)")
 
     def observe(self, env: "gymnasium.Env[Any, Any]", info: dict[str, Any], wanted: Collection[str]) -> dict[str, Any]:
         """Return the present values of `wanted` fields: of this frame, of the step into it, or of the episode."""

@@ -10,8 +10,9 @@ from typing import Any, NamedTuple
 
 import gymnasium
 
-from envs.worlds.base import World
-from worldmodel.errors import ConfigError
+from envs.data.episodes import EpisodeInfo, read_shard
+from envs.worlds.base import Revisit, World
+from worldmodel.errors import ConfigError, DataError, MissingPackageError
 
 
 class Entry(NamedTuple):
@@ -82,6 +83,27 @@ def find_view_deg(world: str) -> float | None:
         return get_world(world).view_deg
     except ConfigError:
         return None
+
+
+def world_of(episode: EpisodeInfo) -> World:
+    """Return the world that an episode was recorded in.
+
+    Raises:
+        DataError: its file is damaged, or names a world that is not known here.
+    """
+    name = read_shard(episode.path).world
+    try:
+        return get_world(name)
+    except ConfigError as error:
+        raise DataError(f"{episode.path.name} shows a world that is not known here: {error}") from error
+
+
+def try_revisit(episode: EpisodeInfo) -> tuple[Revisit | None, str | None]:
+    """Return the real scene of an episode, for all recorded with its settings; or None, and why there is none."""
+    try:
+        return world_of(episode).revisit(episode), None
+    except (ConfigError, DataError, MissingPackageError) as error:
+        return None, str(error)
 
 
 def make_real(world: str, **settings: Any) -> "gymnasium.Env[Any, Any]":

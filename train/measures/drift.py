@@ -1,7 +1,8 @@
 """What becomes of a long dream: sharpness, colors and likeness to the truth, segment by segment.
 
-Owns: long rollouts and their summary. Under random actions the truth is the real maze stepped with the same ones, where
-it can be made again; elsewhere it is what was recorded. Does not know files of results other than its contact sheet.
+Owns: long rollouts and their summary. Under random actions the truth is the real scene stepped with the same ones,
+where it can be made again; elsewhere it is what was recorded. Does not know files of results other than its contact
+sheet.
 """
 
 import contextlib
@@ -13,7 +14,7 @@ import numpy as np
 import torch
 
 from envs.data.episodes import EpisodeInfo
-from envs.worlds.labmaze.revisit import try_real_maze
+from envs.worlds.registry import try_revisit
 from train.data.rollouts import EvaluationPlan, dream_on, in_batches, read_pieces, spread_over
 from train.measures.sharpness import CONTROL_EVERY, make_controls, measure_detail, summarize_sharpness
 from train.reports.plots import save_sheet
@@ -50,18 +51,18 @@ def measure_drift(
     parts: dict[str, list[torch.Tensor]] = {}
     first = 0
     is_random = plan.long_actions == "random"
-    maze, left_out = try_real_maze(pieces[0].episode) if is_random else (None, None)
+    scene, left_out = try_revisit(pieces[0].episode) if is_random else (None, None)
     with contextlib.ExitStack() as stack:
-        if maze is not None:
-            stack.enter_context(maze)
+        if scene is not None:
+            stack.enter_context(scene)
         for batch in in_batches(pieces, plan.batch_size):
             given = read_pieces(batch)
             actions, truth = given["actions"], given["frames"][:, known:]
             if is_random:
                 actions[:, known - 1 :] = random_actions((len(batch), num_frames), model.num_actions, rng)
-            if maze is not None:
+            if scene is not None:
                 played = [
-                    maze.play(piece.episode, piece.start + known - 1, row[known - 1 :].numpy())
+                    scene.play(piece.episode, piece.start + known - 1, row[known - 1 :].numpy())
                     for piece, row in zip(batch, actions, strict=True)
                 ]
                 truth = torch.from_numpy(np.stack(played))
@@ -88,10 +89,10 @@ def measure_drift(
             first += len(batch)
     save_sheet(out / "long_dreams.png", rows[:SHEET_DREAMS], shown_at)
     all_of = {name: torch.cat(values) for name, values in parts.items()}
-    reference = "the real maze under the same actions"
-    if is_random and maze is None:
+    reference = "the real scene under the same actions"
+    if is_random and scene is None:
         reference = f"recorded play under other actions ({left_out})"
-    report = summarize_drift(all_of, num_frames, plan.long_actions, has_truth=not is_random or maze is not None)
+    report = summarize_drift(all_of, num_frames, plan.long_actions, has_truth=not is_random or scene is not None)
     report["sharpness"] = summarize_sharpness(all_of, reference, plan.seed)
     return report | {"long_dreams": len(pieces)}
 

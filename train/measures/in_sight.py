@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from envs.worlds.labmaze.revisit import RealMaze
-from envs.worlds.labmaze.scene import SKY_DEPTH
-from envs.worlds.labmaze.spec import VIEW_DEG
+from envs.data.episodes import read_episode
+from envs.worlds.base import Revisit
 from train.data.rollouts import Piece
 from worldmodel.analysis.bootstrap import draw_weights, find_interval
 from worldmodel.analysis.metrics import to_psnr
+from worldmodel.errors import DataError
 
 RELATIVE_SLACK, SLACK_CELLS = 0.05, 0.03  # by which depths of one point may differ between two frames
 NEAREST = 0.05  # cells; what is nearer to the eye is not drawn
@@ -35,8 +35,8 @@ def find_sources(
     pose: np.ndarray,
     context_depths: np.ndarray,
     context_poses: np.ndarray,
-    fov_deg: float = VIEW_DEG,
-    sky_depth: float = SKY_DEPTH,
+    view_deg: float,
+    sky_depth: float,
 ) -> np.ndarray:
     """Find where each pixel of a frame was to be seen before.
 
@@ -45,7 +45,7 @@ def find_sources(
         pose: (3,) x and y in cells, heading in degrees; all frames look level from one height.
         context_depths: float (C, H, W), oldest first.
         context_poses: (C, 3).
-        fov_deg: angle of view, both across and down.
+        view_deg: angle of view, both across and down.
         sky_depth: depth of the sky; it is the same in each direction, wherever one stands.
 
     Returns:
@@ -53,7 +53,7 @@ def find_sources(
         the same point; -1 where none does.
     """
     height, width = depth.shape
-    tangent = np.tan(np.radians(fov_deg / 2))
+    tangent = np.tan(np.radians(view_deg / 2))
     left = tangent * (1 - (2 * np.arange(width) + 1) / width)[None, :]
     up = tangent * (1 - (2 * np.arange(height) + 1) / height)[:, None]
     is_sky = depth >= sky_depth
@@ -84,22 +84,23 @@ def find_sources(
     return np.take_along_axis(found, newest[None], 0)[0]
 
 
-def find_sources_of_piece(maze: RealMaze, piece: Piece, known: int, horizons: list[int]) -> np.ndarray:
-    """Return `find_sources` of the true frames at the horizons, int64 (len(horizons), H, W); errors as `RealMaze.open`.
+def find_sources_of_piece(scene: Revisit, piece: Piece, known: int, horizons: list[int]) -> np.ndarray:
+    """Return `find_sources` of the true frames at the horizons, int64 (len(horizons), H, W); errors as `Revisit.depth`.
 
     Args:
-        maze: the real world of the recording.
+        scene: the real world of the recording.
         piece: of an episode; its first `known` frames are the context.
         known: frames of the context.
         horizons: frames after the context, from 1.
     """
-    poses, _ = maze.open(piece.episode)
+    poses = read_episode(piece.episode, fields=("pose",))["pose"].astype(np.float64)
+    if poses.shape[1] != 3:
+        raise DataError(f"{piece.episode.path.name}: what is in sight is found for level poses of 3 columns alone")
     context = range(piece.start, piece.start + known)
-    depths = np.stack([maze.depth(piece.episode, frame) for frame in context])
+    depths = np.stack([scene.depth(piece.episode, frame) for frame in context])
     frames = [piece.start + known + horizon - 1 for horizon in horizons]
-    return np.stack(
-        [find_sources(maze.depth(piece.episode, f), poses[f], depths, poses[list(context)]) for f in frames]
-    )
+    there = depths, poses[list(context)], scene.view_deg, scene.sky_depth
+    return np.stack([find_sources(scene.depth(piece.episode, frame), poses[frame], *there) for frame in frames])
 
 
 def compare_in_sight(

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from envs.data.episodes import EpisodeInfo
-from envs.worlds.labmaze.revisit import try_real_maze
+from envs.worlds.registry import try_revisit
 from train.data.rollouts import EvaluationPlan, Piece, dream_on, in_batches, read_pieces, spread_over
 from train.measures.in_sight import compare_in_sight, find_sources_of_piece, summarize_in_sight
 from train.reports.plots import save_sheet
@@ -99,11 +99,11 @@ def measure_likeness(
     parts: dict[str, list[torch.Tensor]] = {}
     rows: list[tuple[str, torch.Tensor]] = []
     shown = {int(i) for i in np.linspace(0, len(pieces) - 1, min(SHEET_CASES, len(pieces)))}
-    maze, left_out = try_real_maze(pieces[0].episode)
+    scene, left_out = try_revisit(pieces[0].episode)
     first = 0
     with contextlib.ExitStack() as stack:
-        if maze is not None:
-            stack.enter_context(maze)
+        if scene is not None:
+            stack.enter_context(scene)
         for batch in in_batches(pieces, plan.batch_size):
             given = read_pieces(batch, ("frames", "actions", "rewards", "terminated"))
             seeds = [plan.seed + first + i for i in range(len(batch))]
@@ -124,8 +124,8 @@ def measure_likeness(
                 "terminated": dream.terminated,
                 "true_terminated": given["terminated"][:, known - 1 :],
             }
-            if maze is not None:
-                sources = np.stack([find_sources_of_piece(maze, piece, known, horizons) for piece in batch])
+            if scene is not None:
+                sources = np.stack([find_sources_of_piece(scene, piece, known, horizons) for piece in batch])
                 shown_frames = {"dream": picked, "copy": copied, "codec": decoded}
                 context = given["frames"][:, :known]
                 found |= compare_in_sight(torch.from_numpy(sources), context, true_picked, shown_frames)
@@ -141,7 +141,7 @@ def measure_likeness(
     groups = np.array([f"{p.episode.path}/{p.episode.key}" for p in pieces])
     report = {"horizons": horizons, **summarize_likeness(all_of, groups, horizons, plan.seed), "cases": len(pieces)}
     report["in_sight"] = {"left_out": left_out}
-    if maze is not None:
+    if scene is not None:
         num_pixels = model.codec.config.image_size**2
         report["in_sight"] = summarize_in_sight(all_of, groups, horizons, num_pixels, plan.seed)
     return report

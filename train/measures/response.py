@@ -1,65 +1,66 @@
-"""Does the dream obey? The same action held for a few frames, and the motion of the picture that it brings.
+"""Action accuracy: the same action held for a few frames, and the motion of the picture that it brings.
 
-Owns: the openings, the free way ahead of a walk, the rule of what counts as right, and the same measure on real frames.
+Owns: the openings, the rule of what counts as right, and the same measure on real frames.
 Does not know files of results or what share is good enough.
 """
 
+import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 
+from envs.actions import ActionSet
 from envs.data.episodes import EpisodeInfo, read_episode
-from envs.worlds.labmaze.env import WALK_CELLS
-from envs.worlds.labmaze.maze import Maze
+from envs.worlds.registry import world_of
 from train.data.rollouts import dream_on, in_batches, read_pieces, spread
 from worldmodel.analysis.metrics import Motion, measure_motion
 from worldmodel.world import WorldModel
 
-TURNS = {"turn_left": 1.0, "turn_right": -1.0}  # sign of the shift of the picture
-WALKS = {"forward": 1.0, "back": -1.0}  # sign of its expansion
 MIN_SHIFT, MIN_EXPANSION = 0.004, 0.004  # a twentieth of what real moves bring: a still picture obeys nothing
-MARGIN_CELLS = 0.3
 RULE = (
     "right = over the dreamt frames under one held action, the mean over frame pairs of the median horizontal flow is "
     f"above {MIN_SHIFT} frame widths a step (turn left) or below minus that (turn right); the fitted expansion is "
-    f"above {MIN_EXPANSION} a step (forward) or below minus that (back). Walks start only where the recorded pose and "
-    f"layout leave the walker's way free for the walked distance and {MARGIN_CELLS} cells"
+    f"above {MIN_EXPANSION} a step (forward) or below minus that (back). Walks start only where the world says that "
+    "nothing is in the way"
 )
 
 
-def is_way_free(layout: np.ndarray, pose: np.ndarray, distance: float) -> bool:
-    """Whether a walker can go straight on from a pose without touching a wall.
+@dataclass(frozen=True)
+class Move:
+    """An action that turns or walks and does nothing else.
 
-    Args:
-        layout: uint8 (rows, columns), 1 wall, 0 floor.
-        pose: x, y in cells, heading in degrees.
-        distance: cells; negative: backwards.
+    Attributes:
+        action: its index.
+        is_turn: it turns; else it walks.
+        sign: of the shift of the picture (1 to the right, as in a turn to the left), or of its expansion.
     """
-    maze = Maze(layout, layout, layout, np.zeros((0, 2), np.float32), 0)
-    angle = np.radians(float(pose[2]))
-    for walked in np.linspace(0.0, distance, max(2, int(abs(distance) / 0.05))):
-        x, y = float(pose[0] + walked * np.cos(angle)), float(pose[1] + walked * np.sin(angle))
-        moved = np.subtract(maze.push_out(x, y), (x, y))
-        if maze.is_wall(x, y) or np.abs(moved).max() > 1e-3:
-            return False
-    return True
+
+    action: int
+    is_turn: bool
+    sign: float
 
 
-def opening_starts(episode: EpisodeInfo, action: str, context: int, held: int) -> np.ndarray:
-    """Return the first frames of `context` frames after which holding `action` for `held` steps can be judged.
+def find_moves(actions: ActionSet) -> dict[str, Move]:
+    """Return the moves of an action set by name: turns first; empty where motions are not known."""
+    turns, walks = {}, {}
+    for index, (name, (turn, walk)) in enumerate(zip(actions.names, actions.motions, strict=False)):
+        if turn and not walk:
+            turns[name] = Move(index, True, math.copysign(1.0, turn))
+        elif walk and not turn:
+            walks[name] = Move(index, False, math.copysign(1.0, walk))
+    return turns | walks
 
-    A walk in a recording without pose and layout can start anywhere.
-    """
+
+def opening_starts(episode: EpisodeInfo, move: Move, context: int, held: int) -> np.ndarray:
+    """Return the first frames of `context` frames after which holding a move for `held` steps can be judged."""
     starts = np.arange(max(0, episode.num_frames - context + 1))
-    if action in TURNS or not {"pose", "layout"} <= set(episode.fields):
+    if move.is_turn:
         return starts
     starts = starts[::4]  # neighbors are alike, and looking takes time
-    arrays = read_episode(episode, fields=("pose", "layout"))
-    distance = WALKS[action] * (WALK_CELLS * held + MARGIN_CELLS)
-    is_free = [is_way_free(arrays["layout"], arrays["pose"][start + context - 1], distance) for start in starts]
-    return starts[np.array(is_free, bool)]
+    return starts[world_of(episode).is_way_free(episode, starts + context - 1, move.action, held)]
 
 
 def held_starts(episode: EpisodeInfo, action: int, held: int) -> np.ndarray:
@@ -74,35 +75,34 @@ def held_starts(episode: EpisodeInfo, action: int, held: int) -> np.ndarray:
     return np.flatnonzero(np.lib.stride_tricks.sliding_window_view(is_held, held).all(1)) + 1
 
 
-def is_right(action: str, motion: Motion) -> bool:
-    """Whether the picture moved as the action demands; see `RULE`."""
-    if action in TURNS:
-        return TURNS[action] * motion.shift > MIN_SHIFT
-    return WALKS[action] * motion.expansion > MIN_EXPANSION
+def is_right(move: Move, motion: Motion) -> bool:
+    """Whether the picture moved as the move demands; see `RULE`."""
+    if move.is_turn:
+        return move.sign * motion.shift > MIN_SHIFT
+    return move.sign * motion.expansion > MIN_EXPANSION
 
 
-def summarize_response(motions: dict[str, list[Motion]]) -> dict[str, Any]:
+def summarize_response(moves: dict[str, Move], motions: dict[str, list[Motion]]) -> dict[str, Any]:
     """Return the shares right, the counts and the median motion of each action; None where nothing was measured.
 
     `turn` and `walk` are shares over both actions of their kind; `motion` is the median shift in frame widths a step of
     a turn, the median expansion a step of a walk.
     """
 
-    def share(actions: Sequence[str]) -> float | None:
-        found = [is_right(action, motion) for action in actions for motion in motions.get(action, [])]
+    def share(names: Sequence[str]) -> float | None:
+        found = [is_right(moves[name], motion) for name in names for motion in motions.get(name, [])]
         return float(np.mean(found)) if found else None
 
-    names = (*TURNS, *WALKS)
     medians = {
-        name: float(np.median([m.shift if name in TURNS else m.expansion for m in motions[name]]))
-        for name in names
+        name: float(np.median([m.shift if move.is_turn else m.expansion for m in motions[name]]))
+        for name, move in moves.items()
         if motions.get(name)
     }
     return {
-        "turn": share(list(TURNS)),
-        "walk": share(list(WALKS)),
-        **{name: share([name]) for name in names},
-        "counts": {name: len(motions.get(name, [])) for name in names},
+        "turn": share([name for name, move in moves.items() if move.is_turn]),
+        "walk": share([name for name, move in moves.items() if not move.is_turn]),
+        **{name: share([name]) for name in moves},
+        "counts": {name: len(motions.get(name, [])) for name in moves},
         "motion": medians,
     }
 
@@ -110,7 +110,7 @@ def summarize_response(motions: dict[str, list[Motion]]) -> dict[str, Any]:
 def measure_dreams(
     model: WorldModel,
     episodes: Sequence[EpisodeInfo],
-    action_names: Sequence[str],
+    actions: ActionSet,
     *,
     openings: int,
     context: int,
@@ -124,7 +124,7 @@ def measure_dreams(
     Args:
         model: the world.
         episodes: held-out episodes.
-        action_names: in the order of their indices.
+        actions: of the world.
         openings: openings for each action.
         context: real frames before the dream.
         held: dreamt frames, at least 2.
@@ -135,38 +135,38 @@ def measure_dreams(
     Returns:
         see `summarize_response`.
     """
+    moves = find_moves(actions)
     motions: dict[str, list[Motion]] = {}
-    for name in (*TURNS, *WALKS):
-        if name not in action_names:
-            continue
-        action, rng = list(action_names).index(name), np.random.default_rng([seed, 1])
-        starts = [opening_starts(episode, name, context, held) for episode in episodes]
+    for name, move in moves.items():
+        rng = np.random.default_rng([seed, 1])
+        starts = [opening_starts(episode, move, context, held) for episode in episodes]
         motions[name] = []
         for batch in in_batches(spread(episodes, starts, context, openings, rng), batch_size):
             given = read_pieces(batch)
-            actions = torch.cat([given["actions"], torch.full((len(batch), held), action, dtype=torch.uint8)], 1)
+            held_on = torch.full((len(batch), held), move.action, dtype=torch.uint8)
+            taken = torch.cat([given["actions"], held_on], 1)
             seeds = [seed + len(motions[name]) + i for i in range(len(batch))]
-            dream = dream_on(model, given["frames"], actions, seeds, on_frames)
+            dream = dream_on(model, given["frames"], taken, seeds, on_frames)
             motions[name] += [measure_motion(frames) for frames in dream.frames]
-    return summarize_response(motions)
+    return summarize_response(moves, motions)
 
 
 def measure_real(
-    episodes: Sequence[EpisodeInfo], action_names: Sequence[str], *, count: int, held: int, seed: int
+    episodes: Sequence[EpisodeInfo], actions: ActionSet, *, count: int, held: int, seed: int
 ) -> dict[str, Any]:
     """Judge real frames under held, unblocked actions by the same rule: what the measure itself can reach.
 
     Args:
         episodes: held-out episodes.
-        action_names: in the order of their indices.
+        actions: of the world.
         count: pieces for each action; fewer where the recording has fewer.
         held: frames of a piece, at least 2.
         seed: which pieces.
     """
+    moves = find_moves(actions)
     motions: dict[str, list[Motion]] = {}
-    for name in (*TURNS, *WALKS):
-        if name in action_names:
-            starts = [held_starts(episode, list(action_names).index(name), held) for episode in episodes]
-            pieces = spread(episodes, starts, held, count, np.random.default_rng([seed, 2]))
-            motions[name] = [measure_motion(read_pieces([piece], ("frames",))["frames"][0]) for piece in pieces]
-    return summarize_response(motions)
+    for name, move in moves.items():
+        starts = [held_starts(episode, move.action, held) for episode in episodes]
+        pieces = spread(episodes, starts, held, count, np.random.default_rng([seed, 2]))
+        motions[name] = [measure_motion(read_pieces([piece], ("frames",))["frames"][0]) for piece in pieces]
+    return summarize_response(moves, motions)

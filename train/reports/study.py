@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from train.core.options import save_json
 from train.reports.plots import save_figure
-from worldmodel.analysis.needle import BINS, bin_name
+from worldmodel.analysis.recall import BINS, bin_name
 from worldmodel.files import write_file
 
 _PAPER_BINS = [bin_name(span) for span in BINS[:3]]
@@ -144,7 +144,7 @@ def write_report(out: Path, results: list[dict[str, Any]], settings: dict[str, A
         "",
         "Made by `python -m train.study`; the text is in README.md. Rates have Wilson intervals of 95%.",
         "",
-        f"Cases a bin: {counts}, of {first['mazes']} held-out mazes. Texture classifier on real held-out frames: "
+        f"Cases a bin: {counts}, of {first['scenes']} held-out scenes. Place classifier on real held-out frames: "
         f"{first['classifier']['accuracy']:.3f}. Each structure trained {settings['steps_of_each']:,} steps on the "
         "trunk.",
         "",

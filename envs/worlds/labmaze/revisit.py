@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 
 from envs.data.episodes import EpisodeInfo, read_episode, read_shard
-from envs.worlds.labmaze.env import TARGET_REACH_CELLS
-from envs.worlds.registry import get_world
-from worldmodel.errors import ConfigError, DataError, MissingPackageError
+from envs.worlds.labmaze.env import TARGET_REACH_CELLS, LabMazeEnv
+from envs.worlds.labmaze.scene import SKY_DEPTH
+from envs.worlds.labmaze.spec import VIEW_DEG
+from worldmodel.errors import DataError
 
 NEEDED = ("pose", "layout", "targets")
-CALLS = ("render_depth", "render_pose", "set_pose", "set_targets_reached")
 
 
 def find_reached(pose: np.ndarray, targets: np.ndarray) -> np.ndarray:
@@ -36,28 +36,37 @@ class RealMaze:
     Args:
         episode: any episode of the recording; all others must have been recorded with its settings.
 
+    Attributes:
+        sky_depth: depth of the sky.
+        view_deg: angle of view, degrees.
+
     Raises:
-        DataError: recorded without poses, or the world is not known here or has no depth.
+        DataError: recorded without poses.
         MissingPackageError: a package of the world is not installed. ConfigError: it does not accept its settings.
     """
+
+    sky_depth, view_deg = SKY_DEPTH, VIEW_DEG
 
     def __init__(self, episode: EpisodeInfo) -> None:
         absent = [name for name in NEEDED if name not in episode.fields]
         if absent:
             raise DataError(f"{episode.path.name} was recorded without {', '.join(absent)}")
         shard = read_shard(episode.path)
-        try:
-            world = get_world(shard.world)
-        except ConfigError as error:
-            raise DataError(f"{episode.path.name} shows a world that is not known here: {error}") from error
         # Play that goes on from a recorded frame ends nowhere.
-        self.env: Any = world.make(**(shard.settings | {"max_episode_steps": None}))
-        lacking = [call for call in CALLS if not hasattr(self.env, call)]
-        if lacking:
-            self.close()
-            raise DataError(f"the world {shard.world!r} has no {', '.join(lacking)}")
+        self.env: Any = LabMazeEnv(**(shard.settings | {"max_episode_steps": None}))
         self._episode: EpisodeInfo | None = None
         self._pose, self._reached, self.targets = np.zeros((0, 3)), np.zeros((0, 0), bool), np.zeros((0, 2))
+
+    @staticmethod
+    def of(episode: EpisodeInfo) -> "RealMaze":
+        """Return the maze of an episode, which it is in already. Errors as the class and `open`."""
+        maze = RealMaze(episode)
+        try:
+            maze.open(episode)
+        except DataError:
+            maze.close()
+            raise
+        return maze
 
     def __enter__(self) -> "RealMaze":
         return self
@@ -106,17 +115,3 @@ class RealMaze:
         """Step on from a recorded frame and return the N frames that follow, uint8 (N, H, W, 3). Errors as `open`."""
         self.put(episode, frame)
         return np.stack([self.env.step(int(action))[0] for action in actions])
-
-
-def try_real_maze(episode: EpisodeInfo) -> tuple[RealMaze | None, str | None]:
-    """Return the real world of a recording, already in the maze of `episode`; or None, and why there is none."""
-    try:
-        maze = RealMaze(episode)
-    except (ConfigError, DataError, MissingPackageError) as error:
-        return None, str(error)
-    try:
-        maze.open(episode)
-    except DataError as error:
-        maze.close()
-        return None, str(error)
-    return maze, None

@@ -4,13 +4,16 @@ Owns: the wall block, its side and its distance in each of `NUM_COLUMNS` columns
 of its middle, and what an episode must have recorded for that. Does not know pixels, looks of textures or models.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from envs.data.episodes import EpisodeInfo, read_episode
-from envs.worlds.labmaze.maze import NO_TEXTURE
+from envs.worlds.base import Places
+from envs.worlds.labmaze.maze import NO_TEXTURE, Maze
 from envs.worlds.labmaze.scene import EYE_HEIGHT
 from envs.worlds.labmaze.spec import VIEW_DEG
 from worldmodel.errors import DataError
@@ -19,6 +22,9 @@ NUM_COLUMNS = 33  # odd: the ray of the middle column goes straight ahead
 MIDDLE = NUM_COLUMNS // 2
 SIGHT_FIELDS = ("pose", "layout", "wall_textures", "floor_textures")
 HALF_WIDTH = 3  # columns to either side of the middle that a judged wall fills: a dream may be a little off
+MAX_DISTANCE = 4.0  # a wall farther than this is not well seen
+MARGIN_CELLS = 0.3  # what must be free beyond a walk
+PLAIN: dict[str, Any] = {"half_width": 2, "nearest": 0.72, "farthest": 4.5}  # wider than what is judged
 NEAREST, FARTHEST = 0.8, 3.2  # distance of a judged wall, cells; nearer the frame shows no floor
 _TANGENT = float(np.tan(np.radians(VIEW_DEG / 2)))  # of the picture at distance 1
 _NEAREST_FLOOR = EYE_HEIGHT / _TANGENT  # distance of the floor at the lower edge of the picture, cells
@@ -169,3 +175,69 @@ def judge_middle(
         reach = ahead.clip(0.0) * _TANGENT * (2 * half_width + 1) / NUM_COLUMNS + _TARGET_RADIUS
         is_clear &= ~((ahead > 0.0) & (ahead < distance[:, None] + _TARGET_RADIUS) & (aside < reach)).any(1)
     return Middle(is_clear, arrays["wall_textures"].reshape(-1)[block].astype(np.int64), floors)
+
+
+def join_blocks(wall_textures: np.ndarray) -> np.ndarray:
+    """Return the place of each cell, int64 (rows, columns): equal for blocks of one texture joined side by side."""
+    places = np.arange(wall_textures.size).reshape(wall_textures.shape)
+    while True:
+        joined = places.copy()
+        for axis in range(2):
+            first, second = np.moveaxis(joined, axis, 0)[:-1], np.moveaxis(joined, axis, 0)[1:]
+            textures = np.moveaxis(wall_textures, axis, 0)
+            lower = np.minimum(first, second)
+            is_same = textures[:-1] == textures[1:]
+            first[...] = np.where(is_same, lower, first)
+            second[...] = np.where(is_same, np.minimum(lower, second), second)
+        if np.array_equal(joined, places):
+            return places
+        places = joined
+
+
+def find_places(episode: EpisodeInfo) -> Places:
+    """Return the walls that each frame of an episode shows: blocks of one texture joined side by side are one place.
+
+    Raises:
+        DataError: recorded without pose or layout, or the file is damaged.
+    """
+    arrays = read_sight(episode)
+    sight = look(arrays["layout"], arrays["pose"])
+    judged = judge_middle(arrays, sight, half_width=HALF_WIDTH, nearest=NEAREST, farthest=FARTHEST)
+    plain = judge_middle(arrays, sight, **PLAIN)
+    return Places(
+        ids=join_blocks(arrays["wall_textures"]).reshape(-1)[sight.blocks],
+        looks=arrays["wall_textures"].reshape(-1).astype(np.int64)[sight.blocks],
+        parts=sight.faces,
+        regions=sight.blocks,
+        is_near=sight.distances <= MAX_DISTANCE,
+        is_clear=judged.is_clear,
+        is_plain=plain.is_clear,
+        labels=np.stack([plain.walls, plain.floors], 1),
+    )
+
+
+def is_way_free(episode: EpisodeInfo, frames: np.ndarray, distance: float) -> np.ndarray:
+    """Return whether a walker gets straight on from recorded frames, bool (N,); True where pose or layout are missing.
+
+    Args:
+        episode: recorded.
+        frames: int64 (N,).
+        distance: cells along the heading, negative backwards; `MARGIN_CELLS` beyond must be free as well.
+    """
+    if not {"pose", "layout"} <= set(episode.fields) or not distance:
+        return np.ones(len(frames), bool)
+    arrays = read_episode(episode, fields=("pose", "layout"))
+    beyond = distance + math.copysign(MARGIN_CELLS, distance)
+    return np.array([gets_on(arrays["layout"], arrays["pose"][frame], beyond) for frame in frames], bool)
+
+
+def gets_on(layout: np.ndarray, pose: np.ndarray, distance: float) -> bool:
+    """Whether a walker of a layout (rows, columns) gets straight on from a pose (3,) by so many cells."""
+    maze = Maze(layout, layout, layout, np.zeros((0, 2), np.float32), 0)
+    angle = np.radians(float(pose[2]))
+    for walked in np.linspace(0.0, distance, max(2, int(abs(distance) / 0.05))):
+        x, y = float(pose[0] + walked * np.cos(angle)), float(pose[1] + walked * np.sin(angle))
+        moved = np.subtract(maze.push_out(x, y), (x, y))
+        if maze.is_wall(x, y) or np.abs(moved).max() > 1e-3:
+            return False
+    return True

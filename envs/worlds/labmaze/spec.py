@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from envs.actions import ActionSet
+from envs.data.episodes import EpisodeInfo
 from envs.fields import DEPTH, POSE, Field
-from envs.worlds.base import Policy, World
+from envs.worlds.base import Places, Policy, Revisit, World
 from worldmodel.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -76,6 +77,7 @@ class LabMaze(World):
     max_episode_steps = 1800
     Settings = Settings
     view_deg = VIEW_DEG
+    place_labels = ("wall", "floor")
     licence = LICENCE
     scene = "maze"
     fields: ClassVar[Mapping[str, Field]] = {
@@ -102,6 +104,24 @@ class LabMaze(World):
         from envs.worlds.labmaze.explorer import Explorer
 
         return Explorer(rng)
+
+    def places(self, episode: EpisodeInfo) -> Places:
+        """Return the walls that each frame shows; errors as `World.places`."""
+        from envs.worlds.labmaze.sight import find_places
+
+        return find_places(episode)
+
+    def is_way_free(self, episode: EpisodeInfo, frames: np.ndarray, action: int, num_steps: int) -> np.ndarray:
+        """Return where no wall is in the way; everywhere, where the recording does not tell."""
+        from envs.worlds.labmaze.sight import is_way_free
+
+        return is_way_free(episode, frames, ACTIONS.motions[action][1] * num_steps)
+
+    def revisit(self, episode: EpisodeInfo) -> Revisit:
+        """Return the maze of an episode, made again; errors as `World.revisit`."""
+        from envs.worlds.labmaze.revisit import RealMaze
+
+        return RealMaze.of(episode)
 
     def observe(self, env: "gymnasium.Env[Any, Any]", info: dict[str, Any], wanted: Collection[str]) -> dict[str, Any]:
         """Return the present values of `wanted` fields."""

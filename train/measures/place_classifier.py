@@ -1,6 +1,6 @@
-"""The judge of needles: a small network that names the wall and the floor in the middle of a frame.
+"""The judge of place recall: a small network that names what the middle of a frame shows.
 
-Owns: its labeled real frames (labels by ray casting), training it in a minute, its accuracy on held-out mazes, and
+Owns: its labeled real frames (labels by `World.places`), training it in a minute, its accuracy on held-out scenes, and
 the file it is kept in. Does not know dreams or where its answers are used.
 """
 
@@ -22,8 +22,7 @@ from torch import nn
 from tqdm import tqdm
 
 from envs.data.episodes import ShardInfo, open_shards, read_episode
-from envs.worlds.labmaze.maze import NO_TEXTURE
-from envs.worlds.labmaze.sight import FARTHEST, HALF_WIDTH, NEAREST, check_sight_fields, judge_middle, look, read_sight
+from envs.worlds.registry import get_world
 from train.data.clips import list_episodes
 from worldmodel.checkpoint import load_weights
 from worldmodel.errors import CheckpointError, DataError
@@ -32,52 +31,56 @@ from worldmodel.frames import to_pixels
 
 LEAST_ACCURACY = 0.95  # below this a classifier judges nothing
 _SIZE = 32  # larger frames are averaged down to this
-_VERSION = "1"
-_TRAIN = {"half_width": 2, "nearest": 0.72, "farthest": 4.5}  # wider than what is judged: a dream may be a little off
-_JUDGED = {"half_width": HALF_WIDTH, "nearest": NEAREST, "farthest": FARTHEST}
+_VERSION = "2"
 _NOISE, _GAIN, _BLUR_SHARE = 0.08, 0.1, 0.4  # deviation of pixels in [-1, 1], change of contrast, share blurred
 
 
 class Labeled(NamedTuple):
-    """Frames uint8 (N, 32, 32, 3) and the texture indices of their middles, int64 (N,)."""
+    """Frames uint8 (N, 32, 32, 3), and what their middles show, int64 (N, L)."""
 
     frames: torch.Tensor
-    walls: torch.Tensor
-    floors: torch.Tensor
+    labels: torch.Tensor
 
 
-class TextureNet(nn.Module):
-    """Frame in, scores of wall and floor textures out."""
+class PlaceNet(nn.Module):
+    """Frame in, scores of each label out."""
 
-    def __init__(self, num_walls: int, num_floors: int, width: int = 16) -> None:
+    def __init__(self, counts: Sequence[int], width: int = 16) -> None:
+        """Build one for labels with so many values each."""
         super().__init__()
         widths = (3, width, 2 * width, 4 * width)
         layers: list[nn.Module] = []
         for narrow, wide in zip(widths, widths[1:], strict=False):
             layers += [nn.Conv2d(narrow, wide, 3, stride=2, padding=1), nn.SiLU()]
         self.body = nn.Sequential(*layers, nn.Flatten(), nn.Linear(widths[-1] * (_SIZE // 8) ** 2, 128), nn.SiLU())
-        self.walls, self.floors = nn.Linear(128, num_walls), nn.Linear(128, num_floors)
+        self.heads = nn.ModuleList(nn.Linear(128, count) for count in counts)
 
-    def forward(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Score pixels float32 (N, 3, 32, 32): wall scores (N, num_walls), floor scores (N, num_floors)."""
+    def forward(self, pixels: torch.Tensor) -> list[torch.Tensor]:
+        """Score pixels float32 (N, 3, 32, 32): one (N, count) for each label."""
         found = self.body(pixels)
-        return self.walls(found), self.floors(found)
+        return [head(found) for head in self.heads]
 
 
 @dataclass
-class TextureClassifier:
-    """A trained network and what is known of it; `facts` goes into reports."""
+class PlaceClassifier:
+    """A trained network and what is known of it; `facts` goes into reports.
 
-    net: TextureNet
+    Attributes:
+        net: the network.
+        labels: names of what it tells.
+        facts: of its training, and its accuracy.
+    """
+
+    net: PlaceNet
+    labels: tuple[str, ...]
     facts: dict[str, Any] = field(default_factory=dict)
 
     @torch.inference_mode()
-    def name(self, frames: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the texture index of wall and floor in the middle of frames uint8 (N, H, W, 3): int64 (N,) each."""
-        device = self.net.walls.weight.device
+    def name(self, frames: torch.Tensor) -> torch.Tensor:
+        """Return what the middle of frames uint8 (N, H, W, 3) shows: int64 (N, L)."""
+        device = next(self.net.parameters()).device
         scores = [self.net(to_pixels(shrink(part).to(device))) for part in frames.split(512)]
-        walls, floors = (torch.cat([part[i].argmax(-1) for part in scores]).cpu() for i in range(2))
-        return walls, floors
+        return torch.cat([torch.stack([score.argmax(-1) for score in part], 1) for part in scores]).cpu()
 
 
 def shrink(frames: torch.Tensor) -> torch.Tensor:
@@ -88,33 +91,32 @@ def shrink(frames: torch.Tensor) -> torch.Tensor:
     return rearrange(small.round().to(torch.uint8), "n c h w -> n h w c")
 
 
-def label_frames(shards: Sequence[ShardInfo], max_frames: int, seed: int, **clearness: Any) -> Labeled:
-    """Read frames with a clear middle, spread over at most 240 episodes, with their labels.
+def label_frames(shards: Sequence[ShardInfo], max_frames: int, seed: int, *, is_judged: bool) -> Labeled:
+    """Read frames whose middle shows one place, spread over at most 240 episodes, with their labels.
 
     Args:
-        shards: of a recording with pose and layout.
+        shards: of a recording whose world knows places.
         max_frames: about the most frames to return.
         seed: which ones.
-        clearness: keywords of `envs.worlds.labmaze.sight.judge_middle`.
+        is_judged: only frames of the kind that is judged; else also others that labels can be learned from.
 
     Raises:
-        DataError: an episode has no pose or layout, or no frame is clear.
+        DataError: the world does not know what the frames show, or none is clear.
     """
     rng = np.random.default_rng([seed, 4])
-    episodes = list_episodes(list(shards))
+    episodes, world = list_episodes(list(shards)), get_world(shards[0].world)
     picks = rng.permutation(len(episodes))[:240]
-    parts: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
+    parts: list[tuple[torch.Tensor, torch.Tensor]] = []
     for pick in tqdm(picks, desc="reading frames", unit="episode", mininterval=2.0):
-        arrays = read_sight(episodes[pick])
-        middle = judge_middle(arrays, look(arrays["layout"], arrays["pose"]), **clearness)
-        clear = np.flatnonzero(middle.is_clear)
+        places = world.places(episodes[pick])
+        clear = np.flatnonzero(places.is_clear if is_judged else places.is_plain)
         kept = np.sort(rng.permutation(clear)[: -(-max_frames // len(picks))])
         if len(kept):
             frames = torch.from_numpy(read_episode(episodes[pick], fields=("frames",))["frames"][kept])
-            parts.append((shrink(frames), torch.from_numpy(middle.walls[kept]), torch.from_numpy(middle.floors[kept])))
+            parts.append((shrink(frames), torch.from_numpy(places.labels[kept])))
     if not parts:
         raise DataError(
-            f"no frame of {len(picks)} episodes faces a wall that it can be judged by: record more episodes"
+            f"no frame of {len(picks)} episodes shows one place clearly in its middle: record more episodes"
         )
     return Labeled(*(torch.cat(column) for column in zip(*parts, strict=True)))
 
@@ -129,22 +131,10 @@ def _disturb(pixels: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     return torch.where(is_blurred, blurred, pixels) * gain + noise
 
 
-def _most_textures(shards: Sequence[ShardInfo]) -> tuple[int, int]:
-    """Return how many wall and floor textures the mazes wear, by the largest index."""
-    largest = [0, 0]
-    for episode in list_episodes(list(shards)):
-        check_sight_fields(episode)
-        arrays = read_episode(episode, fields=("wall_textures", "floor_textures"))
-        for i, name in enumerate(("wall_textures", "floor_textures")):
-            worn = arrays[name][arrays[name] != NO_TEXTURE]
-            largest[i] = max(largest[i], int(worn.max(initial=0)))
-    return largest[0] + 1, largest[1] + 1
-
-
 def train_classifier(
     data: Path, *, max_frames: int = 40000, num_steps: int = 800, batch_size: int = 128, seed: int = 0
-) -> TextureClassifier:
-    """Train on real frames of the training mazes of a recording, on the CPU.
+) -> PlaceClassifier:
+    """Train on real frames of the training scenes of a recording, on the CPU.
 
     Args:
         data: folder of the recording.
@@ -154,50 +144,53 @@ def train_classifier(
         seed: of weights, frames and order.
 
     Raises:
-        DataError: no training shards, no pose or layout, or no clear frame.
+        DataError: no training shards, a world that does not know what they show, or no clear frame.
     """
     started = time.monotonic()
-    num_walls, num_floors = _most_textures(shards := open_shards(data, "train"))
-    frames, walls, floors = label_frames(shards, max_frames, seed, **_TRAIN)
+    shards = open_shards(data, "train")
+    frames, labels = label_frames(shards, max_frames, seed, is_judged=False)
+    counts = (labels.amax(0) + 1).tolist()
     generator = torch.Generator().manual_seed(seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        net = TextureNet(num_walls, num_floors)
+        net = PlaceNet(counts)
     optimizer = torch.optim.AdamW(net.parameters(), lr=2e-3, weight_decay=1e-2)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 4e-3, total_steps=num_steps)
-    for _ in tqdm(range(num_steps), desc="texture classifier", unit="step", mininterval=2.0):
+    for _ in tqdm(range(num_steps), desc="place classifier", unit="step", mininterval=2.0):
         pick = torch.randint(len(frames), (batch_size,), generator=generator)
-        wall_scores, floor_scores = net(_disturb(to_pixels(frames[pick]), generator))
-        loss = F.cross_entropy(wall_scores, walls[pick]) + F.cross_entropy(floor_scores, floors[pick])
+        scores = net(_disturb(to_pixels(frames[pick]), generator))
+        terms = [F.cross_entropy(score, labels[pick, i]) for i, score in enumerate(scores)]
+        loss = torch.stack(terms).sum()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         schedule.step()
-    facts = {"num_walls": num_walls, "num_floors": num_floors, "train_frames": len(frames), "steps": num_steps}
-    return TextureClassifier(net.eval(), facts | {"seconds": round(time.monotonic() - started, 1)})
+    names = get_world(shards[0].world).place_labels
+    facts = {"labels": dict(zip(names, counts, strict=True)), "train_frames": len(frames), "steps": num_steps}
+    return PlaceClassifier(net.eval(), names, facts | {"seconds": round(time.monotonic() - started, 1)})
 
 
 def measure_accuracy(
-    classifier: TextureClassifier, shards: Sequence[ShardInfo], max_frames: int = 4000, seed: int = 0
+    classifier: PlaceClassifier, shards: Sequence[ShardInfo], max_frames: int = 4000, seed: int = 0
 ) -> dict[str, Any]:
-    """Return the accuracy on real frames of the kind that is judged: `wall_accuracy`, `floor_accuracy`, `accuracy`.
+    """Return the accuracy on real frames of the kind that is judged: LABEL_accuracy of each, and `accuracy` of all.
 
     Raises:
-        DataError: no clear frame, or a texture that the classifier was not taught.
+        DataError: no clear frame, or something that the classifier was not taught.
     """
-    frames, walls, floors = label_frames(shards, max_frames, seed, **_JUDGED)
-    known = classifier.net.walls.out_features, classifier.net.floors.out_features
-    if int(walls.max()) >= known[0] or int(floors.max()) >= known[1]:
+    frames, labels = label_frames(shards, max_frames, seed, is_judged=True)
+    known = list(classifier.facts["labels"].values())
+    if any(int(most) >= count for most, count in zip(labels.amax(0), known, strict=True)):
+        found = ", ".join(f"{name} {int(most)}" for name, most in zip(classifier.labels, labels.amax(0), strict=True))
+        taught = ", ".join(f"{name} 0 to {count - 1}" for name, count in classifier.facts["labels"].items())
         raise DataError(
-            f"{shards[0].path.parent} has wall texture {int(walls.max())} and floor texture {int(floors.max())}; the "
-            f"classifier knows walls 0 to {known[0] - 1}, floors 0 to {known[1] - 1}: train on the same palette"
+            f"{shards[0].path.parent} shows {found}; the classifier knows {taught}: train on a recording alike"
         )
-    named = classifier.name(frames)
-    is_right = named[0] == walls, named[1] == floors
+    is_right = classifier.name(frames) == labels
+    accuracies = is_right.double().mean(0).tolist()
     return {
-        "wall_accuracy": float(is_right[0].double().mean()),
-        "floor_accuracy": float(is_right[1].double().mean()),
-        "accuracy": float((is_right[0] & is_right[1]).double().mean()),
+        **{f"{name}_accuracy": found for name, found in zip(classifier.labels, accuracies, strict=True)},
+        "accuracy": float(is_right.all(1).double().mean()),
         "held_out_frames": len(frames),
     }
 
@@ -208,13 +201,13 @@ def _fingerprint(shards: Sequence[ShardInfo]) -> str:
     return hashlib.sha256(json.dumps([_VERSION, sizes]).encode()).hexdigest()
 
 
-def load_or_train(data: Path, file: Path, *, held_out: Path | None = None, **training: Any) -> TextureClassifier:
+def load_or_train(data: Path, file: Path, *, held_out: Path | None = None, **training: Any) -> PlaceClassifier:
     """Return the classifier of a recording from its file, or train it and write the file.
 
     Args:
-        data: folder of the recording whose training mazes teach.
+        data: folder of the recording whose training scenes teach.
         file: a `.safetensors` file; one made from other shards is replaced.
-        held_out: folder of the recording whose test mazes measure its accuracy; default `data`.
+        held_out: folder of the recording whose test scenes measure its accuracy; default `data`.
         training: keywords of `train_classifier`.
 
     Raises:
@@ -231,7 +224,7 @@ def load_or_train(data: Path, file: Path, *, held_out: Path | None = None, **tra
     return classifier
 
 
-def _load(file: Path, fingerprint: str) -> TextureClassifier | None:
+def _load(file: Path, fingerprint: str) -> PlaceClassifier | None:
     """Return the classifier in a file; None where there is none, or it was made from other shards."""
     if not file.is_file():
         return None
@@ -242,8 +235,8 @@ def _load(file: Path, fingerprint: str) -> TextureClassifier | None:
         if known.get("recording") != fingerprint:
             return None
         facts = json.loads(known["facts"])
-        net = TextureNet(facts["num_walls"], facts["num_floors"])
+        net = PlaceNet(list(facts["labels"].values()))
     except (SafetensorError, OSError, KeyError, ValueError, TypeError) as error:
         raise CheckpointError(f"{file} is damaged ({error}): delete it and run again") from error
     load_weights(net, tensors, str(file))
-    return TextureClassifier(net.eval(), facts)
+    return PlaceClassifier(net.eval(), tuple(facts["labels"]), facts)

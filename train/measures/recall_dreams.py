@@ -1,6 +1,6 @@
-"""Dreaming back to needles, and the controls that every report of it carries.
+"""Dreaming back to places, and the controls that every report of it carries.
 
-Owns: the context each case is given (whole, too short for the needle, or of another maze), the frame that is judged,
+Owns: the context each case is given (whole, too short for the place, or of another scene), the frame that is judged,
 and the table of rates. Does not know how cases are found, how the classifier is trained or what the report looks like.
 """
 
@@ -13,40 +13,40 @@ import torch
 
 from envs.data.episodes import read_episode
 from train.data.rollouts import Piece, dream_on, read_pieces
-from train.measures.needle_cases import DREAMT, NeedleCase
-from train.measures.textures import TextureClassifier
+from train.measures.place_classifier import PlaceClassifier
+from train.measures.recall_cases import DREAMT, RecallCase
 from worldmodel.analysis.metrics import ssim
-from worldmodel.analysis.needle import BINS, Verdict, bin_name, summarize
+from worldmodel.analysis.recall import BINS, Verdict, bin_name, summarize
 from worldmodel.errors import ConfigError, DataError
 from worldmodel.world import WorldModel
 
 Memory = Literal["whole", "short", "shuffled"]
 CONTROLS = ("short_memory", "shuffled_memory", "copy_last", "truth", "codec")
 MEANINGS = {
-    "bins": "success: the classifier names the true wall and floor texture in the middle of the last of 16 dreamt "
-    "frames; wall_rate, floor_rate: of either alone; intervals are Wilson's, 95%, as if cases were independent; ssim: "
-    "of the columns that show the needle",
-    "short_memory": "context cut to frames that show nothing of the needle, so shorter than D",
-    "shuffled_memory": "context of another maze, but for at most the last 8 frames, which show nothing of the needle",
+    "bins": "success: the classifier names all labels of the place in the middle of the last of 16 dreamt frames; "
+    "LABEL_rate: of one alone; intervals are Wilson's, 95%, as if cases were independent; ssim: of the columns that "
+    "show the place",
+    "short_memory": "context cut to frames that show nothing of the place, so shorter than D",
+    "shuffled_memory": "context of another scene, but for at most the last 8 frames, which show nothing of the place",
     "copy_last": "the last context frame in place of the dream",
     "truth": "the real frame in place of the dream: the ceiling",
     "codec": "the real frame encoded and decoded",
-    "constant_guess": "the most frequent pair of wall and floor among the cases, always answered",
+    "constant_guess": "the most frequent labels among the cases, always answered",
 }
 KEPT_FRAMES = 8  # newest context frames that a shuffled memory keeps
 _SHORT = (112, 48, 16, 8, 4, 2)  # lengths of a memory that is too short
 _LEAST_COLUMNS = 11  # pixels; the window of SSIM
 
 
-def _length(case: NeedleCase, memory: Memory, context_frames: int | None) -> int:
+def _length(case: RecallCase, memory: Memory, context_frames: int | None) -> int:
     whole = min(case.context, context_frames or case.context)
     if memory != "short":
         return whole
     return min(whole, next(size for size in (*_SHORT, 1) if size <= case.absent))
 
 
-def _read_others(batch: Sequence[NeedleCase], length: int, everyone: Sequence[NeedleCase], seed: int) -> dict[str, Any]:
-    """Read for each case the context of another maze, `length` frames."""
+def _read_others(batch: Sequence[RecallCase], length: int, everyone: Sequence[RecallCase], seed: int) -> dict[str, Any]:
+    """Read for each case the context of another scene, `length` frames."""
     rng = np.random.default_rng([seed, 5, batch[0].frame])
     pieces = []
     for case in batch:
@@ -54,7 +54,7 @@ def _read_others(batch: Sequence[NeedleCase], length: int, everyone: Sequence[Ne
         donors = [episode for episode in donors if episode.num_frames >= length]
         if not donors:
             raise DataError(
-                f"a shuffled memory of {length} frames needs cases of another maze, and all {len(everyone)} cases "
+                f"a shuffled memory of {length} frames needs cases of another scene, and all {len(everyone)} cases "
                 "are of one: record more episodes or leave the controls out (--no-controls)"
             )
         donor = donors[int(rng.integers(len(donors)))]
@@ -62,9 +62,9 @@ def _read_others(batch: Sequence[NeedleCase], length: int, everyone: Sequence[Ne
     return read_pieces(pieces)
 
 
-def dream_needles(
+def dream_cases(
     model: WorldModel,
-    cases: Sequence[NeedleCase],
+    cases: Sequence[RecallCase],
     *,
     memory: Memory = "whole",
     context_frames: int | None = None,
@@ -77,9 +77,9 @@ def dream_needles(
     Args:
         model: the world.
         cases: what to dream.
-        memory: the whole context, one too short for the needle, or one of another maze.
+        memory: the whole context, one too short for the place, or one of another scene.
         context_frames: at most so many context frames, for a world whose memory is that long; None: enough for the
-            needle and some frames before it.
+            place and some frames before it.
         batch_size: dreams at once; those of one context length go together.
         seed: of the dreams' chance; a case has the same chance with every `memory`.
         on_frames: told the number of frames dreamt after every step.
@@ -88,7 +88,7 @@ def dream_needles(
         uint8 (len(cases), H, W, 3), the last of `DREAMT` dreamt frames of each case.
 
     Raises:
-        ConfigError: `context_frames` is below 1. DataError: a file is gone, or no other maze to shuffle with.
+        ConfigError: `context_frames` is below 1. DataError: a file is gone, or no other scene to shuffle with.
     """
     if context_frames is not None and context_frames < 1:
         raise ConfigError(
@@ -118,7 +118,7 @@ def _split(indices: list[int], size: int) -> Iterator[list[int]]:
         yield indices[start : start + size]
 
 
-def read_frames(cases: Sequence[NeedleCase], numbers: Sequence[int]) -> torch.Tensor:
+def read_frames(cases: Sequence[RecallCase], numbers: Sequence[int]) -> torch.Tensor:
     """Read one frame of each case's episode, uint8 (len(cases), H, W, 3).
 
     Raises:
@@ -130,40 +130,41 @@ def read_frames(cases: Sequence[NeedleCase], numbers: Sequence[int]) -> torch.Te
 
 
 def judge(
-    frames: torch.Tensor, truth: torch.Tensor, cases: Sequence[NeedleCase], classifier: TextureClassifier
+    frames: torch.Tensor, truth: torch.Tensor, cases: Sequence[RecallCase], classifier: PlaceClassifier
 ) -> list[Verdict]:
     """Judge a frame of each case.
 
     Args:
         frames: uint8 (len(cases), H, W, 3), what is shown in place of the judged frames.
         truth: uint8, the same shape, the judged frames.
-        cases: whose needle they should show.
-        classifier: names their textures.
+        cases: whose places they should show.
+        classifier: names their labels.
     """
-    walls, floors = classifier.name(frames)
+    named = classifier.name(frames).tolist()
     width, verdicts = frames.shape[2], []
     for i, case in enumerate(cases):
         first, last = round(case.columns[0] * width), round(case.columns[1] * width)
         first = max(0, min(first, (first + last - _LEAST_COLUMNS) // 2))
         part = slice(first, max(last, first + _LEAST_COLUMNS))
         likeness = float(ssim(frames[i, :, part], truth[i, :, part]))
-        verdicts.append(Verdict(int(walls[i]) == case.wall, int(floors[i]) == case.floor, likeness))
+        is_right = tuple(found == label for found, label in zip(named[i], case.labels, strict=True))
+        verdicts.append(Verdict(is_right, likeness))
     return verdicts
 
 
-def guess_constant(cases: Sequence[NeedleCase]) -> dict[str, float | None]:
+def guess_constant(cases: Sequence[RecallCase]) -> dict[str, float | None]:
     """Return for each bin the rate of the best answer that is always the same; None for a bin without cases."""
     found = {}
     for low, high in BINS:
-        pairs = Counter((case.wall, case.floor) for case in cases if low < case.distance <= high)
-        found[bin_name((low, high))] = max(pairs.values()) / pairs.total() if pairs else None
+        answers = Counter(case.labels for case in cases if low < case.distance <= high)
+        found[bin_name((low, high))] = max(answers.values()) / answers.total() if answers else None
     return found
 
 
-def measure_needle(
+def measure_recall(
     model: WorldModel,
-    cases: Sequence[NeedleCase],
-    classifier: TextureClassifier,
+    cases: Sequence[RecallCase],
+    classifier: PlaceClassifier,
     *,
     context_frames: int | None = None,
     batch_size: int = 64,
@@ -176,9 +177,9 @@ def measure_needle(
 
     Args:
         model: the world.
-        cases: from `train.measures.needle_cases.find_cases`.
+        cases: from `train.measures.recall_cases.find_cases`.
         classifier: the judge.
-        context_frames: see `dream_needles`.
+        context_frames: see `dream_cases`.
         batch_size: dreams at once.
         controls: names from `CONTROLS`.
         seed: of the dreams' chance.
@@ -186,11 +187,11 @@ def measure_needle(
         on_verdicts: given the frames of the measured dreams, uint8 (len(cases), H, W, 3), and their verdicts.
 
     Returns:
-        `bins`: see `worldmodel.analysis.needle.summarize`; `controls`: name -> bins likewise; `constant_guess`: bin ->
-        rate; `cases`, `mazes`: counts; `meanings`: what each is.
+        `bins`: see `worldmodel.analysis.recall.summarize`; `controls`: name -> bins likewise; `constant_guess`: bin ->
+        rate; `cases`, `scenes`: counts; `meanings`: what each is.
 
     Raises:
-        ConfigError: an unknown control, or `context_frames` below 1. DataError: see `dream_needles`.
+        ConfigError: an unknown control, or `context_frames` below 1. DataError: see `dream_cases`.
 
     Source: arXiv:2503.10704, the retrieval experiment; the controls are ours.
     """
@@ -201,20 +202,23 @@ def measure_needle(
     settings["on_frames"] = on_frames
     distances, truth = [case.distance for case in cases], read_frames(cases, [case.frame for case in cases])
     shown: dict[str, Callable[[], torch.Tensor]] = {
-        "short_memory": lambda: dream_needles(model, cases, memory="short", **settings),
-        "shuffled_memory": lambda: dream_needles(model, cases, memory="shuffled", **settings),
+        "short_memory": lambda: dream_cases(model, cases, memory="short", **settings),
+        "shuffled_memory": lambda: dream_cases(model, cases, memory="shuffled", **settings),
         "copy_last": lambda: read_frames(cases, [case.start - 1 for case in cases]),
         "truth": lambda: truth,
         "codec": lambda: model.decode(model.encode(truth)).cpu(),
     }
-    frames = dream_needles(model, cases, **settings)
+    frames = dream_cases(model, cases, **settings)
     verdicts = judge(frames, truth, cases, classifier)
     on_verdicts(frames, verdicts)
     return {
-        "bins": summarize(distances, verdicts),
-        "controls": {name: summarize(distances, judge(shown[name](), truth, cases, classifier)) for name in controls},
+        "bins": summarize(distances, verdicts, classifier.labels),
+        "controls": {
+            name: summarize(distances, judge(shown[name](), truth, cases, classifier), classifier.labels)
+            for name in controls
+        },
         "constant_guess": guess_constant(cases),
         "cases": len(cases),
-        "mazes": len({case.episode.scene_seed for case in cases}),
+        "scenes": len({case.episode.scene_seed for case in cases}),
         "meanings": MEANINGS,
     }

@@ -1,7 +1,7 @@
-"""The needle in a haystack: how often a dream shows again what it saw long ago.
+"""Place recall, the needle in a haystack: how often a dream shows again what it saw long ago.
 
 Owns: the bins of the distance, the Wilson interval, and the table of rates made of verdicts (arXiv:2503.10704, the
-retrieval rate of its table of memory structures). Does not know models, frames, mazes or files.
+retrieval rate of its table of memory structures). Does not know models, frames, scenes or files.
 """
 
 import math
@@ -17,22 +17,20 @@ Z_95 = 1.959964  # of a two-sided 95% interval
 
 @dataclass(frozen=True)
 class Verdict:
-    """What became of one needle.
+    """What became of one place.
 
     Attributes:
-        is_wall_right: the wall has the texture it had.
-        is_floor_right: the floor before it has the texture it had.
-        ssim: structural similarity of the columns that show the needle.
+        is_right: of each label of the place, whether the picture shows it.
+        ssim: structural similarity of the columns that show the place.
     """
 
-    is_wall_right: bool
-    is_floor_right: bool
+    is_right: tuple[bool, ...]
     ssim: float
 
     @property
     def is_success(self) -> bool:
-        """Wall and floor are right."""
-        return self.is_wall_right and self.is_floor_right
+        """All of it is right."""
+        return all(self.is_right)
 
 
 def bin_name(span: tuple[int, int]) -> str:
@@ -68,17 +66,21 @@ def wilson_interval(successes: int, trials: int) -> tuple[float, float]:
 
 
 def summarize(
-    distances: Sequence[int], verdicts: Sequence[Verdict], bins: Sequence[tuple[int, int]] = BINS
+    distances: Sequence[int],
+    verdicts: Sequence[Verdict],
+    labels: Sequence[str],
+    bins: Sequence[tuple[int, int]] = BINS,
 ) -> dict[str, dict[str, Any]]:
     """Return the table of one way to dream: for each bin the retrieval rate with its interval.
 
     Args:
-        distances: frames between needle and dream, D, of each case.
+        distances: frames between the place and the dream, D, of each case.
         verdicts: of each case, as many.
+        labels: names of what a verdict judges.
         bins: (low, high], in frames.
 
     Returns:
-        bin name -> `rate`, `low`, `high` (95%), `cases`, `successes`, `wall_rate`, `floor_rate`, `ssim`; rates and SSIM
+        bin name -> `rate`, `low`, `high` (95%), `cases`, `successes`, LABEL_rate of each label, `ssim`; rates and SSIM
         are None for a bin without cases.
 
     Raises:
@@ -97,8 +99,10 @@ def summarize(
             "high": high,
             "cases": count,
             "successes": successes,
-            "wall_rate": sum(v.is_wall_right for v in found) / count if count else None,
-            "floor_rate": sum(v.is_floor_right for v in found) / count if count else None,
+            **{
+                f"{label}_rate": sum(v.is_right[i] for v in found) / count if count else None
+                for i, label in enumerate(labels)
+            },
             "ssim": sum(v.ssim for v in found) / count if count else None,
         }
     return table

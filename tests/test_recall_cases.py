@@ -1,4 +1,4 @@
-"""What frames show, and the needles cut from it: mazes small enough to know the answer."""
+"""What frames show, and the cases of place recall cut from it: mazes small enough to know the answer."""
 
 from pathlib import Path
 from typing import Any
@@ -7,20 +7,21 @@ import numpy as np
 import pytest
 from painted_maze import ROOM, dress, episodes_of, turn_away, write_turns
 
-from envs.worlds.labmaze.sight import MIDDLE, NUM_COLUMNS, column_slopes, judge_middle, look
-from train.measures.needle_cases import (
+from envs.worlds.labmaze.sight import MIDDLE, NUM_COLUMNS, column_slopes, find_places, join_blocks, judge_middle, look
+from envs.worlds.registry import get_world
+from train.measures.recall_cases import (
     DREAMT,
     MARGIN,
     MIN_ABSENT,
     MIN_APART,
-    NeedleCase,
+    RecallCase,
     cases_of_episode,
     find_cases,
-    join_blocks,
 )
-from worldmodel.analysis.needle import BINS, find_bin
+from worldmodel.analysis.recall import BINS, find_bin
 from worldmodel.errors import DataError
 
+WORLD = get_world("LabMaze")
 FOUR = dress(ROOM, (0, 1, 2, 3))  # each wall has a texture of its own; 3 is in the east
 
 
@@ -98,7 +99,7 @@ def test_join_blocks_joins_equal_neighbors_only() -> None:
 def test_a_walker_that_turns_back_gives_cases_of_the_right_distance(tmp_path: Path, rest: int) -> None:
     headings = turn_away(rest)
     (episode,) = episodes_of(write_turns(tmp_path, [headings], [FOUR]))
-    cases = [case for case in cases_of_episode(episode) if case.wall == 3]
+    cases = [case for case in cases_of_episode(episode, find_places(episode)) if case.labels[0] == 3]
     assert cases, "the wall in the east comes back"
     sight = look(ROOM, poses(*[(2.5, 2.5, h) for h in headings]))
     shows_east = (FOUR["wall_textures"].reshape(-1)[sight.blocks] == 3).any(1)
@@ -111,49 +112,50 @@ def test_a_walker_that_turns_back_gives_cases_of_the_right_distance(tmp_path: Pa
         assert case.distance + MARGIN <= case.context <= case.start
         span = find_bin(case.distance)
         assert span is not None and case.absent >= span[0]  # a memory as short as the bin below has seen nothing
-        assert 0 <= case.columns[0] < 0.5 < case.columns[1] <= 1 and case.floor == 2
+        assert 0 <= case.columns[0] < 0.5 < case.columns[1] <= 1 and case.labels[1] == 2
 
 
-def test_a_place_whose_texture_stays_in_sight_is_no_needle(tmp_path: Path) -> None:
+def test_a_place_whose_texture_stays_in_sight_is_no_case(tmp_path: Path) -> None:
     west = {t for t, heading in enumerate(turn_away(30)) if heading == 180.0}
 
-    def last_looks_west(folder: Path, west_texture: int) -> list[NeedleCase]:
+    def last_looks_west(folder: Path, west_texture: int) -> list[RecallCase]:
         room = dress(ROOM, (0, 1, west_texture, 3))
-        found = cases_of_episode(episodes_of(write_turns(folder, [turn_away(30)], [room]))[0])
-        return [case for case in found if case.wall == 3 and case.start - 1 in west]
+        (episode,) = episodes_of(write_turns(folder, [turn_away(30)], [room]))
+        found = cases_of_episode(episode, find_places(episode))
+        return [case for case in found if case.labels[0] == 3 and case.start - 1 in west]
 
     assert last_looks_west(tmp_path / "a", 2)
     assert not last_looks_west(tmp_path / "b", 3)
 
 
-def test_a_place_never_seen_before_is_no_needle(tmp_path: Path) -> None:
+def test_a_place_never_seen_before_is_no_case(tmp_path: Path) -> None:
     headings = np.concatenate([np.full(60, 180.0), np.arange(180, -1, -12.0), np.zeros(12)])
     (episode,) = episodes_of(write_turns(tmp_path, [headings], [FOUR]))
-    assert not [case for case in cases_of_episode(episode) if case.wall == 3]
+    assert not [case for case in cases_of_episode(episode, find_places(episode)) if case.labels[0] == 3]
 
 
 def test_cases_are_spread_apart_and_repeatable(tmp_path: Path) -> None:
     episodes = episodes_of(write_turns(tmp_path, [turn_away(rest) for rest in (28, 30, 32, 34)], [FOUR] * 4))
-    every = [len(cases_of_episode(episode)) for episode in episodes]
-    cases = find_cases(episodes, cases_per_bin=4, seed=1)
-    by_bin: dict[Any, list[NeedleCase]] = {}
+    every = [len(cases_of_episode(episode, find_places(episode))) for episode in episodes]
+    cases = find_cases(WORLD, episodes, cases_per_bin=4, seed=1)
+    by_bin: dict[Any, list[RecallCase]] = {}
     for case in cases:
         by_bin.setdefault(find_bin(case.distance), []).append(case)
     assert min(every) > 4 and all(len(inside) <= 4 for inside in by_bin.values())
     middle = by_bin[(16, 48)]
     assert len({case.episode.key for case in middle}) == 4  # one of each episode before a second of any
-    many = [case for case in find_cases(episodes, cases_per_bin=100) if find_bin(case.distance) == (16, 48)]
+    many = [case for case in find_cases(WORLD, episodes, cases_per_bin=100) if find_bin(case.distance) == (16, 48)]
     for case in many:
         near = [o for o in many if o.episode == case.episode and o is not case]
         assert all(abs(o.frame - case.frame) >= MIN_APART for o in near)
-    assert find_cases(episodes, cases_per_bin=4, seed=1) == cases
-    assert find_cases(episodes, cases_per_bin=4, seed=2) != cases
+    assert find_cases(WORLD, episodes, cases_per_bin=4, seed=1) == cases
+    assert find_cases(WORLD, episodes, cases_per_bin=4, seed=2) != cases
 
 
 def test_recording_without_pose_or_without_needles_is_refused(tmp_path: Path) -> None:
     episodes = episodes_of(write_turns(tmp_path / "a", [turn_away(30)], [FOUR], drop=("pose", "layout")))
     with pytest.raises(DataError, match="has no pose, layout.*train.record"):
-        find_cases(episodes, BINS, 4)
+        find_cases(WORLD, episodes, BINS, 4)
     still = episodes_of(write_turns(tmp_path / "b", [np.zeros(60)], [FOUR]))
     with pytest.raises(DataError, match="comes back to a place"):
-        find_cases(still, BINS, 4)
+        find_cases(WORLD, still, BINS, 4)
