@@ -7,14 +7,16 @@ A decoder trained on squared error alone draws the mean of what might be there, 
 from its latent or from remembered pixels, the mean is the truth, and the loss asks for that; where the latent is itself
 a generator's guess, a discriminator asks for a picture like those of the recording.
 
-How much of a remembered pixel is kept is learned where a dream's own memory meets a known truth, if there are such
-examples: a true latent, or one predicted from true frames, needs no memory, and the discriminator would rather forget.
+How much of a remembered pixel is kept has a loss of its own: all of it, but where it is clearly farther from the truth
+than what is drawn. What is mixed in one frame is remembered and mixed again in the next, so that a gate which made the
+best of each frame would forget everything; and the discriminator would rather forget, too.
 
 Source: patch discriminator and hinge loss as in Esser et al. 2021 (arXiv:2012.09841); the split by what is known is
 ours.
 """
 
 import copy
+import dataclasses
 from dataclasses import dataclass
 
 import torch
@@ -24,10 +26,11 @@ from torch.nn import functional as F
 from torch.nn.utils.parametrizations import spectral_norm
 
 from train.codec import local_gradient
-from worldmodel.codec import Codec
+from worldmodel.codec import SHARPEST_LOG2, Codec
 from worldmodel.errors import ConfigError
-from worldmodel.memory.folded import unfold
+from worldmodel.memory.folded import FOLD, unfold
 
+CLEARLY_WORSE = 0.15  # mean difference of colors in [-1, 1] by which memory is farther from the truth than the drawing
 LOW_PASS = 8  # pixels: what is coarser than this stays what the latent says
 TRUE, PREDICTED, DREAMT, ANCHORED = range(4)
 """Kinds of examples: latents of real frames; latents predicted for real frames; latents of a dream, without a truth;
@@ -44,6 +47,7 @@ class AdversaryConfig:
         tint_weight: of keeping the tint of small squares as it was drawn before, for latents that are not true: texture
             is light and dark, not rainbow.
         texture_weight: of matching the local strength of gradients, where the truth is known.
+        gate_weight: of the gate's own loss.
         drawn_weight: of what is drawn under remembered pixels, as if they were not there.
         width: channels of the discriminator's first layer.
     """
@@ -52,11 +56,12 @@ class AdversaryConfig:
     low_weight: float = 4.0
     tint_weight: float = 1.0
     texture_weight: float = 0.3
+    gate_weight: float = 0.2
     drawn_weight: float = 0.5
     width: int = 48
 
     def __post_init__(self) -> None:
-        for name in ("adversary_weight", "low_weight", "tint_weight", "texture_weight", "drawn_weight"):
+        for name in (field.name for field in dataclasses.fields(self) if field.name != "width"):
             if not getattr(self, name) >= 0:
                 raise ConfigError(f"{name} must be at least 0; got {getattr(self, name)}")
 
@@ -143,26 +148,20 @@ class DecoderLoss(nn.Module):
             jitter: standard normal, the shape of `latents`: the denoiser is not exact.
         """
         config, codec = self.config, self.codec
-        pixels, mask, _ = unfold(warped)
+        pixels, mask, facts = unfold(warped)
         raw = latents * codec.latent_std[:, None, None] + codec.latent_mean[:, None, None]
         drawn, kept = codec.draw_raw(raw + 0.04 * codec.latent_std.mean() * jitter, warped)
         drawn, kept = drawn.float(), torch.zeros_like(mask) if kept is None else kept.float()
-        # The gate learns of anchored dreams alone where there are any.
-        is_anchored = (kinds == ANCHORED).float()
-        is_taught = is_anchored.any()
-        teaches = torch.where(is_taught, is_anchored, torch.ones_like(is_anchored))[:, None, None, None]
-        given = kept.detach()
-        made = drawn + (teaches * kept + (1 - teaches) * given) * (pixels - drawn)
-        shown = torch.where(is_taught, drawn + given * (pixels - drawn), made)
+        given = kept.detach()  # the gate has a loss of its own
+        made = drawn + given * (pixels - drawn)
         with torch.no_grad():
-            old, old_kept = self.before.draw_raw(raw, warped)
-            old_kept = given if old_kept is None else torch.where(is_taught, given, old_kept.float())
-            was = old.float() + old_kept * (pixels - old.float())
+            old = self.before.draw_raw(raw, warped)[0].float()
+            was = old + given * (pixels - old)
 
         def weigh(share: torch.Tensor) -> torch.Tensor:
             return share[:, None, None, None]
 
-        is_true, is_dreamt = (kinds == TRUE).float(), (kinds == DREAMT).float()
+        is_true, is_dreamt, is_anchored = ((kinds == kind).float() for kind in (TRUE, DREAMT, ANCHORED))
         # a predicted latent has its truth beside it, but where that was never in sight it is one of many
         trust = weigh(is_true) + weigh((kinds == PREDICTED).float()) * (0.1 + 0.7 * mask) + weigh(is_anchored) * mask
         error, under = made - truth, drawn - truth
@@ -173,9 +172,10 @@ class DecoderLoss(nn.Module):
         tinted = (tint(made) - tint(was)).abs() * F.avg_pool2d(held, 2)
         rebuilt = known + config.texture_weight * texture.mean() + config.low_weight * coarse.mean()
         rebuilt = rebuilt + config.tint_weight * tinted.mean()
+        gated = self._judge_gate(kept, pixels, drawn.detach(), truth, mask * weigh(1 - is_dreamt), facts)
 
-        adversary, judged = self._judge(shown, torch.cat([was, real]), real, is_coarse_shown, corner, 1 - 0.5 * is_true)
-        loss = rebuilt + config.adversary_weight * adversary + judged
+        adversary, judged = self._judge(made, torch.cat([was, real]), real, is_coarse_shown, corner, 1 - 0.5 * is_true)
+        loss = rebuilt + config.gate_weight * gated + config.adversary_weight * adversary + judged
         with torch.no_grad():
             squared = (error.square().mean((1, 2, 3)) * is_true).sum() / is_true.sum().clamp_min(1)
             strength = local_gradient(made).mean((1, 2, 3)), local_gradient(was).mean((1, 2, 3))
@@ -183,11 +183,36 @@ class DecoderLoss(nn.Module):
         return loss, {
             "psnr": 10 * torch.log10(4.0 / squared),
             "rebuilt": rebuilt.detach(),
+            "gate": gated.detach(),
             "adversary": adversary.detach(),
             "judged": judged.detach(),
             "sharper": sharper,
             "kept": (kept.sum() / mask.sum().clamp_min(1)).detach(),
         }
+
+    @staticmethod
+    def _judge_gate(
+        kept: torch.Tensor,
+        pixels: torch.Tensor,
+        drawn: torch.Tensor,
+        truth: torch.Tensor,
+        counts: torch.Tensor,
+        facts: torch.Tensor,
+    ) -> torch.Tensor:
+        """Return how far the gate is from keeping what is remembered but where it is clearly worse than what is drawn.
+
+        Pixels that are seen much larger than they were remembered are left to the gate's own rule.
+        """
+
+        def around(picture: torch.Tensor) -> torch.Tensor:
+            return F.avg_pool2d((picture - truth).abs().mean(1, keepdim=True), 3, 1, 1)
+
+        worse = around(pixels) - around(drawn)
+        is_sharp = F.interpolate(facts[:, :1], scale_factor=FOLD, mode="nearest") < SHARPEST_LOG2
+        weight = counts * is_sharp * (worse.abs().clamp_max(0.5) + 0.02)
+        wanted = (worse < CLEARLY_WORSE).to(kept.dtype)
+        missed = F.binary_cross_entropy(kept.clamp(1e-4, 1 - 1e-4), wanted, reduction="none")
+        return (missed * weight).sum() / weight.sum().clamp_min(1e-6)
 
     @staticmethod
     def _difference(error: torch.Tensor, trust: torch.Tensor) -> torch.Tensor:
