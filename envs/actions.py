@@ -27,8 +27,8 @@ class ActionSet:
         chords: for each action the controls that select it together. Of the chords held the longest wins, then the
             one with the higher index (so turning beats walking back, which cannot be combined).
         opposites: pairs of controls that cancel each other when both are held.
-        motions: for each action its turn in degrees (counter-clockwise) and its walk in cells along the new heading,
-            when no wall is in the way; empty where actions do not move a walker.
+        displacements: for each action its turn in degrees (counter-clockwise) and its walk in cells along the new
+            heading, when no wall is in the way; empty where actions do not move a walker.
     """
 
     name: str
@@ -36,7 +36,7 @@ class ActionSet:
     keys: tuple[tuple[str, str], ...]
     chords: tuple[tuple[str, ...], ...]
     opposites: tuple[tuple[str, str], ...] = ()
-    motions: tuple[tuple[float, float], ...] = ()
+    displacements: tuple[tuple[float, float], ...] = ()
 
     @property
     def num_actions(self) -> int:

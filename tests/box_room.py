@@ -38,7 +38,7 @@ def walk(num_steps: int, seed: int) -> tuple[np.ndarray, torch.Tensor]:
     """Return actions uint8 (T,) and the poses (T + 1, 3), radians, of a walk around the room that meets no wall."""
     rng = np.random.default_rng(seed)
     actions = np.where(rng.random(num_steps) < 0.5, 5, 1).astype(np.uint8)  # forward and left, or forward
-    turn, step = torch.tensor(LABMAZE_ACTIONS.motions)[actions.astype(np.int64)].double().unbind(1)
+    turn, step = torch.tensor(LABMAZE_ACTIONS.displacements)[actions.astype(np.int64)].double().unbind(1)
     yaw = math.radians(1) * turn.cumsum(0)
     places = [torch.cat([torch.zeros(1), (step * way).cumsum(0)]) for way in (yaw.cos(), yaw.sin())]
     return actions, torch.stack([*places, torch.cat([torch.zeros(1), yaw])], 1).float()

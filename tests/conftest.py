@@ -170,7 +170,10 @@ def pixel_bundle(
     codec = make_codec(keeps_pixels=True)
     assert codec.keeper is not None
     perturb(codec.keeper, 1)
-    parts = {"codec": codec, "denoiser": make_denoiser(warp_channels=NUM_FOLDED, motions=LABMAZE_ACTIONS.motions)}
+    parts = {
+        "codec": codec,
+        "denoiser": make_denoiser(warp_channels=NUM_FOLDED, displacements=LABMAZE_ACTIONS.displacements),
+    }
     info = {"world": "LabMaze", "action_names": list(LABMAZE_ACTIONS.names), "fps": 15, "num_steps": 2}
     save_bundle(folder, **parts, depth=make_depth(), openings=openings, info=info)
     return folder

@@ -30,7 +30,7 @@ def clip(batch: int = 4, num_frames: int = 20, size: int = 16, seed: int = 0) ->
     return torch.randint(256, (batch, num_frames, size, size, 3), generator=generator, dtype=torch.uint8)
 
 
-def ruler(frames: torch.Tensor) -> FrameFeatures:
+def extractor(frames: torch.Tensor) -> FrameFeatures:
     """Stand in for a network: pictures of 4 x 4 as one stage, mean colors and their squares as the vector."""
     pixels = frames.permute(0, 3, 1, 2).float() / 255
     colors = pixels.mean((2, 3))
@@ -82,7 +82,7 @@ def test_perceptual_distance_compares_directions() -> None:
 def test_segments_cover_every_frame_once_and_add_up() -> None:
     assert segments(40) == [(0, 16), (16, 32), (32, 40)]
     frames, truth = clip(seed=1), clip(seed=2)
-    found = compare_frames(frames, truth, ruler=ruler, feature_dims=4)
+    found = compare_frames(frames, truth, extractor=extractor, feature_dims=4)
     spans = [row["frames"] for row in found["segments"]]
     assert spans == [[1, 16], [17, 20]]
     total = sum(row["mse"] * (stop - start + 1) for row, (start, stop) in zip(found["segments"], spans, strict=True))
@@ -99,7 +99,7 @@ def test_segments_cover_every_frame_once_and_add_up() -> None:
 def test_features_of_every_nth_frame_fall_into_their_segments(every: int) -> None:
     frames, truth = clip(), clip().clone()
     truth[:, 16:] = clip(seed=3)[:, 16:]
-    found = compare_frames(frames, truth, ruler=ruler, feature_every=every, feature_dims=2)
+    found = compare_frames(frames, truth, extractor=extractor, feature_every=every, feature_dims=2)
     assert found["segments"][0]["perceptual"] == 0 < found["segments"][1]["perceptual"]
     assert found["segments"][0]["fd_lite0"] < 1e-6 < found["segments"][1]["fd_lite0"]
     assert [row["fd_frames"] for row in found["segments"]] == [4 * len(range(0, n, every)) for n in (16, 4)]
@@ -198,7 +198,7 @@ def options(bundle: Path, data: Path, tmp_path: Path) -> AccumulationOptions:
 
 def test_program_measures_predicts_and_reports(options: AccumulationOptions) -> None:
     model = WorldModel.load(options.checkpoint, device="cpu")
-    report = measure_accumulation(model, options, ruler, "the command")
+    report = measure_accumulation(model, options, extractor, "the command")
     kept = json.loads((options.out / "report.json").read_text())
     assert kept["correlation"] == report["correlation"]
     assert kept["command"] == "the command"

@@ -22,7 +22,7 @@ NUM_TRUE = 2
 
 @pytest.fixture(scope="module")
 def memory(make_depth: Callable[..., DepthNet]) -> PixelMemory:
-    return PixelMemory(make_depth(), LABMAZE_ACTIONS.motions, PixelConfig(keyframes=16, sources=4))
+    return PixelMemory(make_depth(), LABMAZE_ACTIONS.displacements, PixelConfig(keyframes=16, sources=4))
 
 
 @pytest.fixture(autouse=True)
@@ -77,7 +77,7 @@ def test_frames_are_remembered_as_far_as_they_are_kept(
             super().remember(*args)  # type: ignore[arg-type]
 
     monkeypatch.setattr(train.data.anchored, "LEAST_KEPT", kept)
-    spied = Spied(make_depth(), LABMAZE_ACTIONS.motions, PixelConfig(keyframes=16, sources=4))
+    spied = Spied(make_depth(), LABMAZE_ACTIONS.displacements, PixelConfig(keyframes=16, sources=4))
     frames, poses = standing([100, 100, 200])
     roll_out(spied, frames, poses, LeastDraws())
     assert abs(float(written[-1].float().median()) - (200 - 100 * kept)) <= 1

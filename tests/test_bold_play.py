@@ -24,7 +24,7 @@ from worldmodel.checkpoint import load_openings
 from worldmodel.errors import ConfigError, SeedError
 from worldmodel.world import WorldModel
 
-MOTIONS = LABMAZE_ACTIONS.motions
+MOTIONS = LABMAZE_ACTIONS.displacements
 AHEAD, LEFT, RIGHT = 1, 3, 4
 SIZE = 32
 
@@ -199,5 +199,5 @@ def test_options_that_cannot_be_are_refused(tmp_path: Path, bundle: Path) -> Non
         BoldPlayOptions(checkpoint="labmaze", out=tmp_path, first_seed=-1)
     model = WorldModel.load(bundle, device="cpu")
     model.info["action_names"] = ["jump"]
-    with pytest.raises(ConfigError, match="motions"):
+    with pytest.raises(ConfigError, match="displacements"):
         run_bold_play(model, {}, BoldPlayOptions(checkpoint=str(bundle), out=tmp_path))

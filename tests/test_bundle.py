@@ -131,7 +131,7 @@ def test_a_bundle_with_a_memory_of_pixels(trained: Path, data: Path, tmp_path: P
     """The codec of train.decoder and the network of train.depth go in; without them there is one error."""
     torch.manual_seed(0)
     preset = get_preset("tiny")
-    config = dataclasses.replace(preset.denoiser, motions=LABMAZE_ACTIONS.motions, warp_channels=NUM_FOLDED)
+    config = dataclasses.replace(preset.denoiser, displacements=LABMAZE_ACTIONS.displacements, warp_channels=NUM_FOLDED)
     codec = load_codec(trained)
     save_bundle(tmp_path / "denoiser", codec=codec, denoiser=Denoiser(config))
     save_bundle(tmp_path / "decoder", codec=keep_pixels(codec))

@@ -142,7 +142,7 @@ def test_the_gate_learns_from_its_own_loss_alone(make_codec: Callable[..., Codec
 
 def test_a_denoiser_trained_with_warps_loads_and_plays(folder: Path, codec_folder: Path) -> None:
     denoiser = load_denoiser(folder / "denoiser")
-    assert denoiser.config.warp_channels == NUM_FOLDED and denoiser.config.motions
+    assert denoiser.config.warp_channels == NUM_FOLDED and denoiser.config.displacements
     assert codec_hash(folder / "denoiser") == codec_hash(codec_folder)
     content = json.loads((folder / "denoiser" / "denoiser_training.json").read_text())
     assert (content["recorded_frames"], content["mazes_or_episodes"]) == (2 * (CLIP_FRAMES + 1), 2)

@@ -23,7 +23,6 @@ SETTINGS: list[dict[str, Any]] = [
     {"depth": 3, "recent_frames": 5, "memory_frames": 2, "num_previous": 3},
     {"depth": 2, "recent_frames": 30, "memory_frames": 30, "heads": 4},
     {"depth": 2, "patch": 1, "num_actions": 3, "reward_values": (0.0, 0.5, 1.0)},
-    {"depth": 2, "prediction": "velocity"},
 ]
 MOTIONS = ((0.0, 0.0), (0.0, 0.12), (0.0, -0.12), (6.0, 0.0), (-6.0, 0.0), (6.0, 0.12), (-6.0, 0.12))
 STRUCTURES: list[dict[str, Any]] = [
@@ -36,7 +35,9 @@ STRUCTURES: list[dict[str, Any]] = [
     {"memory": "cross", "memory_frames": 5},
 ]
 SETTINGS += [{"warp_channels": NUM_FOLDED}]
-SETTINGS += STRUCTURES + [{**changes, "motions": MOTIONS, "width": 64, "heads": 4} for changes in [{}, *STRUCTURES]]
+SETTINGS += STRUCTURES + [
+    {**changes, "displacements": MOTIONS, "width": 64, "heads": 4} for changes in [{}, *STRUCTURES]
+]
 
 
 def changed(inputs: FrameInputs, name: str, frame: int, change: Callable[[torch.Tensor], torch.Tensor]) -> FrameInputs:
@@ -283,17 +284,6 @@ def test_actions_must_be_integers(
         denoiser(dataclasses.replace(inputs, actions=inputs.actions.float()))
 
 
-@torch.inference_mode()
-def test_a_velocity_is_read_as_noise_minus_clean(
-    make_denoiser: Callable[..., Denoiser], make_inputs: Callable[..., FrameInputs]
-) -> None:
-    clean, velocity = make_denoiser(), make_denoiser(prediction="velocity")
-    inputs = make_inputs(clean.config, 2, 5)
-    said, found = clean(inputs)[0].clean, velocity(inputs)[0].clean
-    assert said.abs().max() > 0.1
-    torch.testing.assert_close(found, inputs.latents - inputs.levels[..., None, None, None] * said)
-
-
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -302,7 +292,6 @@ def test_a_velocity_is_read_as_noise_minus_clean(
         ({"memory_frames": -1}, "memory_frames must be at least 1; got -1"),
         ({"patch": 3}, "patch 3 must divide latent_size 8"),
         ({"reward_values": (1.0,)}, "at least two rewards"),
-        ({"prediction": "noise"}, "prediction must be 'clean' or 'velocity'; got 'noise'"),
     ],
 )
 def test_bad_settings_are_refused(changes: dict[str, Any], message: str) -> None:

@@ -27,7 +27,7 @@ from worldmodel.errors import ConfigError, DataError
 from worldmodel.state import Step
 from worldmodel.world import WorldModel
 
-MOTIONS = LABMAZE_ACTIONS.motions
+MOTIONS = LABMAZE_ACTIONS.displacements
 
 
 def walk(actions: list[int], stopped: tuple[int, ...] = ()) -> np.ndarray:

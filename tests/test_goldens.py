@@ -17,7 +17,7 @@ from train.evaluate import evaluate_world
 from worldmodel.checkpoint import load_openings
 from worldmodel.codec import Codec
 from worldmodel.denoiser import Denoiser
-from worldmodel.objective import DenoiserLoss, ObjectiveConfig, sample_chance
+from worldmodel.objective import DenoiserLoss, ObjectiveConfig, sample_noise
 from worldmodel.presets import get_preset
 from worldmodel.world import WorldModel
 
@@ -68,7 +68,7 @@ def losses(world: WorldModel) -> dict[str, float]:
     given = {"latents": latents, "actions": actions, "rewards": (actions == 1).float(), "terminated": actions == 2}
     found = {}
     for name, config in OBJECTIVES.items():
-        chance = sample_chance(config, latents.shape, torch.Generator().manual_seed(0))
+        chance = sample_noise(config, latents.shape, torch.Generator().manual_seed(0))
         loss_of = DenoiserLoss(world.denoiser, config, chunk=8)
         with torch.no_grad():
             found[name] = float(loss_of(**given, **chance)[0])

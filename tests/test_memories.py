@@ -14,11 +14,11 @@ from worldmodel.inputs import FrameInputs, stack_previous
 from worldmodel.memory.folded import NUM_FOLDED
 from worldmodel.memory.registry import MEMORIES
 from worldmodel.memory.warped import WarpedView
-from worldmodel.objective import DenoiserLoss, ObjectiveConfig, sample_chance
+from worldmodel.objective import DenoiserLoss, ObjectiveConfig, sample_noise
 
 Make = Callable[..., Denoiser]
 MakeInputs = Callable[..., FrameInputs]
-MOVING: dict[str, Any] = {"motions": LABMAZE_ACTIONS.motions, "width": 64, "heads": 4}
+MOVING: dict[str, Any] = {"displacements": LABMAZE_ACTIONS.displacements, "width": 64, "heads": 4}
 BUILT: list[tuple[dict[str, Any], list[str]]] = [
     ({"memory": "none"}, []),
     ({}, ["tokens"]),
@@ -92,7 +92,7 @@ def test_what_is_warped_counts_for_nothing_before_training_and_learns(make_input
     generator = torch.Generator().manual_seed(0)
     actions = torch.randint(7, (2, 8), generator=generator)
     batch = {"latents": torch.randn(shape, generator=generator), "actions": actions, "rewards": 0.0 * actions}
-    batch |= {"terminated": actions == 9, **sample_chance(ObjectiveConfig(), shape, generator)}
+    batch |= {"terminated": actions == 9, **sample_noise(ObjectiveConfig(), shape, generator)}
     plain, _ = loss_of(**batch)
     given, _ = loss_of(**batch, warped=torch.randn(2, 8, NUM_FOLDED, 4, 4, generator=generator))
     assert float(plain.detach()) == float(given.detach())

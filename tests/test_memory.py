@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from envs.worlds.labmaze.spec import ACTIONS as LABMAZE_ACTIONS
-from envs.worlds.labmaze.spec import find_motions
+from envs.worlds.labmaze.spec import find_displacements
 from train.denoiser import DenoiserOptions, build_denoiser, memory_changes
 from train.measures.memory_costs import costs_table, memory_costs
 from worldmodel.attention import RotaryPosition, rotate
@@ -21,7 +21,7 @@ from worldmodel.errors import CheckpointError, ConfigError
 from worldmodel.inputs import FrameInputs
 from worldmodel.memory.camera import level_pose
 from worldmodel.memory.odometry import Odometry
-from worldmodel.objective import DenoiserLoss, ObjectiveConfig, sample_chance
+from worldmodel.objective import DenoiserLoss, ObjectiveConfig, sample_noise
 from worldmodel.odometry import YAW, look_angles, walk_poses
 
 STRUCTURES: list[dict[str, Any]] = [
@@ -110,14 +110,14 @@ def test_a_shorter_memory_forgets_what_a_longer_one_keeps(
 @pytest.mark.parametrize("changes", STRUCTURES, ids=str)
 def test_every_structure_learns(changes: dict[str, Any], make_denoiser: Callable[..., Denoiser]) -> None:
     """A few steps on one batch lower the loss, and every weight gets a gradient."""
-    denoiser = make_denoiser(depth=2, width=64, heads=4, motions=LABMAZE_ACTIONS.motions, **changes).train()
+    denoiser = make_denoiser(depth=2, width=64, heads=4, displacements=LABMAZE_ACTIONS.displacements, **changes).train()
     config = ObjectiveConfig(blackout_share=0.5)
     loss_of = DenoiserLoss(denoiser, config, chunk=4)
     generator = torch.Generator().manual_seed(0)
     latents = torch.randn(2, 16, 4, 4, 4, generator=generator)
     actions = torch.randint(7, (2, 16), generator=generator)
     batch = {"latents": latents, "actions": actions, "rewards": (actions == 1).float(), "terminated": actions == 2}
-    batch |= sample_chance(config, latents.shape, generator)
+    batch |= sample_noise(config, latents.shape, generator)
     optimizer = torch.optim.AdamW(denoiser.parameters(), lr=3e-3)
     losses = []
     for _ in range(8):
@@ -134,9 +134,9 @@ def test_every_structure_learns(changes: dict[str, Any], make_denoiser: Callable
 def test_walks_add_up_to_poses() -> None:
     """A square of four walks and four left turns comes home; noop and "none" stay."""
     turn, walk = math.pi / 2, 2.0
-    motions = torch.tensor([[0.0, 0.0], [0.0, walk], [turn, 0.0], [0.0, 0.0]])
+    displacements = torch.tensor([[0.0, 0.0], [0.0, walk], [turn, 0.0], [0.0, 0.0]])
     actions = torch.tensor([[1, 2, 1, 2, 1, 2, 1, 2, 0, 3]])
-    poses = walk_poses(motions, actions, torch.tensor([[5.0, -1.0, 0.5, 0.0, 0.1]]))[0]
+    poses = walk_poses(displacements, actions, torch.tensor([[5.0, -1.0, 0.5, 0.0, 0.1]]))[0]
     assert torch.allclose(poses[0], torch.tensor([7.0, -1.0, 0.5, 0.0, 0.1]), atol=1e-5)
     assert torch.allclose(poses[2, :2], torch.tensor([7.0, 1.0]), atol=1e-5)
     assert torch.allclose(poses[-1, :2], torch.tensor([5.0, -1.0]), atol=1e-5)
@@ -145,13 +145,13 @@ def test_walks_add_up_to_poses() -> None:
 
 def test_reckoning_is_exact_in_sixteen_bits(make_denoiser: Callable[..., Denoiser]) -> None:
     """300 left turns of 6 degrees are five full turns, in bfloat16 as well."""
-    denoiser = make_denoiser(width=64, heads=4, motions=LABMAZE_ACTIONS.motions).to(torch.bfloat16)
+    denoiser = make_denoiser(width=64, heads=4, displacements=LABMAZE_ACTIONS.displacements).to(torch.bfloat16)
     latents, levels, actions = torch.zeros(1, 300, 4, 4, 4), torch.zeros(1, 300), torch.full((1, 300), 3)
     poses = denoiser.read(FrameInputs.stack(latents, levels, actions, 2)).estimate.poses
     assert poses.dtype == torch.float32
     assert float(torch.remainder(poses[0, -1, YAW] + 0.5, 2 * math.pi)) == pytest.approx(0.5, abs=1e-3)
     odometry = denoiser.named_memories()["odometry"]
-    assert isinstance(odometry, Odometry) and odometry.motions.dtype == torch.float32
+    assert isinstance(odometry, Odometry) and odometry.displacements.dtype == torch.float32
 
 
 def test_the_left_column_looks_to_the_left() -> None:
@@ -178,13 +178,13 @@ def test_directions_match_across_columns_and_turns() -> None:
 
 def test_odometry_needs_known_motions() -> None:
     options = DenoiserOptions(data=Path("d"), out=Path("o"), odometry=True)
-    assert find_motions(LABMAZE_ACTIONS.names)[3] == (6.0, 0.0)
+    assert find_displacements(LABMAZE_ACTIONS.names)[3] == (6.0, 0.0)
     changes = memory_changes(DenoiserConfig(), options, LABMAZE_ACTIONS.names)
-    assert len(changes["motions"]) == 7
+    assert len(changes["displacements"]) == 7
     with pytest.raises(ConfigError, match="none are known"):
         memory_changes(DenoiserConfig(), options, ("jump", "duck"))
-    with pytest.raises(ConfigError, match="got 2 motions"):
-        DenoiserConfig(num_actions=7, motions=((0.0, 0.0), (6.0, 0.0)))
+    with pytest.raises(ConfigError, match="got 2 displacements"):
+        DenoiserConfig(num_actions=7, displacements=((0.0, 0.0), (6.0, 0.0)))
 
 
 def test_weights_of_another_structure_are_refused_or_grafted(

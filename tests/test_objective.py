@@ -13,7 +13,7 @@ from worldmodel.errors import ConfigError
 from worldmodel.inputs import FrameInputs, stack_previous
 from worldmodel.memory.folded import NUM_FOLDED
 from worldmodel.noise import add_noise
-from worldmodel.objective import DenoiserLoss, ObjectiveConfig, sample_chance
+from worldmodel.objective import DenoiserLoss, ObjectiveConfig, sample_noise
 from worldmodel.sampler import Sampler, SamplerConfig
 from worldmodel.windows import next_frame_window
 
@@ -21,7 +21,7 @@ SHAPE = torch.Size((3, 8, 4, 4, 4))
 
 
 def chance(config: ObjectiveConfig, seed: int = 0, shape: torch.Size = SHAPE) -> dict[str, torch.Tensor]:
-    return sample_chance(config, shape, torch.Generator().manual_seed(seed))
+    return sample_noise(config, shape, torch.Generator().manual_seed(seed))
 
 
 def clips(seed: int = 0) -> dict[str, torch.Tensor]:
@@ -209,8 +209,8 @@ def test_memory_stays_true_where_the_frames_before_are_not(share: str, make_deno
 
     Slots are made of the frames before, so they follow them.
     """
-    motions = ((0.0, 0.0), (0.0, 0.12), (0.0, -0.12), (6.0, 0.0), (-6.0, 0.0), (6.0, 0.12), (-6.0, 0.12))
-    moving = {"motions": motions, "width": 64, "heads": 4, "memory": "cross"}
+    displacements = ((0.0, 0.0), (0.0, 0.12), (0.0, -0.12), (6.0, 0.0), (-6.0, 0.0), (6.0, 0.12), (-6.0, 0.12))
+    moving = {"displacements": displacements, "width": 64, "heads": 4, "memory": "cross"}
     denoiser = make_denoiser(**moving, warp_channels=NUM_FOLDED)
     config = ObjectiveConfig(**{share: 0.5})
     warped = torch.randn(*SHAPE[:2], NUM_FOLDED, *SHAPE[3:], generator=torch.Generator().manual_seed(5))

@@ -16,7 +16,7 @@ from worldmodel.memory.folded import NUM_FOLDED, unfold
 from worldmodel.memory.pixels import NUM_KEYFRAMES, PixelConfig, PixelMemory, PixelState
 from worldmodel.presets import get_preset
 
-MOTIONS = LABMAZE_ACTIONS.motions
+MOTIONS = LABMAZE_ACTIONS.displacements
 
 
 @pytest.fixture(scope="module")
@@ -117,7 +117,7 @@ def test_a_dream_stays_below_8_megabytes() -> None:
     memory = PixelMemory(DepthNet(DepthConfig()), MOTIONS)
     config = get_preset("small").denoiser
     denoiser = Denoiser(
-        type(config)(**{**vars(config), "memory_frames": 304, "motions": MOTIONS, "warp_channels": NUM_FOLDED})
+        type(config)(**{**vars(config), "memory_frames": 304, "displacements": MOTIONS, "warp_channels": NUM_FOLDED})
     )
     assert memory.config.keyframes == NUM_KEYFRAMES
     beside = 4 * config.latent_size**2 * (NUM_FOLDED + 4 * config.latent_channels)  # what is shown of the last frames

@@ -7,10 +7,10 @@ import torch
 from torch import nn
 
 from worldmodel.memory.camera import Camera, level_pose, pixel_rays, pose_axes
-from worldmodel.memory.pose import Body, Surroundings, advance, level_motions, move, observe
+from worldmodel.memory.pose import Body, Surroundings, advance, level_displacements, move, observe
 
 CAMERA = Camera(70.0)
-MOTIONS = level_motions([(0, 0), (0, 0.12), (0, -0.12), (6, 0), (-6, 0), (6, 0.12), (-6, 0.12)])
+MOTIONS = level_displacements([(0, 0), (0, 0.12), (0, -0.12), (6, 0), (-6, 0), (6, 0.12), (-6, 0.12)])
 NOOP, FORWARD, BACK, LEFT, _, FORWARD_LEFT, _ = range(7)
 BODY = Body()
 
@@ -40,10 +40,10 @@ def test_a_step_turns_first_and_walks_along_the_new_heading() -> None:
 
 
 def test_motions_may_rise_strafe_and_look_up() -> None:
-    motions = torch.tensor([[0.0, 0.5, 0.25, 0.0, 1.0], [0, 0, 0, 0, 0]])
-    pose = move(motions, torch.tensor([0]), at(0, 0, 90))
+    displacements = torch.tensor([[0.0, 0.5, 0.25, 0.0, 1.0], [0, 0, 0, 0, 0]])
+    pose = move(displacements, torch.tensor([0]), at(0, 0, 90))
     assert pose[0].tolist() == pytest.approx([-0.5, 0, 0.25, math.pi / 2, 1.0], abs=1e-6)
-    assert move(motions, torch.tensor([0]), pose)[0, 4].item() == pytest.approx(math.pi / 2)
+    assert move(displacements, torch.tensor([0]), pose)[0, 4].item() == pytest.approx(math.pi / 2)
 
 
 def test_nothing_known_is_nothing_in_the_way() -> None:

@@ -18,6 +18,7 @@ import torch
 import train.recipe
 from envs.data.episodes import open_shards
 from envs.dream import DreamEnv
+from envs.worlds.registry import get_world
 from tests.box_room import write_walks
 from train.core.background import BackgroundProgram
 from train.core.journal import Journal, RecipeOptions
@@ -31,10 +32,10 @@ from train.recipe import (
     SAMPLED_SHARDS,
     SUMMARY_STAGES,
     choose_evaluation,
-    cook,
     count_shards,
     make_denoiser,
     make_warps,
+    run_recipe,
     why_no_pixels,
 )
 from train.warps import WarpOptions
@@ -120,10 +121,10 @@ def test_killed_and_run_again_it_ends_in_a_world_that_plays(tmp_path: Path) -> N
     # Once more: everything is skipped, nothing changes but the clock.
     options = RecipeOptions(out, preset="tiny", minutes=0.3, workers=2, device="cpu")
     written = {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file() and path.suffix != ".json"}
-    assert cook(options)["stages"] == stages
+    assert run_recipe(options)["stages"] == stages
     assert {path: path.stat().st_mtime_ns for path in written} == written
     with pytest.raises(DataError, match=r"holds a recipe with minutes=0\.3"):
-        cook(dataclasses.replace(options, minutes=1.0))
+        run_recipe(dataclasses.replace(options, minutes=1.0))
 
 
 @pytest.mark.parametrize("reason", [None, "it was recorded without poses"])
@@ -176,7 +177,7 @@ def test_recording_goes_on_beside_the_first_trainings(
             monkeypatch.setitem(stages, name, stage(name))
     for name, event in (("make_codec", "codec"), ("make_depth", "depth"), ("encode", "encode early")):
         monkeypatch.setattr(train.recipe, name, stage(event))
-    content = cook(RecipeOptions(tmp_path, preset="tiny", minutes=1.0, device="cpu"))
+    content = run_recipe(RecipeOptions(tmp_path, preset="tiny", minutes=1.0, device="cpu"))
     early = ["start", "codec", "depth" if reason is None else "encode early", "stop", "end"]
     rest = ["warps", "denoiser", "decoder"] if reason is None else ["encode", "denoiser"]
     assert events == [*early, *rest, "evaluate", "bundle"]
@@ -185,19 +186,23 @@ def test_recording_goes_on_beside_the_first_trainings(
     assert len(said) == (reason is not None) and all(f": {reason}; " in line for line in said)
 
 
-def test_what_a_memory_of_pixels_lacks_is_named(tmp_path: Path, recording: Path) -> None:
+def test_what_a_memory_of_pixels_lacks_is_named(
+    tmp_path: Path, recording: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     walks = write_walks(tmp_path / "walks", "train", num_steps=4)
     strange = write_walks(tmp_path / "strange", "train", num_steps=4, action_names=("stay", *"abcdef"))
     assert why_no_pixels(open_shards(walks)) is None
     assert why_no_pixels(open_shards(recording)) == "it was recorded without poses"
     assert "stay, a, b, c, d, e, f do to a pose is not known" in str(why_no_pixels(open_shards(strange)))
     other = [dataclasses.replace(shard, world="Elsewhere") for shard in open_shards(walks)]
-    assert "angle of view of Elsewhere is not known" in str(why_no_pixels(other))
+    assert "do to a pose is not known" in str(why_no_pixels(other))
+    monkeypatch.setattr(type(get_world("LabMaze")), "view_deg", None)
+    assert "angle of view of LabMaze is not known" in str(why_no_pixels(open_shards(walks)))
 
 
 def test_a_failed_recording_says_why(tmp_path: Path) -> None:
     with pytest.raises(StateError, match=r"recording failed: error: unknown world 'Atlantis'"):
-        cook(RecipeOptions(tmp_path, world="Atlantis", preset="tiny", minutes=0.1, workers=1, device="cpu"))
+        run_recipe(RecipeOptions(tmp_path, world="Atlantis", preset="tiny", minutes=0.1, workers=1, device="cpu"))
 
 
 # Clock, journal and plans ---------------------------------------------------------------------------------------------

@@ -21,7 +21,7 @@ from worldmodel.windows import (
 )
 
 MOTIONS = ((0.0, 0.0), (0.0, 0.12), (0.0, -0.12), (6.0, 0.0), (-6.0, 0.0), (6.0, 0.12), (-6.0, 0.12))
-MOVING: dict[str, Any] = {"motions": MOTIONS, "num_actions": 7, "width": 64, "heads": 4}
+MOVING: dict[str, Any] = {"displacements": MOTIONS, "num_actions": 7, "width": 64, "heads": 4}
 PAIRS = Window((1.0, 1.0), (0.0, 0.0), 2)
 WINDOWS = {
     "next": next_frame_window(),

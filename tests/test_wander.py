@@ -30,7 +30,7 @@ class Corridor:
         _, free = self.reckon(state, torch.full_like(actions, AHEAD))
         state["last"] = torch.where(actions == AHEAD, free, 1.0)
         for walker, action in zip(state["walkers"], actions.tolist(), strict=True):
-            turn, walk = LABMAZE_ACTIONS.motions[action]
+            turn, walk = LABMAZE_ACTIONS.displacements[action]
             walker[1] += turn
             walker[0] += walk * (abs(walker[1]) < 60)
         self.taken.append(actions.tolist())
@@ -42,7 +42,7 @@ def walk(length: float, seeds: list[int], steps: int = 200) -> tuple[Corridor, t
     world: Any = Corridor(length)
     state: Any = {"walkers": [[0.0, 0.0] for _ in seeds], "last": torch.ones(len(seeds))}
     counted: list[int] = []
-    frames, actions, stopped = wander(world, state, steps, LABMAZE_ACTIONS.motions, seeds, counted.append)
+    frames, actions, stopped = wander(world, state, steps, LABMAZE_ACTIONS.displacements, seeds, counted.append)
     assert frames.shape == (len(seeds), steps, 4, 4, 3) and sum(counted) == steps * len(seeds)
     return world, actions, stopped
 
@@ -73,11 +73,11 @@ def test_steps_that_were_stopped_all_the_same_are_counted() -> None:
 
     world: Any = Surprise(1.0)
     state: Any = {"walkers": [[0.0, 0.0]], "last": torch.ones(1)}
-    *_, stopped = wander(world, state, 50, LABMAZE_ACTIONS.motions, [0], lambda count: None)
+    *_, stopped = wander(world, state, 50, LABMAZE_ACTIONS.displacements, [0], lambda count: None)
     assert stopped == 1.0
 
 
 def test_actions_that_do_not_walk_or_turn_alone_are_refused() -> None:
-    assert find_plain(LABMAZE_ACTIONS.motions) == (AHEAD, LEFT, RIGHT)
+    assert find_plain(LABMAZE_ACTIONS.displacements) == (AHEAD, LEFT, RIGHT)
     with pytest.raises(ConfigError, match="walk ahead, turn left and turn right"):
         find_plain(((0.0, 0.0), (6.0, 0.12)))

@@ -199,7 +199,7 @@ def test_clips_are_what_training_takes(prepared: Path, walks: Path) -> None:
 def generator(tmp_path_factory: pytest.TempPathFactory, parts: Path, make_denoiser: Callable[..., Denoiser]) -> Path:
     """The folder of a world with a memory of pixels; its codec is that of `parts`, with a decoder that keeps pixels."""
     folder = tmp_path_factory.mktemp("generator")
-    denoiser = make_denoiser(motions=LABMAZE_ACTIONS.motions, warp_channels=NUM_FOLDED)
+    denoiser = make_denoiser(displacements=LABMAZE_ACTIONS.displacements, warp_channels=NUM_FOLDED)
     save_bundle(folder, codec=keep_pixels(load_codec(parts)), denoiser=denoiser)
     return folder
 

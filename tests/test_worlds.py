@@ -14,7 +14,7 @@ import envs  # noqa: F401  registers the worlds
 from envs.actions import ActionSet
 from envs.data.episodes import open_shards, read_episode
 from envs.worlds.base import HeldActions, World
-from envs.worlds.registry import WORLDS, find_motions, find_view_deg, get_world
+from envs.worlds.registry import WORLDS, find_displacements, find_view_deg, get_world
 from train.core.options import parse_options
 from train.data.recording import RecordOptions
 from train.record import record
@@ -65,10 +65,13 @@ def test_each_world_is_whole(name: str) -> None:
     world = get_world(name)
     assert world is get_world(name.lower()) and world.name == name and world.fps > 0
     assert WORLDS[name].max_episode_steps == world.max_episode_steps
-    assert world.actions.name == name and len(world.actions.motions) in (0, world.actions.num_actions)
+    assert world.actions.name == name and len(world.actions.displacements) in (0, world.actions.num_actions)
     for prefix in ("Real", "Dream"):
         assert gymnasium.spec(f"{prefix}/{name}-v0").kwargs["world"] == name
-    assert find_motions(name, world.actions.names) == world.actions.motions and find_view_deg(name) == world.view_deg
+    assert (
+        find_displacements(name, world.actions.names) == world.actions.displacements
+        and find_view_deg(name) == world.view_deg
+    )
 
 
 def test_unknown_worlds_list_those_there_are(own_world: str) -> None:
@@ -81,12 +84,12 @@ def test_unknown_worlds_list_those_there_are(own_world: str) -> None:
     }.items():
         with pytest.raises(ConfigError, match=message):
             get_world(name)
-        assert find_motions(name, ("wait",)) == () and find_view_deg(name) is None
+        assert find_displacements(name, ("wait",)) == () and find_view_deg(name) is None
 
 
 def test_motions_are_those_of_the_very_actions() -> None:
     names = get_world("LabMaze").actions.names
-    assert find_motions("LabMaze", names[:-1]) == () and find_motions("LabMaze", list(names)) != ()
+    assert find_displacements("LabMaze", names[:-1]) == () and find_displacements("LabMaze", list(names)) != ()
 
 
 def test_a_world_of_ones_own_is_recorded(own_world: str, tmp_path: Path) -> None:

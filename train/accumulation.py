@@ -22,7 +22,7 @@ from envs.data.episodes import EpisodeInfo, open_shards
 from train.core.options import options_to_json, parse_options, run_program, save_json
 from train.data.clips import list_episodes
 from train.data.rollouts import read_pieces, spread_over
-from train.measures.features import load_ruler
+from train.measures.features import load_feature_extractor
 from train.reports.accumulation import correlate, plot_correlation, plot_segments, write_table
 from worldmodel.analysis.accumulation import compare_frames, measure_decay
 from worldmodel.analysis.distances import Ruler
@@ -165,14 +165,14 @@ def measure_schedules(
 
 
 def measure_accumulation(
-    model: WorldModel, options: AccumulationOptions, ruler: Ruler | None = None, command: str = ""
+    model: WorldModel, options: AccumulationOptions, extractor: Ruler | None = None, command: str = ""
 ) -> dict[str, Any]:
     """Measure and predict every schedule and write the report.
 
     Args:
         model: the world.
         options: what to measure; `checkpoint`, `features` and `device` are not looked at.
-        ruler: features of frames; None leaves their columns out.
+        extractor: features of frames; None leaves their columns out.
         command: command line to keep in the report.
 
     Returns:
@@ -204,7 +204,9 @@ def measure_accumulation(
         schedule.name: predict_decay(model, latents, into, schedule, **given)
         for schedule in tqdm(schedules, desc="predicting", unit="schedule")
     }
-    settings = {f"feature_{name}": getattr(options, f"feature_{name}") for name in ("every", "dims")} | {"ruler": ruler}
+    settings = {f"feature_{name}": getattr(options, f"feature_{name}") for name in ("every", "dims")} | {
+        "extractor": extractor
+    }
     plans = {"measured": (options.cases, options.frames, 8)}
     if options.long_cases and long_frames > options.frames:
         plans["measured_long"] = (options.long_cases, long_frames, 9)
@@ -239,9 +241,9 @@ def main() -> None:
     model = WorldModel.load(
         options.checkpoint, device=options.device, num_steps=options.steps, memory_frames=options.memory
     )
-    ruler = load_ruler(model.device, options.feature_size) if options.features else None
+    extractor = load_feature_extractor(model.device, options.feature_size) if options.features else None
     command = f"python -m train.accumulation {shlex.join(sys.argv[1:])}"
-    report = measure_accumulation(model, options, ruler, command)
+    report = measure_accumulation(model, options, extractor, command)
     print({name: report["correlation"][name] for name in ("headline", "decay_db")})
     print(f"report: {options.out / 'report.md'}")
 

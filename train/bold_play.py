@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 import envs  # noqa: F401  registers the worlds
 from envs.dream import draw_opening
-from envs.worlds.registry import find_motions
+from envs.worlds.registry import find_displacements
 from train.core.options import options_to_json, parse_options, run_program, save_json
 from train.measures.wander import find_plain
 from train.reports.plots import save_sheet
@@ -227,7 +227,7 @@ def play_boldly(
     playground: Playground,
     seeds: Sequence[int],
     num_frames: int,
-    motions: Sequence[tuple[float, float]],
+    displacements: Sequence[tuple[float, float]],
     on_frames: Callable[[int], object],
 ) -> BoldPlay:
     """Play one world for each seed.
@@ -236,16 +236,18 @@ def play_boldly(
         playground: the worlds.
         seeds: of worlds and players.
         num_frames: steps of each player beside the full turns.
-        motions: turn in degrees and walk of each action.
+        displacements: turn in degrees and walk of each action.
         on_frames: told the number of frames shown after every step.
 
     Raises:
         ConfigError: no actions that walk and turn alone, or turns that do not divide a full one.
     """
-    ahead, left, right = find_plain(motions)
-    num_turns = round(360 / abs(motions[left][0]))
-    if any(abs(abs(motions[side][0]) * num_turns - 360) > 1e-6 for side in (left, right)):
-        raise ConfigError(f"a full turn takes steps that divide 360 degrees; got {motions[left]} and {motions[right]}")
+    ahead, left, right = find_plain(displacements)
+    num_turns = round(360 / abs(displacements[left][0]))
+    if any(abs(abs(displacements[side][0]) * num_turns - 360) > 1e-6 for side in (left, right)):
+        raise ConfigError(
+            f"a full turn takes steps that divide 360 degrees; got {displacements[left]} and {displacements[right]}"
+        )
     frames = playground.start(seeds)
     players = [BoldPlayer(ahead, (left, right), seed) for seed in seeds]
     for player, frame in zip(players, frames, strict=True):
@@ -339,25 +341,25 @@ def run_bold_play(
     """Play, and write `report.json` and contact sheets; return the report.
 
     Raises:
-        ConfigError: the motions of the actions are not known. StorageError: a result cannot be written.
+        ConfigError: the displacements of the actions are not known. StorageError: a result cannot be written.
     """
     started = time.monotonic()
-    motions = find_motions(str(model.info.get("world")), model.info.get("action_names", ()))
-    if not motions:
-        raise ConfigError(f"bold play needs actions with known motions; got {model.info.get('action_names')}")
+    displacements = find_displacements(str(model.info.get("world")), model.info.get("action_names", ()))
+    if not displacements:
+        raise ConfigError(f"bold play needs actions with known displacements; got {model.info.get('action_names')}")
     seeds = list(range(options.first_seed, options.first_seed + options.seeds))
-    turn = round(360 / abs(motions[find_plain(motions)[1]][0]))
+    turn = round(360 / abs(displacements[find_plain(displacements)[1]][0]))
     total = options.seeds * (options.frames + options.frames // SPAN * turn) * (2 if options.world == "real" else 1)
     report: dict[str, Any] = {}
     with tqdm(total=total, desc="playing", unit="frame", mininterval=2.0) as progress:
         dreams = DreamPlayground(model, openings)
         groups = [seeds[first : first + options.batch_size] for first in range(0, len(seeds), options.batch_size)]
-        parts = [play_boldly(dreams, group, options.frames, motions, progress.update) for group in groups]
+        parts = [play_boldly(dreams, group, options.frames, displacements, progress.update) for group in groups]
         plays = {"dream": BoldPlay.join(parts)}
         if options.world == "real":
             env = gymnasium.make(f"Real/{model.info['world']}-v0")
             real = EnvPlayground(env)
-            parts = [play_boldly(real, [seed], options.frames, motions, progress.update) for seed in seeds]
+            parts = [play_boldly(real, [seed], options.frames, displacements, progress.update) for seed in seeds]
             env.close()
             plays["real"] = BoldPlay.join(parts)
     for name, play in plays.items():

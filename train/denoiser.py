@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from envs.data.episodes import ShardInfo, open_shards
-from envs.worlds.registry import find_motions
+from envs.worlds.registry import find_displacements
 from train.core.loop import Machine, TrainOptions, start_machine, train_model
 from train.core.muon import StackedMuon
 from train.core.options import options_to_json, parse_options, run_program, save_json
@@ -24,7 +24,7 @@ from worldmodel.denoiser import Denoiser, DenoiserConfig
 from worldmodel.distortions import LatentDistortions, fit_distortions
 from worldmodel.errors import CheckpointError, ConfigError, DataError
 from worldmodel.memory.folded import NUM_FOLDED
-from worldmodel.objective import DenoiserLoss, ObjectiveConfig, sample_chance
+from worldmodel.objective import DenoiserLoss, ObjectiveConfig, sample_noise
 from worldmodel.presets import get_preset
 
 FITTED_LATENTS = 512  # to fit distortions to
@@ -58,15 +58,13 @@ class DenoiserOptions(TrainOptions):
     """Compression of the memory: none, joint (with prepend) or modulated (with channel)."""
     budget: int | None = None
     """Frame slots kept after compression; default all."""
-    prediction: str = "clean"
-    """What the network's last layer says: clean frames, or the velocity (noise - clean)."""
     warps: Path | None = None
     """Folder of prepared shards (train.warps), in place of --data's own latents: the denoiser learns what a memory of
     pixels shows of coming frames; needs --odometry. New shards are taken up while it trains."""
     memory_dropout: float = 0.1
     """With --warps: share of clips that remember nothing; twice that share forgets a span."""
     odometry: bool = False
-    """Find memories by direction and place too, reckoned from the actions; for action sets with known motions."""
+    """Find memories by direction and place too, reckoned from the actions; for action sets with known displacements."""
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     """Levels, contexts and weights of the loss."""
 
@@ -129,7 +127,6 @@ def train_denoiser(options: DenoiserOptions, machine: Machine) -> dict[str, Any]
         config,
         num_actions=len(shard.action_names),
         reward_values=reward_values(rewards, config.reward_values),
-        prediction=options.prediction,
         **memory_changes(config, options, shard),
     )
     torch.manual_seed(options.seed)
@@ -174,7 +171,7 @@ def make_sampler(
         clips["actions"][:, 0] = config.num_actions  # nobody knows what led to the first frame
         seed = int(torch.randint(2**62, (1,), generator=generator))
         on_device = torch.Generator(device).manual_seed(seed)
-        return clips | sample_chance(options.objective, clips["latents"].shape, on_device)
+        return clips | sample_noise(options.objective, clips["latents"].shape, on_device)
 
     return sample
 
@@ -204,21 +201,24 @@ def memory_changes(config: DenoiserConfig, options: DenoiserOptions, shard: Shar
     """Return the fields of a denoiser's config that the options of the memory set.
 
     Raises:
-        ConfigError: odometry is asked for and the motions of the actions are not known, or the memory cannot be.
+        ConfigError: odometry is asked for and the displacements of the actions are not known, or the memory cannot be.
     """
     if options.warps is not None and not options.odometry:
-        raise ConfigError("--warps needs --odometry: a memory of pixels is played with the motions of the actions")
-    motions = find_motions(shard.world, shard.action_names) if options.odometry else ()
-    if options.odometry and not motions:
         raise ConfigError(
-            f"--odometry needs actions with known motions; {shard.world} declares none for {list(shard.action_names)}"
+            "--warps needs --odometry: a memory of pixels is played with the displacements of the actions"
+        )
+    displacements = find_displacements(shard.world, shard.action_names) if options.odometry else ()
+    if options.odometry and not displacements:
+        raise ConfigError(
+            f"--odometry needs actions with known displacements; {shard.world} declares none for "
+            f"{list(shard.action_names)}"
         )
     return {
         "memory": options.memory or config.memory,
         "memory_frames": options.memory_frames or config.memory_frames,
         "compression": options.compression,
         "budget": options.budget or 0,
-        "motions": motions,
+        "displacements": displacements,
         "warp_channels": 0 if options.warps is None else NUM_FOLDED,
     }
 

@@ -18,11 +18,11 @@ import torch
 from tqdm import tqdm
 
 from envs.data.episodes import EpisodeInfo, open_shards, read_episode
-from envs.worlds.registry import find_motions
+from envs.worlds.registry import find_displacements
 from train.core.options import parse_options, run_program, save_json
 from train.data.clips import list_episodes
 from train.data.rollouts import dream_on, in_batches, read_pieces, spread, spread_over, step_on
-from train.measures.features import load_ruler
+from train.measures.features import load_feature_extractor
 from train.measures.wander import wander
 from train.reports.plots import save_sheet
 from worldmodel.analysis.distances import frechet_distance
@@ -130,14 +130,14 @@ def interval(values: torch.Tensor, seed: int) -> list[float]:
     return [round(float(v), 3) for v in np.quantile(draws, [0.025, 0.975])]
 
 
-def undo(actions: Sequence[int], motions: Sequence[tuple[float, float]]) -> tuple[list[int], list[int]]:
+def undo(actions: Sequence[int], displacements: Sequence[tuple[float, float]]) -> tuple[list[int], list[int]]:
     """Return the actions that undo a walk, last step first, and which step is undone after each of them.
 
     A step turns, then walks; it is undone by walking back, then turning back.
 
     Args:
         actions: the walk.
-        motions: turn and walk of each action.
+        displacements: turn and walk of each action.
 
     Returns:
         actions, and for each the number of steps of the walk that are left when it is done; -1 where it stops between
@@ -146,11 +146,11 @@ def undo(actions: Sequence[int], motions: Sequence[tuple[float, float]]) -> tupl
     Raises:
         ConfigError: no action walks or turns the other way.
     """
-    plain = {(turn, walk): i for i, (turn, walk) in reversed(list(enumerate(motions)))}
+    plain = {(turn, walk): i for i, (turn, walk) in reversed(list(enumerate(displacements)))}
     found: list[int] = []
     left: list[int] = []
     for number in range(len(actions) - 1, -1, -1):
-        turn, walk = motions[actions[number]]
+        turn, walk = displacements[actions[number]]
         steps = [(0.0, -walk)] * (walk != 0) + [(-turn, 0.0)] * (turn != 0) or [(0.0, 0.0)]
         for step in steps:
             if step not in plain:
@@ -161,7 +161,7 @@ def undo(actions: Sequence[int], motions: Sequence[tuple[float, float]]) -> tupl
     return found, left
 
 
-def open_stretches(episode: EpisodeInfo, length: int, motions: np.ndarray) -> np.ndarray:
+def open_stretches(episode: EpisodeInfo, length: int, displacements: np.ndarray) -> np.ndarray:
     """Return where an episode walks `length` steps without being stopped by a wall: the numbers of their first frames.
 
     Raises:
@@ -172,7 +172,7 @@ def open_stretches(episode: EpisodeInfo, length: int, motions: np.ndarray) -> np
     arrays = read_episode(episode, fields=("pose", "actions"))
     pose = arrays["pose"].astype(np.float64)
     gone = np.hypot(*np.diff(pose[:, :2], axis=0).T)
-    is_stopped = np.abs(gone - np.abs(motions[arrays["actions"].astype(np.int64), 1])) > 1e-3
+    is_stopped = np.abs(gone - np.abs(displacements[arrays["actions"].astype(np.int64), 1])) > 1e-3
     stops = np.concatenate([[0], np.cumsum(is_stopped)])
     starts = np.arange(max(0, len(stops) - length))
     return starts[stops[starts + length] == stops[starts]]
@@ -181,7 +181,7 @@ def open_stretches(episode: EpisodeInfo, length: int, motions: np.ndarray) -> np
 def walk_out(
     model: WorldModel,
     episodes: Sequence[EpisodeInfo],
-    motions: Sequence[tuple[float, float]],
+    displacements: Sequence[tuple[float, float]],
     options: EnduranceOptions,
     on_frames: Callable[[int], object],
 ) -> Iterator[tuple[WorldState, torch.Tensor, torch.Tensor, float | None]]:
@@ -203,7 +203,7 @@ def walk_out(
     if model.can_reckon:
         pieces = spread_over(episodes, known, options.walks, rng)
     else:
-        starts = [open_stretches(e, length, np.array(motions)) for e in episodes]
+        starts = [open_stretches(e, length, np.array(displacements)) for e in episodes]
         starts = [s[s >= known - 1] - (known - 1) for s in starts]
         pieces = spread(episodes, starts, known + length, options.walks, rng)
     if not pieces:
@@ -215,7 +215,7 @@ def walk_out(
         actions = given["actions"].long()
         state = model.reset(given["frames"][:, :known], actions[:, : known - 1], seeds)
         if model.can_reckon:
-            yield state, *wander(model, state, length, motions, seeds, on_frames)
+            yield state, *wander(model, state, length, displacements, seeds, on_frames)
         else:
             yield state, step_on(model, state, actions[:, known - 1 :], on_frames).frames, actions[:, known - 1 :], None
         number += len(batch)
@@ -235,23 +235,23 @@ def measure_out_and_back(
         comparison that of frames of other places of the same dream. And rows of pictures.
 
     Raises:
-        DataError: too few walks. ConfigError: motions are not known.
+        DataError: too few walks. ConfigError: displacements are not known.
     """
-    motions = find_motions(str(model.info.get("world")), names)
-    if not motions:
-        raise ConfigError(f"out and back needs actions with known motions; of {list(names)} none are known")
+    displacements = find_displacements(str(model.info.get("world")), names)
+    if not displacements:
+        raise ConfigError(f"out and back needs actions with known displacements; of {list(names)} none are known")
     length = options.walk_frames
-    turn_left = motions.index((6.0, 0.0)) if (6.0, 0.0) in motions else 0
+    turn_left = displacements.index((6.0, 0.0)) if (6.0, 0.0) in displacements else 0
     errors: list[np.ndarray] = []
     others: list[np.ndarray] = []
     ages: list[np.ndarray] = []
     stopped: list[float] = []
     walking: list[bool] = []
     rows: list[tuple[str, torch.Tensor]] = []
-    for state, first_frames, walked, share in walk_out(model, episodes, motions, options, on_frames):
+    for state, first_frames, walked, share in walk_out(model, episodes, displacements, options, on_frames):
         stopped += [] if share is None else [share] * len(walked)
-        walking += [motions[action][1] != 0 for action in walked.flatten().tolist()]
-        ways = [undo(row.tolist(), motions) for row in walked]
+        walking += [displacements[action][1] != 0 for action in walked.flatten().tolist()]
+        ways = [undo(row.tolist(), displacements) for row in walked]
         longest = max(len(back) for back, _ in ways)
         rest = [[turn_left] * ROUND + back + [0] * (longest - len(back)) for back, _ in ways]  # 0 stays there
         dream = step_on(model, state, torch.tensor(rest), on_frames)
@@ -301,7 +301,7 @@ def measure_long(
     Raises:
         MissingPackageError: the features are not installed. DataError: episodes are too short.
     """
-    ruler = load_ruler(model.device)
+    extractor = load_feature_extractor(model.device)
     known, length = options.context, options.dream_frames
     rng = np.random.default_rng([options.seed, 10])
     pieces = spread_over(episodes, known, options.dreams, rng)
@@ -325,7 +325,7 @@ def measure_long(
             frames = model.step(state, torch.from_numpy(actions[:, known - 2 + t]).long()).frames.cpu()
             on_frames(len(batch))
             if t <= 100 or t > length - 100:
-                steps_of["first" if t <= 100 else "last"].append(ruler(frames).pooled.cpu())
+                steps_of["first" if t <= 100 else "last"].append(extractor(frames).pooled.cpu())
             if t in shown:
                 pictures[t] = frames
         for name, steps_in in steps_of.items():
@@ -333,11 +333,11 @@ def measure_long(
         rows += [("dream", torch.stack([pictures[t][i] for t in shown])) for i in range(len(batch))]
         number += len(batch)
     count = 100 * len(pieces)
-    real = [ruler(torch.cat(read_real(episodes, count, rng))).pooled.cpu() for _ in range(2)]
+    real = [extractor(torch.cat(read_real(episodes, count, rng))).pooled.cpu() for _ in range(2)]
     stretch = min(100, max(episode.num_frames for episode in episodes))
     stretches = [read_pieces([p], ("frames",))["frames"][0] for p in spread_over(episodes, stretch, len(pieces), rng)]
     found = {name: frechet_with_interval(list(torch.cat(values)), real[0]) for name, values in parts.items()}
-    found["real_stretches"] = frechet_with_interval([ruler(frames).pooled.cpu() for frames in stretches], real[0])
+    found["real_stretches"] = frechet_with_interval([extractor(frames).pooled.cpu() for frames in stretches], real[0])
     return {
         "fd_first_100": found["first"][0],
         "fd_first_100_interval": found["first"][1],

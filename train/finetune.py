@@ -31,7 +31,7 @@ from safetensors.torch import save
 from torch import nn
 
 from envs.data.episodes import open_shards, read_episode
-from envs.worlds.registry import find_motions, get_world
+from envs.worlds.registry import find_displacements, get_world
 from train.bold_play import BoldPlayOptions, run_bold_play
 from train.bundle import choose_openings
 from train.core.background import BackgroundProgram
@@ -326,7 +326,7 @@ def load_world(options: FineTuneOptions) -> tuple[Codec, Denoiser, DepthNet, Den
     """Return the world's networks, and the config of the denoiser to train: another one where it is grafted.
 
     Raises:
-        CheckpointError: there is no depth network. ConfigError: the motions of its actions are not known.
+        CheckpointError: there is no depth network. ConfigError: the displacements of its actions are not known.
     """
     codec, denoiser = load_codec(options.world), load_denoiser(options.world)
     try:
@@ -336,10 +336,12 @@ def load_world(options: FineTuneOptions) -> tuple[Codec, Denoiser, DepthNet, Den
     config = denoiser.config
     if not config.warp_channels:
         info = load_info(options.world)
-        motions = config.motions or find_motions(str(info.get("world")), info.get("action_names", ()))
-        if not motions:
-            raise ConfigError(f"a memory of pixels needs actions with known motions; those of {options.world} are not")
-        config = dataclasses.replace(config, motions=motions, warp_channels=NUM_FOLDED)
+        displacements = config.displacements or find_displacements(str(info.get("world")), info.get("action_names", ()))
+        if not displacements:
+            raise ConfigError(
+                f"a memory of pixels needs actions with known displacements; those of {options.world} are not"
+            )
+        config = dataclasses.replace(config, displacements=displacements, warp_channels=NUM_FOLDED)
     return codec, denoiser, depth, config
 
 

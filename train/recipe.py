@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from envs.data.episodes import ShardInfo, open_shards
-from envs.worlds.registry import find_motions, find_view_deg
+from envs.worlds.registry import find_displacements, find_view_deg
 from train.bundle import BundleOptions, make_bundle
 from train.codec import CodecOptions, train_codec
 from train.core.background import BackgroundProgram
@@ -145,8 +145,10 @@ def why_no_pixels(shards: list[ShardInfo]) -> str | None:
     """Return why a recording cannot teach a memory of pixels; None where it can."""
     if not all("pose" in episode.fields for shard in shards for episode in shard.episodes):
         return "it was recorded without poses"
-    if not find_motions(shards[0].world, shards[0].action_names):
-        return f"what its actions {', '.join(shards[0].action_names)} do to a pose is not known (ActionSet.motions)"
+    if not find_displacements(shards[0].world, shards[0].action_names):
+        return (
+            f"what its actions {', '.join(shards[0].action_names)} do to a pose is not known (ActionSet.displacements)"
+        )
     if find_view_deg(shards[0].world) is None:
         return f"the angle of view of {shards[0].world} is not known (World.view_deg)"
     return None
@@ -307,7 +309,7 @@ def choose_stages(recipe: Journal) -> Stages:
     return SUMMARY_STAGES
 
 
-def cook(options: RecipeOptions) -> dict[str, Any]:
+def run_recipe(options: RecipeOptions) -> dict[str, Any]:
     """Do all stages that are not done yet; return the content of recipe.json.
 
     Raises:
@@ -358,7 +360,7 @@ SUMMARY_STAGES: Stages = {
 
 def main() -> None:
     """Read the options and run the recipe."""
-    cook(parse_options(RecipeOptions, "python -m train.recipe"))
+    run_recipe(parse_options(RecipeOptions, "python -m train.recipe"))
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ Owns: the worker processes, the folder of a recording, going on after an interru
 whole shards only, and the same command goes on. Does not know what is in a shard (`train.data.recording`).
 """
 
+import dataclasses
 import functools
 import json
 import multiprocessing
@@ -20,6 +21,7 @@ import gymnasium
 from tqdm import tqdm
 
 from envs.data.episodes import open_shards, read_shard
+from envs.worlds.registry import find_name
 from train.core.options import options_to_json, parse_options, run_program, save_json
 from train.data.recorded import show, summarize
 from train.data.recording import RecordOptions, ShardJob, episode_seeds, make_world, plan_shards, record_shard
@@ -175,6 +177,7 @@ def record(options: RecordOptions) -> dict[str, Any]:
     Raises:
         WorldModelError: one of its kinds; see the functions above.
     """
+    options = dataclasses.replace(options, world=find_name(options.world))
     if options.episodes:
         jobs = open_recording(options)
         num_frames = sum(len(job.episodes) for job in jobs) * (options.length + 1)

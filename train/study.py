@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from envs.data.episodes import open_shards
-from envs.worlds.registry import find_motions, get_world
+from envs.worlds.registry import find_displacements, get_world
 from train.accumulation import AccumulationOptions, measure_accumulation
 from train.codec import CodecOptions, train_codec
 from train.core.loop import STATE_FILE, start_machine
@@ -28,7 +28,7 @@ from train.data.clips import list_episodes
 from train.data.recording import RecordOptions
 from train.data.rollouts import read_pieces, spread_over
 from train.denoiser import DenoiserOptions, train_denoiser
-from train.measures.features import load_ruler
+from train.measures.features import load_feature_extractor
 from train.measures.memory_costs import count_flops
 from train.measures.place_classifier import load_or_train
 from train.measures.recall_cases import RecallCase, find_cases
@@ -207,7 +207,7 @@ def train_network(
     if (out / "denoiser_training.json").is_file():
         return
     shard = open_shards(data)[0]
-    has_motions = bool(find_motions(shard.world, shard.action_names))
+    has_motions = bool(find_displacements(shard.world, shard.action_names))
     memory_frames = structure.memory_frames if structure else 1
     clip = options.clip_frames if memory_frames < options.clip_frames else options.own_clip_frames
     batch_size = max(1, round(options.batch_size * options.clip_frames / clip))
@@ -300,8 +300,8 @@ def compare_schedules(options: StudyOptions, data: Path) -> None:
         seed=options.seed,
         features=options.features,
     )
-    ruler = load_ruler(model.device, settings.feature_size) if options.features else None
-    measure_accumulation(model, settings, ruler, "python -m train.study")
+    extractor = load_feature_extractor(model.device, settings.feature_size) if options.features else None
+    measure_accumulation(model, settings, extractor, "python -m train.study")
 
 
 def take_few(cases: list[RecallCase], count: int) -> list[RecallCase]:

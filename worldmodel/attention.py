@@ -17,9 +17,9 @@ from einops import rearrange, repeat
 from torch import nn
 from torch.nn import functional as F
 
+from worldmodel.buffers import Float32Buffers
 from worldmodel.config import DenoiserConfig
 from worldmodel.errors import ConfigError
-from worldmodel.exact import ExactBuffers
 from worldmodel.odometry import YAW, look_angles
 
 Kind = Literal["recent", "memory", "prepend"]
@@ -90,7 +90,7 @@ class BlockAttention(nn.Module):
         raise NotImplementedError
 
 
-class RotaryPosition(ExactBuffers):
+class RotaryPosition(Float32Buffers):
     """Rotary angles of tokens: over time (half of the pairs) and the patch grid (a quarter each).
 
     With odometry, time and grid keep half of the pairs; a quarter turns with the direction a token looks in, so that a
@@ -139,7 +139,7 @@ class RotaryPosition(ExactBuffers):
     @classmethod
     def build(cls, config: DenoiserConfig) -> "RotaryPosition":
         """Return that of a denoiser."""
-        view_deg = config.view_deg if config.motions else None
+        view_deg = config.view_deg if config.displacements else None
         return cls(config.width // config.heads, config.latent_size // config.patch, config.num_summary, view_deg)
 
     def forward(self, positions: torch.Tensor, poses: torch.Tensor | None = None) -> Rotary:

@@ -18,7 +18,7 @@ from torch import nn
 
 from worldmodel.codec import Codec, CodecConfig
 from worldmodel.denoiser import Denoiser, DenoiserConfig
-from worldmodel.errors import CheckpointError
+from worldmodel.errors import CheckpointError, ConfigError
 from worldmodel.files import write_files
 from worldmodel.memory.depth import DepthConfig, DepthNet
 
@@ -32,8 +32,10 @@ OLD_NAMES: dict[str, tuple[str, ...]] = {
     "compressor.": ("memories.slots.compressor.", "memories.channel.compressor."),
     "channel.": ("memories.channel.channel.",),
 }
-# Options of memories that are gone; a denoiser without those had them at 0.
-GONE_OPTIONS = ("view_heads", "view_points", "view_frames")
+# Options of denoisers that are gone; one that needs none of them can still be loaded.
+GONE_OPTIONS = ("view_heads", "view_points", "view_frames", "prediction")
+LOOKS_BACK = ("view_heads", "view_points")
+RENAMED_OPTIONS = {"motions": "displacements"}
 Model = TypeVar("Model", bound=nn.Module)
 
 
@@ -180,11 +182,23 @@ def rename_weights(tensors: dict[str, torch.Tensor], module: nn.Module) -> dict[
 
 def _build(model: Callable[[Any], Model], kind: Callable[..., Any], folder: Path, values: Any) -> Model:
     try:
-        found = {k: v for k, v in dict(values).items() if kind is not DenoiserConfig or k not in GONE_OPTIONS}
+        found = _upgrade(dict(values)) if kind is DenoiserConfig else dict(values)
         return model(kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in found.items()}))
     except (TypeError, ValueError, RuntimeError) as error:  # a ConfigError is a ValueError; torch raises all three
         name = getattr(kind, "__name__", "config")
         raise CheckpointError(f"{folder / 'config.json'}: {values} makes no {name}: {error}; restore it") from error
+
+
+def _upgrade(values: dict[str, Any]) -> dict[str, Any]:
+    """Return the options of a denoiser of an older version as they are called now.
+
+    Raises:
+        ConfigError: one that is gone was used.
+    """
+    if values.get("prediction", "clean") != "clean":
+        raise ConfigError(f"prediction {values['prediction']!r} is gone; the git tag study-1 plays it")
+    kept = {name: value for name, value in values.items() if name not in GONE_OPTIONS}
+    return {RENAMED_OPTIONS.get(name, name): value for name, value in kept.items()}
 
 
 def _check_memory(folder: Path, config: dict[str, Any], name: str) -> None:
@@ -194,7 +208,7 @@ def _check_memory(folder: Path, config: dict[str, Any], name: str) -> None:
         CheckpointError: the denoiser looks back with it, or the bundle is such a memory.
     """
     denoiser = config.get("denoiser") if name == "denoiser" else None
-    looks_back = isinstance(denoiser, dict) and any(denoiser.get(option) for option in GONE_OPTIONS[:2])
+    looks_back = isinstance(denoiser, dict) and any(denoiser.get(option) for option in LOOKS_BACK)
     if looks_back or "spatial" in {*config, *config.get("files", {})}:
         raise CheckpointError(
             f"{folder} was made by an older version, with a memory of latent columns that this version does not have: "

@@ -75,13 +75,11 @@ class DenoiserConfig:
         memory: the memory structure, one of `STRUCTURES`.
         compression: "none", "joint" (with prepend) or "modulated" (with channel).
         budget: frame slots kept after compression; 0 means `memory_frames`.
-        motions: for each action its turn in degrees (counter-clockwise) and its walk in cells; given, the memory is
-            found by direction and place too (odometry). Empty: by time alone.
+        displacements: for each action its turn in degrees (counter-clockwise) and its walk in cells; given, the memory
+            is found by direction and place too (odometry). Empty: by time alone.
         view_deg: horizontal angle of view in degrees, for odometry.
         warp_channels: those of a picture that a memory of pixels has warped into each frame
             (`worldmodel.memory.folded`); 0: none.
-        prediction: what the last layer says: "clean" frames, or the "velocity" noise - clean, from which clean frames
-            are reckoned.
     """
 
     latent_channels: int = 8
@@ -100,30 +98,29 @@ class DenoiserConfig:
     memory: str = "summary"
     compression: str = "none"
     budget: int = 0
-    motions: tuple[tuple[float, float], ...] = ()
+    displacements: tuple[tuple[float, float], ...] = ()
     view_deg: float = 70.0
     warp_channels: int = 0
-    prediction: str = "clean"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "reward_values", tuple(float(v) for v in self.reward_values))
-        object.__setattr__(self, "motions", tuple((float(turn), float(walk)) for turn, walk in self.motions))
+        object.__setattr__(
+            self, "displacements", tuple((float(turn), float(walk)) for turn, walk in self.displacements)
+        )
         for name in ("latent_channels", "latent_size", "patch", "width", "heads", "num_actions", "recent_frames"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"denoiser {name} must be at least 1; got {getattr(self, name)}")
         for name in ("memory_frames", "num_summary", "num_previous", "depth"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"denoiser {name} must be at least 1; got {getattr(self, name)}")
-        if self.prediction not in ("clean", "velocity"):
-            raise ConfigError(f"denoiser prediction must be 'clean' or 'velocity'; got {self.prediction!r}")
         if self.latent_size % self.patch:
             raise ConfigError(f"patch {self.patch} must divide latent_size {self.latent_size}")
         if len(self.reward_values) < 2:
             raise ConfigError(f"reward_values needs at least two rewards; got {self.reward_values}")
-        if self.motions and (len(self.motions) != self.num_actions or not 0 < self.view_deg < 180):
+        if self.displacements and (len(self.displacements) != self.num_actions or not 0 < self.view_deg < 180):
             raise ConfigError(
                 f"odometry takes a motion for each of the {self.num_actions} actions and a view_deg above 0 and below "
-                f"180; got {len(self.motions)} motions and {self.view_deg}"
+                f"180; got {len(self.displacements)} displacements and {self.view_deg}"
             )
         if self.warp_channels not in (0, NUM_FOLDED):
             raise ConfigError(

@@ -19,7 +19,7 @@ from worldmodel.errors import ActionError, ConfigError, ShapeError
 from worldmodel.inputs import FrameInputs
 from worldmodel.memory.base import Context, Memory, PoseEstimate, Reading, RingShape, frame_positions
 from worldmodel.memory.registry import build_memories
-from worldmodel.noise import clean_from_velocity, level_features
+from worldmodel.noise import level_features
 from worldmodel.odometry import POSE_SIZE
 
 
@@ -71,7 +71,7 @@ class Block(nn.Module):
         return tokens + gate_f * hidden
 
     @staticmethod
-    def rest(x: torch.Tensor) -> torch.Tensor:
+    def layer_norm(x: torch.Tensor) -> torch.Tensor:
         """Layer norm alone."""
         return F.layer_norm(x, x.shape[-1:]).to(x.dtype)
 
@@ -241,7 +241,7 @@ class Denoiser(nn.Module):
         if frames.actions.is_floating_point():
             raise ActionError(f"actions must be integers in 0..{config.num_actions}; got {frames.actions.dtype}")
 
-    def _enter(self, frames: FrameInputs) -> tuple[torch.Tensor, torch.Tensor]:
+    def _embed(self, frames: FrameInputs) -> tuple[torch.Tensor, torch.Tensor]:
         """Return tokens (B, T, N, D) and condition (B, T, D)."""
         config = self.config
         previous = rearrange(frames.previous, "b t k c h w -> b t (k c) h w")
@@ -264,7 +264,7 @@ class Denoiser(nn.Module):
         at_rest = is_scale.to(own.dtype)[:, None, None]
         return [block.unbind(2) for block in (shared + (own + at_rest)).unbind(2)]
 
-    def _leave(self, tokens: torch.Tensor, condition: torch.Tensor, frames: FrameInputs) -> Prediction:
+    def _unembed(self, tokens: torch.Tensor, condition: torch.Tensor, frames: FrameInputs) -> Prediction:
         config = self.config
         shift, scale = self.final_modulation(condition)[:, :, None].chunk(2, -1)
         tokens = Block.normalize(tokens, shift, 1 + scale).to(self.to_clean.weight.dtype)
@@ -275,8 +275,6 @@ class Denoiser(nn.Module):
             p=config.patch,
             q=config.patch,
         )
-        if config.prediction == "velocity":
-            clean = clean_from_velocity(frames.latents.float(), clean.float(), frames.levels)
         pooled = tokens[:, :, config.num_patches :].mean(2)
         reward, terminated = self.reward_head(pooled), self.terminated_head(pooled)[..., 0]
         return Prediction(clean.float(), reward.float(), terminated.float())
@@ -335,7 +333,7 @@ class Denoiser(nn.Module):
             ConfigError: the chunk does not divide T.
         """
         self._check(frames)
-        tokens, condition = self._enter(frames)
+        tokens, condition = self._embed(frames)
         context = self.read(frames, cache, context)
         for added in context.added:
             tokens = tokens + F.pad(added, (0, 0, 0, self.config.num_summary))
@@ -345,7 +343,7 @@ class Denoiser(nn.Module):
         for block, modulation in zip(self.blocks, self._modulations(condition), strict=True):
             attended = layers.attend(block.attention, block.normalize(tokens, *modulation[:2]), given)
             if block.cross is not None:
-                tokens = tokens + layers.attend(block.cross, block.rest(tokens), given)
+                tokens = tokens + layers.attend(block.cross, block.layer_norm(tokens), given)
             tokens = block.forward_rest(tokens, attended, modulation)
-        prediction = self._leave(tokens, condition, frames)
+        prediction = self._unembed(tokens, condition, frames)
         return prediction, Written(layers.written | context.written, context.estimate.poses)

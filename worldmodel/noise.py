@@ -46,16 +46,6 @@ def add_noise(clean: torch.Tensor, noise: torch.Tensor, levels: torch.Tensor) ->
     return clean + scale * (noise - clean)
 
 
-def velocity_from_clean(noisy: torch.Tensor, clean: torch.Tensor, levels: torch.Tensor) -> torch.Tensor:
-    """Return the path's velocity d x_l / d l = noise - clean, from a clean prediction; levels must exceed 0."""
-    return (noisy - clean) / expand_levels(levels, noisy)
-
-
-def clean_from_velocity(noisy: torch.Tensor, velocity: torch.Tensor, levels: torch.Tensor) -> torch.Tensor:
-    """Return the clean prediction that a velocity implies: x_l - l v."""
-    return noisy - expand_levels(levels, noisy) * velocity
-
-
 def noise_from_clean(noisy: torch.Tensor, clean: torch.Tensor, levels: torch.Tensor) -> torch.Tensor:
     """Return the noise prediction that a clean prediction implies; levels must exceed 0."""
     scale = expand_levels(levels, noisy)

@@ -61,7 +61,7 @@ class ObjectiveConfig:
             raise ConfigError(f"objective reward_weight must be above 0; got {self.reward_weight}")
 
 
-def sample_chance(config: ObjectiveConfig, shape: torch.Size, generator: torch.Generator) -> dict[str, torch.Tensor]:
+def sample_noise(config: ObjectiveConfig, shape: torch.Size, generator: torch.Generator) -> dict[str, torch.Tensor]:
     """Draw everything random that one training step needs, on the generator's device.
 
     Args:
@@ -178,7 +178,7 @@ class DenoiserLoss(nn.Module):
             actions: int64 (B, T), the action into each frame.
             rewards: float (B, T), of the step into each frame.
             terminated: bool (B, T), of the step into each frame.
-            levels, noise, context_noise, context_levels, is_forced, is_own, distortions: from `sample_chance`.
+            levels, noise, context_noise, context_levels, is_forced, is_own, distortions: from `sample_noise`.
             warped, poses: as in `FrameInputs`.
             shown: float (B, T, C, h, w), clean, what frames that are context look like; default `latents`.
         """

@@ -1,7 +1,7 @@
 """Dead reckoning: where a dreamer would stand if nothing had stopped it, from actions alone.
 
-Owns: how motions of actions add up to poses, and which directions the tokens of a frame look in. Knows no network, no
-maze and no wall: a walk that ended at a wall is counted in full, so positions drift and headings do not.
+Owns: how displacements of actions add up to poses, and which directions the tokens of a frame look in. Knows no
+network, no maze and no wall: a walk that ended at a wall is counted in full, so positions drift and headings do not.
 
 A pose is float32 (x, y, z, yaw, pitch): cells; radians, yaw counter-clockwise from x and pitch upwards. Motions of
 actions leave z and pitch as they are.
@@ -14,19 +14,19 @@ import torch
 POSE_SIZE, YAW = 5, 3  # numbers of a pose, and which of them is the yaw
 
 
-def walk_poses(motions: torch.Tensor, actions: torch.Tensor, start: torch.Tensor) -> torch.Tensor:
+def walk_poses(displacements: torch.Tensor, actions: torch.Tensor, start: torch.Tensor) -> torch.Tensor:
     """Return the pose after each action.
 
     Args:
-        motions: float32 (A + 1, 2), turn in radians (counter-clockwise) and walk in cells of each action; the last row,
-            "none", is zero. A step turns first, then walks along the new heading.
+        displacements: float32 (A + 1, 2), turn in radians (counter-clockwise) and walk in cells of each action; the
+            last row, "none", is zero. A step turns first, then walks along the new heading.
         actions: int64 (B, T), 0..A.
         start: float32 (B, 5), the pose before the first action.
 
     Returns:
         float32 (B, T, 5); yaw in [0, 2 pi).
     """
-    turn, walk = motions[actions].unbind(-1)
+    turn, walk = displacements[actions].unbind(-1)
     x, y, z, yaw, pitch = start[:, None].unbind(-1)
 
     yaw = yaw + turn.cumsum(1)

@@ -105,23 +105,23 @@ class WorldModel:
         """Return the memory of pixels that the denoiser was trained with, if it was.
 
         Raises:
-            ConfigError: it was, and the depth network or the motions of the actions are missing.
+            ConfigError: it was, and the depth network or the displacements of the actions are missing.
             ShapeError: the depth network takes frames of another size.
         """
         config = self.denoiser.config
         if not config.warp_channels:
             return None
-        if depth is None or not config.motions:
+        if depth is None or not config.displacements:
             raise ConfigError(
                 "this denoiser takes what a memory of pixels shows, which needs a depth network (train.depth) and the "
-                "motions of the actions (train.denoiser --odometry)"
+                "displacements of the actions (train.denoiser --odometry)"
             )
         if depth.config.image_size != self.codec.config.image_size:
             raise ShapeError(
                 f"the codec makes frames of {self.codec.config.image_size} pixels, the depth network takes "
                 f"{depth.config.image_size}"
             )
-        return PixelMemory(copy.deepcopy(depth), config.motions).to(self.device)
+        return PixelMemory(copy.deepcopy(depth), config.displacements).to(self.device)
 
     @classmethod
     def load(cls, name_or_folder: str | Path, **settings: Any) -> "WorldModel":
@@ -350,10 +350,10 @@ class WorldModel:
                 "only a world with a memory of pixels (train.warps), played with the next-frame schedule, can tell how "
                 "far a step gets"
             )
-        parts, motions = self._reckon_pixels(self.pixels, state, actions), self.pixels.motions[:, 0]
+        parts, displacements = self._reckon_pixels(self.pixels, state, actions), self.pixels.displacements[:, 0]
         shares = []
         for gone, taken in zip(parts, (state.dream.pending_actions[:, -1], actions), strict=True):
-            walk = motions[taken]
+            walk = displacements[taken]
             shares.append(torch.where(walk == 0, 1.0, gone / torch.where(walk == 0, 1.0, walk)).cpu())
         return shares[0], shares[1]
 

@@ -68,13 +68,13 @@ def _load(name: str) -> World:
     return kind()
 
 
-def find_motions(world: str, action_names: Sequence[str]) -> tuple[tuple[float, float], ...]:
-    """Return the motions of a world's actions; empty where the world, or these actions of it, are not known."""
+def find_displacements(world: str, action_names: Sequence[str]) -> tuple[tuple[float, float], ...]:
+    """Return the displacements of a world's actions; empty where the world, or these actions of it, are not known."""
     try:
         actions = get_world(world).actions
     except ConfigError:
         return ()
-    return actions.motions if actions.names == tuple(action_names) else ()
+    return actions.displacements if actions.names == tuple(action_names) else ()
 
 
 def find_view_deg(world: str) -> float | None:

@@ -158,7 +158,7 @@ def roll_out(
         was reckoned from, float32 (B, T, 5).
     """
     batch, length, size = frames.shape[:3]
-    device = memory.motions.device
+    device = memory.displacements.device
     num_true = math.ceil(math.exp(rng.uniform(math.log(LEAST_TRUE), math.log(MOST_TRUE))))
     painter = MemoryPainter(batch, rng) if painter is None else painter
     poses = stray(poses, rng)

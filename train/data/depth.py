@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from envs.data.episodes import EpisodeInfo, ShardInfo, read_episode
-from envs.worlds.registry import find_motions
+from envs.worlds.registry import find_displacements
 from train.data.clips import list_episodes
 from train.losses.photometric import complete_poses, window_means
 from worldmodel.errors import DataError
@@ -44,19 +44,19 @@ def read_poses(pose: np.ndarray, where: str) -> torch.Tensor:
 
 
 def reckon_poses(actions: np.ndarray, world: str, action_names: tuple[str, ...]) -> torch.Tensor:
-    """Return poses float32 (T + 1, 5) that follow from actions (T,) of a world and their motions, from the origin.
+    """Return poses float32 (T + 1, 5) that follow from actions (T,) of a world, from the origin.
 
     Raises:
-        DataError: the motions of these actions are not known.
+        DataError: the displacements of these actions are not known.
     """
-    motions = find_motions(world, action_names)
-    if not motions:
+    displacements = find_displacements(world, action_names)
+    if not displacements:
         raise DataError(
             f"depth is learned from frames and the poses they were seen from; the recording has no pose, and what its "
-            f"actions {list(action_names)} do to one is not known: record the field pose, or add the motions of the "
-            "actions to envs.actions"
+            f"actions {list(action_names)} do to one is not known: record the field pose, or give the world's actions "
+            "their displacements (ActionSet.displacements)"
         )
-    table = torch.tensor([*motions, (0.0, 0.0)]) * torch.tensor([math.pi / 180, 1.0])
+    table = torch.tensor([*displacements, (0.0, 0.0)]) * torch.tensor([math.pi / 180, 1.0])
     taken = torch.from_numpy(actions.astype(np.int64))[None]
     start = torch.zeros(1, POSE_SIZE)
     return torch.cat([start[:, None], walk_poses(table, taken, start)], 1)[0]
@@ -106,7 +106,7 @@ class DepthData:
             min_walk: least distance between a frame and one of the two it is compared with, in the unit of poses.
 
         Raises:
-            DataError: no poses and no motions; a pose or depth that is not accepted; no pair with enough of a walk.
+            DataError: no poses and no displacements; a pose or depth not accepted; no pair with enough of a walk.
         """
         episodes = _choose(list_episodes(shards), max_frames)
         size, total = shards[0].image_size, sum(episode.num_frames for episode in episodes)

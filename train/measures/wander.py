@@ -40,15 +40,15 @@ class Wanderer:
         return self.ahead
 
 
-def find_plain(motions: Sequence[tuple[float, float]]) -> tuple[int, int, int]:
+def find_plain(displacements: Sequence[tuple[float, float]]) -> tuple[int, int, int]:
     """Return the actions that walk ahead, turn left and turn right, and do nothing else.
 
     Raises:
         ConfigError: there are none.
     """
-    ahead = [i for i, (turn, walk) in enumerate(motions) if turn == 0 and walk > 0]
-    left = [i for i, (turn, walk) in enumerate(motions) if turn > 0 and walk == 0]
-    right = [i for i, (turn, walk) in enumerate(motions) if turn < 0 and walk == 0]
+    ahead = [i for i, (turn, walk) in enumerate(displacements) if turn == 0 and walk > 0]
+    left = [i for i, (turn, walk) in enumerate(displacements) if turn > 0 and walk == 0]
+    right = [i for i, (turn, walk) in enumerate(displacements) if turn < 0 and walk == 0]
     if not (ahead and left and right):
         raise ConfigError("a walk needs actions that walk ahead, turn left and turn right, each alone")
     return ahead[0], left[0], right[0]
@@ -58,7 +58,7 @@ def wander(
     model: WorldModel,
     state: WorldState,
     length: int,
-    motions: Sequence[tuple[float, float]],
+    displacements: Sequence[tuple[float, float]],
     seeds: Sequence[int],
     on_frames: Callable[[int], object],
 ) -> tuple[torch.Tensor, torch.Tensor, float]:
@@ -71,7 +71,7 @@ def wander(
     Raises:
         ConfigError: the world cannot tell walls (`WorldModel.can_reckon`), or actions are missing.
     """
-    ahead, left, right = find_plain(motions)
+    ahead, left, right = find_plain(displacements)
     walkers = [Wanderer(ahead, left, right, np.random.default_rng([seed, 11])) for seed in seeds]
     straight = torch.full((len(walkers),), ahead)
     frames: list[torch.Tensor] = []

@@ -29,7 +29,7 @@ def _rounded(value: float) -> float:
 
 
 def _distances(
-    frames: torch.Tensor, truth: torch.Tensor, ruler: Ruler, every: int, dims: int, size: int
+    frames: torch.Tensor, truth: torch.Tensor, extractor: Ruler, every: int, dims: int, size: int
 ) -> tuple[list[dict[str, Any]], torch.Tensor]:
     """Return each segment's distances by features with their sample sizes, and the perceptual one (B, segments)."""
     spans = segments(frames.shape[1], size)
@@ -37,7 +37,7 @@ def _distances(
     index = [t for part in picked for t in part]
     apart, ours, theirs = [], [], []
     for mine, true in zip(frames[:, index], truth[:, index], strict=True):
-        found, real = ruler(mine), ruler(true)
+        found, real = extractor(mine), extractor(true)
         apart.append(perceptual_distance(found.stages, real.stages))
         ours.append(found.pooled)
         theirs.append(real.pooled)
@@ -65,7 +65,7 @@ def compare_frames(
     frames: torch.Tensor,
     truth: torch.Tensor,
     *,
-    ruler: Ruler | None = None,
+    extractor: Ruler | None = None,
     feature_every: int = 2,
     feature_dims: int = 32,
     size: int = SEGMENT,
@@ -75,16 +75,16 @@ def compare_frames(
     Args:
         frames: uint8 (B, N, H, W, 3), dreamt.
         truth: uint8, the same shape.
-        ruler: features of frames; None leaves the perceptual and the Frechet distance out.
+        extractor: features of frames; None leaves the perceptual and the Frechet distance out.
         feature_every: features of every so-manyth frame of a segment.
         feature_dims: dimensions that features are projected to, so that a segment has many more frames than dimensions.
         size: frames of a segment.
 
     Returns:
         ready for JSON. `segments`: frames [first, last], mse (brightness 0 to 1), psnr (dB, of the error averaged over
-        cases and frames), ssim, and with a ruler perceptual, fd_lite0 and, as its floor, fd_lite0_of_truth between the
-        truth of even and of odd cases (half the sample, so larger than the floor at full size). `curves`: psnr and ssim
-        of every frame. `decay_db`: PSNR of the first segment minus that of the last whole one. `cases`: mse and
+        cases and frames), ssim, and with an extractor perceptual, fd_lite0 and, as its floor, fd_lite0_of_truth between
+        the truth of even and of odd cases (half the sample, so larger than the floor at full size). `curves`: psnr and
+        ssim of every frame. `decay_db`: PSNR of the first segment minus that of the last whole one. `cases`: mse and
         perceptual, a row a case with a value a segment.
 
     Raises:
@@ -110,8 +110,8 @@ def compare_frames(
         for (start, stop), part in zip(spans, errors, strict=True)
     ]
     cases = {"mse": torch.stack([part.mean(1) for part in errors], 1).tolist()}
-    if ruler is not None:
-        measured, distance = _distances(frames, truth, ruler, feature_every, feature_dims, size)
+    if extractor is not None:
+        measured, distance = _distances(frames, truth, extractor, feature_every, feature_dims, size)
         rows = [row | more for row, more in zip(rows, measured, strict=True)]
         cases["perceptual"] = distance.tolist()
     whole = max(1, frames.shape[1] // size)

@@ -14,8 +14,8 @@ from typing import NamedTuple
 import torch
 
 from worldmodel.attention import BlockAttention, Slots
+from worldmodel.buffers import Float32Buffers
 from worldmodel.cache import MemoryCache, Rings
-from worldmodel.exact import ExactBuffers
 from worldmodel.inputs import FrameInputs
 from worldmodel.odometry import POSE_SIZE
 
@@ -125,7 +125,7 @@ class Context:
         return Context(self.estimate.last(num_frames), readings)
 
 
-class Memory(ExactBuffers):
+class Memory(Float32Buffers):
     """A memory; this one remembers nothing, and its members say otherwise.
 
     Attributes:

@@ -11,13 +11,13 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from worldmodel.buffers import Float32Buffers
 from worldmodel.errors import ConfigError
-from worldmodel.exact import ExactBuffers
 from worldmodel.frames import to_pixels
 from worldmodel.memory.camera import Camera
 from worldmodel.memory.depth import DepthNet
 from worldmodel.memory.folded import fold, unfold
-from worldmodel.memory.pose import Body, Surroundings, advance, level_motions, observe
+from worldmodel.memory.pose import Body, Surroundings, advance, level_displacements, observe
 from worldmodel.memory.reprojection import Keyframes, WarpRule, choose, smooth_inverse_depth, warp, write
 
 # Keyframes 3.3 MB, obstacles and places 41 KB: with 304 frames of the denoiser's own memory in 32 bits, 4.5 MB, a dream
@@ -92,19 +92,19 @@ class PixelState:
         return sum(part.nbytes for part in self.tensors().values())
 
 
-class PixelMemory(ExactBuffers):
+class PixelMemory(Float32Buffers):
     """Remembers the frames of dreams, and shows of coming frames what of them has been seen before."""
 
-    motions: torch.Tensor
+    displacements: torch.Tensor
 
     def __init__(
-        self, depth: DepthNet, motions: Sequence[tuple[float, float]], config: PixelConfig | None = None
+        self, depth: DepthNet, displacements: Sequence[tuple[float, float]], config: PixelConfig | None = None
     ) -> None:
         """Remember frames of the size that `depth` takes.
 
         Args:
             depth: trained; it says how wide the view is.
-            motions: for each action its turn in degrees, counter-clockwise, and its walk in cells.
+            displacements: for each action its turn in degrees, counter-clockwise, and its walk in cells.
             config: how much is kept and used.
         """
         super().__init__()
@@ -113,7 +113,7 @@ class PixelMemory(ExactBuffers):
         self.camera = Camera(depth.config.view_deg)
         self.rule = WarpRule(sampling=self.config.sampling)
         self.body = Body()
-        self.register_buffer("motions", level_motions(motions), persistent=False)
+        self.register_buffer("displacements", level_displacements(displacements), persistent=False)
 
     @property
     def image_size(self) -> int:
@@ -122,7 +122,7 @@ class PixelMemory(ExactBuffers):
 
     def empty(self, batch: int) -> PixelState:
         """Return the state of `batch` dreams that have seen nothing."""
-        device = self.motions.device
+        device = self.displacements.device
         return PixelState(
             Keyframes.empty(batch, self.config.keyframes, self.image_size, self.depth.config.grid_size, device),
             Surroundings.empty(batch, NUM_POINTS, NUM_PLACES, device),
@@ -136,7 +136,7 @@ class PixelMemory(ExactBuffers):
         """
         poses = []
         for action in actions.unbind(1):
-            pose = advance(pose, action, self.motions, state.surroundings, self.body)
+            pose = advance(pose, action, self.displacements, state.surroundings, self.body)
             poses.append(pose)
         return torch.stack(poses, 1)
 

@@ -93,31 +93,32 @@ class Surroundings:
         return Surroundings(**{name: part.clone() for name, part in self.tensors.items()})
 
 
-def level_motions(motions: Sequence[tuple[float, float]]) -> torch.Tensor:
+def level_displacements(displacements: Sequence[tuple[float, float]]) -> torch.Tensor:
     """Return what actions do to a pose, where all they do is turn and walk.
 
     Args:
-        motions: for each action its turn in degrees, counter-clockwise, and its walk in cells along the new heading.
+        displacements: for each action its turn in degrees, counter-clockwise, and its walk in cells along the new
+            heading.
 
     Returns:
         float32 (A + 1, 5): cells ahead, to the left and up, radians of yaw and of pitch; the last row, "none", is zero.
     """
-    rows = [(walk, 0.0, 0.0, math.radians(turn), 0.0) for turn, walk in motions]
+    rows = [(walk, 0.0, 0.0, math.radians(turn), 0.0) for turn, walk in displacements]
     return torch.tensor([*rows, (0.0,) * POSE_SIZE], dtype=torch.float32)
 
 
-def move(motions: torch.Tensor, actions: torch.Tensor, poses: torch.Tensor) -> torch.Tensor:
+def move(displacements: torch.Tensor, actions: torch.Tensor, poses: torch.Tensor) -> torch.Tensor:
     """Return the poses an action later if nothing is in the way: a step turns first, then walks level.
 
     Args:
-        motions: float32 (A + 1, 5), as `level_motions` returns.
+        displacements: float32 (A + 1, 5), as `level_displacements` returns.
         actions: int64 (...), 0..A.
         poses: float32 (..., 5).
 
     Returns:
         float32 (..., 5); yaw in [0, 2 pi), pitch kept from -pi / 2 to pi / 2.
     """
-    ahead, left, up, turn, tilt = motions[actions].unbind(-1)
+    ahead, left, up, turn, tilt = displacements[actions].unbind(-1)
     x, y, z, yaw, pitch = poses.unbind(-1)
     yaw = torch.remainder(yaw + turn, 2 * math.pi)
     pitch = (pitch + tilt).clamp(-math.pi / 2, math.pi / 2)
@@ -128,7 +129,7 @@ def move(motions: torch.Tensor, actions: torch.Tensor, poses: torch.Tensor) -> t
 def advance(
     poses: torch.Tensor,
     actions: torch.Tensor,
-    motions: torch.Tensor,
+    displacements: torch.Tensor,
     surroundings: Surroundings,
     body: Body | None = None,
 ) -> torch.Tensor:
@@ -137,17 +138,17 @@ def advance(
     Args:
         poses: float32 (B, 5).
         actions: int64 (B,), 0..A.
-        motions: float32 (A + 1, 5), as `level_motions` returns.
+        displacements: float32 (A + 1, 5), as `level_displacements` returns.
         surroundings: of the same dreams; not changed.
         body: what moves.
     """
     body = body or Body()
-    wanted = move(motions, actions, poses)
+    wanted = move(displacements, actions, poses)
     start, aim = poses[:, :2], wanted[:, :2]
     walk = (aim - start).square().sum(-1, keepdim=True).sqrt()
     pushed = _push_out(aim, surroundings.points, body)
     # Nothing stops a step to where one has been.
-    step = motions[:, :2].square().sum(-1).amax().sqrt().clamp_min(1e-6)
+    step = displacements[:, :2].square().sum(-1).amax().sqrt().clamp_min(1e-6)
     away = (surroundings.places - aim[:, None]).square().sum(-1).amin(1).sqrt() / step
     share = ((away - body.near_steps) / (body.far_steps - body.near_steps)).clamp(0, 1)
     place = aim + share[:, None] * (pushed - aim)

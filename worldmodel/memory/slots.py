@@ -327,7 +327,7 @@ class SlotMemory(EntryMemory):
     def _attention(self, has_own: bool) -> SlotAttention:
         config = self.config
         shape = config.width, config.heads, config.setting.budget, config.num_patches, config.num_summary
-        return SlotAttention(*shape, has_own, bool(config.motions))
+        return SlotAttention(*shape, has_own, bool(config.displacements))
 
     def read(self, frames: FrameInputs, past: MemoryCache | None, estimate: PoseEstimate) -> Reading:
         """Make the slots of the frames before the frames."""

@@ -43,5 +43,5 @@ class TokenMemory(Memory):
             config.num_patches,
             config.num_summary,
             config.memory_frames,
-            bool(config.motions),
+            bool(config.displacements),
         )

@@ -18,7 +18,7 @@ from worldmodel.errors import ConfigError, SeedError, StateError
 
 TARGET_REACH_CELLS = 0.45
 # A step turns first, then walks along the new heading.
-_MOVES = dict(zip(ACTIONS.names, ACTIONS.motions, strict=True))
+_MOVES = dict(zip(ACTIONS.names, ACTIONS.displacements, strict=True))
 TURN_DEG, WALK_CELLS = _MOVES["turn_left"][0], _MOVES["forward"][1]
 
 

@@ -35,7 +35,7 @@ ACTIONS = ActionSet(
     ),
     chords=((), ("forward",), ("back",), ("left",), ("right",), ("forward", "left"), ("forward", "right")),
     opposites=(("forward", "back"), ("left", "right")),
-    motions=((0.0, 0.0), (0.0, 0.12), (0.0, -0.12), (6.0, 0.0), (-6.0, 0.0), (6.0, 0.12), (-6.0, 0.12)),
+    displacements=((0.0, 0.0), (0.0, 0.12), (0.0, -0.12), (6.0, 0.0), (-6.0, 0.0), (6.0, 0.12), (-6.0, 0.12)),
 )
 LICENCE = """\
 Weights: MIT, as the code that made them. The opening frames, and what the model learned to draw, show textures of
@@ -115,7 +115,7 @@ class LabMaze(World):
         """Return where no wall is in the way; everywhere, where the recording does not tell."""
         from envs.worlds.labmaze.sight import is_way_free
 
-        return is_way_free(episode, frames, ACTIONS.motions[action][1] * num_steps)
+        return is_way_free(episode, frames, ACTIONS.displacements[action][1] * num_steps)
 
     def revisit(self, episode: EpisodeInfo) -> Revisit:
         """Return the maze of an episode, made again; errors as `World.revisit`."""

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 
-class ExactBuffers(nn.Module):
+class Float32Buffers(nn.Module):
     """A module whose own buffers follow `.to(device)`, and ignore `.to(dtype)`."""
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Self:
