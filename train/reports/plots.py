@@ -178,8 +178,8 @@ def write_summary(path: Path, report: dict[str, Any]) -> None:
     ):
         lines.append(markdown_row(title, *(f"{low:.1f} to {high:.1f}" for low, high in report[key].values())))
     lines += ["", report["psnr_means"] + ".", "", *_in_sight_lines(report["in_sight"], horizons)]
-    lines += ["", "## Answer to actions", ""]
-    names = ("turn", "walk", "turn_left", "turn_right", "forward", "back")
+    lines += ["", "## Action accuracy", ""]
+    names = ("turn", "walk", *report["action_response"]["counts"])
     lines += [markdown_row("share right", *names), markdown_row(*["---"] * (len(names) + 1))]
     for title, key in (("dream", "action_response"), ("real frames, same measure", "action_response_real")):
         found = report[key]
