@@ -14,6 +14,7 @@ from envs.dream import DreamEnv
 from envs.worlds.labmaze.spec import ACTIONS as LABMAZE_ACTIONS
 from envs.worlds.labmaze.spec import LabMaze
 from train.bundle import BundleOptions, choose_openings, make_bundle
+from train.data.recording import RecordOptions
 from train.decoder import keep_pixels
 from train.denoiser import DenoiserOptions
 from train.reports.card import command_line
@@ -159,6 +160,10 @@ def test_command_line_shows_what_differs_from_the_defaults() -> None:
     values = {"data": "maze", "out": "d", "batch_size": 8, "ema": 0.9, "objective": {"own_share": 0.5}, "resume": True}
     expected = "python -m train.denoiser --data maze --out d --ema 0.9 --objective.own-share 0.5"
     assert command_line("train.denoiser", DenoiserOptions, values) == expected
+    recorded = {"out": "d", "set": [], "seed": 0}  # as JSON gives a tuple back
+    assert command_line("train.record", RecordOptions, recorded) == "python -m train.record --out d"
+    recorded["set"] = ["size=9", "palette=plain"]
+    assert command_line("train.record", RecordOptions, recorded).endswith("--set size=9 palette=plain")
 
 
 def test_refusals(trained: Path, data: Path, tmp_path: Path) -> None:

@@ -97,6 +97,7 @@ def _changed(kind: type, values: dict[str, Any], prefix: str) -> list[tuple[str,
         factory = option.default_factory
         default = option.default if factory is dataclasses.MISSING else factory()
         value = values.get(option.name)
+        value = tuple(value) if isinstance(value, list) else value  # as JSON gives it back
         if option.name not in values or option.name in ("resume", "device"):
             continue
         if dataclasses.is_dataclass(default) and isinstance(value, dict):
@@ -196,7 +197,7 @@ def write_card(
     text = f"""# {info["world"]}, dreamt
 
 A video-diffusion model of the world {info["world"]}: from the frames before and the player's action it makes the next.
-Frames of {size} x {size} pixels, {info["fps"]} steps a second. Made {today} by `python -m train.bundle`.
+Frames of {size} x {size} pixels, {info["fps"]:g} steps a second. Made {today} by `python -m train.bundle`.
 
     python play.py --checkpoint {out.name if out.is_absolute() else out}
 
