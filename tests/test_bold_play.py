@@ -1,6 +1,6 @@
 """Bold play: who sees nothing new in a full turn is blind, and pictures that are no world do not pass."""
 
-import json
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,7 +9,9 @@ import pytest
 
 from envs.dream import DreamEnv
 from envs.worlds.labmaze.spec import ACTIONS as LABMAZE_ACTIONS
-from train.bold_play import (
+from envs.worlds.labmaze.spec import LabMaze
+from train.evaluate import evaluate_world
+from train.measures.bold_play import (
     BoldPlay,
     BoldPlayer,
     BoldPlayOptions,
@@ -17,11 +19,10 @@ from train.bold_play import (
     Playground,
     play_boldly,
     reduce_frames,
-    run_bold_play,
     summarize,
 )
 from worldmodel.checkpoint import load_openings
-from worldmodel.errors import ConfigError, SeedError
+from worldmodel.errors import CheckpointError, ConfigError, DataError, SeedError
 from worldmodel.world import WorldModel
 
 MOTIONS = LABMAZE_ACTIONS.displacements
@@ -182,22 +183,32 @@ def test_dreams_begin_as_those_of_the_environment(bundle: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_program_writes_a_report_and_sheets(bundle: Path, tmp_path: Path) -> None:
-    options = BoldPlayOptions(checkpoint=str(bundle), out=tmp_path, seeds=3, frames=150, batch_size=2, device="cpu")
+def test_it_is_measured_without_a_recording(bundle: Path, tmp_path: Path) -> None:
     model = WorldModel.load(bundle, device="cpu", num_steps=1)
-    report = run_bold_play(model, load_openings(bundle), options, "a command")
-    assert json.loads((tmp_path / "report.json").read_text()) == report
-    assert report["dream"]["full_turns"] == 3 and report["settings"]["seeds"] == 3 and "real" not in report
-    assert {path.name for path in tmp_path.iterdir()} == {"report.json", "dream_walks.png", "dream_turns.png"}
+    options = BoldPlayOptions(seeds=3, frames=150)
+    report = evaluate_world(model, tmp_path, {"bold_play": options}, batch_size=2)
+    found = report["measures"]["bold_play"]
+    assert found["dream"]["full_turns"] == 3 and "real" not in found
+    assert report["settings"]["measures"]["bold_play"]["seeds"] == 3
+    assert {path.name for path in (tmp_path / "bold_play").iterdir()} == {"dream_walks.png", "dream_turns.png"}
+    assert "| dream | " in (tmp_path / "report.md").read_text()
 
 
-def test_options_that_cannot_be_are_refused(tmp_path: Path, bundle: Path) -> None:
-    for changes in ({"frames": 149}, {"seeds": 0}, {"batch_size": 0}):
+def test_options_that_cannot_be_are_refused() -> None:
+    for changes in ({"frames": 149}, {"seeds": 0}):
         with pytest.raises(ConfigError, match="at least"):
-            BoldPlayOptions(checkpoint="labmaze", out=tmp_path, **changes)
+            BoldPlayOptions(**changes)
     with pytest.raises(SeedError):
-        BoldPlayOptions(checkpoint="labmaze", out=tmp_path, first_seed=-1)
+        BoldPlayOptions(first_seed=-1)
+
+
+def test_a_model_without_openings_or_known_displacements_is_refused(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model = WorldModel.load(bundle, device="cpu")
-    model.info["action_names"] = ["jump"]
-    with pytest.raises(ConfigError, match="displacements"):
-        run_bold_play(model, {}, BoldPlayOptions(checkpoint=str(bundle), out=tmp_path))
+    model.source = None
+    with pytest.raises(CheckpointError, match="openings of a bundle"):
+        evaluate_world(model, tmp_path, {"bold_play": BoldPlayOptions()})
+    monkeypatch.setattr(LabMaze, "actions", dataclasses.replace(LABMAZE_ACTIONS, displacements=()))
+    with pytest.raises(DataError, match="ActionSet.displacements"):
+        evaluate_world(model, tmp_path, {"bold_play": BoldPlayOptions()})

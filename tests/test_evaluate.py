@@ -1,10 +1,13 @@
 """Measuring a world: on a toy world that a stand-in model dreams perfectly, or wrongly in a known way."""
 
 import dataclasses
+import functools
 import json
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import cv2
 import numpy as np
@@ -16,9 +19,11 @@ from envs.worlds.labmaze.sight import gets_on
 from envs.worlds.labmaze.spec import ACTIONS as LABMAZE_ACTIONS
 from envs.worlds.labmaze.spec import LabMaze
 from train.data.clips import list_episodes
-from train.data.rollouts import EvaluationPlan, spread, spread_over
-from train.evaluate import evaluate_world
+from train.data.rollouts import EvaluationPlan, FidelityOptions, spread, spread_over
+from train.evaluate import EvaluateOptions, evaluate_world, read_measures
+from train.measures.base import NEEDS
 from train.measures.likeness import margin_interval, score_events
+from train.measures.registry import MEASURES, get_measure
 from train.measures.response import find_moves, held_starts, opening_starts
 from train.measures.sharpness import make_controls, measure_detail, summarize_sharpness
 from worldmodel.codec import Codec
@@ -30,9 +35,7 @@ from worldmodel.world import Step, WorldModel
 SIZE = 64
 NAMES = LABMAZE_ACTIONS.names
 TURN, WALK = 5.0, 0.06
-PLAN = EvaluationPlan(
-    cases=6, context=4, horizon=8, openings=4, held_frames=4, long_dreams=2, long_frames=60, batch_size=4
-)
+PLAN = FidelityOptions(cases=6, context=4, horizon=8, openings=4, held_frames=4, long_dreams=2, long_frames=60)
 ROOM = np.ones((9, 9), np.uint8)
 ROOM[1:-1, 1:-1] = 0
 
@@ -67,7 +70,7 @@ class StandIn:
     """Has the face of a `WorldModel` and dreams the toy world; `obeys` -1 turns every action around, 0 stands still."""
 
     def __init__(self, obeys: int = 1, blur: float = 0.0) -> None:
-        self.obeys, self.blur = obeys, blur
+        self.obeys, self.blur, self.info = obeys, blur, dict[str, Any]()
         self.codec = SimpleNamespace(config=SimpleNamespace(image_size=SIZE))
         self.config = SimpleNamespace(num_steps=1, context_level=0.0, level_shift=1.0)
         self.num_actions, self.memory_frames = len(NAMES), 8
@@ -127,7 +130,14 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def evaluate(model: Any, data: Path, out: Path, **changes: Any) -> dict[str, Any]:
-    return evaluate_world(model, data, out, dataclasses.replace(PLAN, **changes))
+    batch_size = changes.pop("batch_size", 4)
+    measures = {"fidelity": dataclasses.replace(PLAN, **changes)}
+    return evaluate_world(model, out, measures, data=data, batch_size=batch_size)
+
+
+def fidelity(model: Any, data: Path, out: Path, **changes: Any) -> dict[str, Any]:
+    found: dict[str, Any] = evaluate(model, data, out, **changes)["measures"]["fidelity"]
+    return found
 
 
 @pytest.fixture(scope="module")
@@ -137,7 +147,7 @@ def perfect(data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[
 
 
 def test_a_perfect_dream_scores_perfectly(perfect: tuple[dict[str, Any], Path]) -> None:
-    report, _ = perfect
+    report = perfect[0]["measures"]["fidelity"]
     assert list(report["psnr"]) == ["1", "2", "4", "8"]
     assert set(report["psnr"].values()) == {50.0} == set(report["codec_ceiling"].values())
     assert min(report["ssim"].values()) == pytest.approx(1.0, abs=1e-4)
@@ -153,7 +163,7 @@ def test_a_perfect_dream_scores_perfectly(perfect: tuple[dict[str, Any], Path]) 
 
 
 def test_a_perfect_dream_obeys(perfect: tuple[dict[str, Any], Path]) -> None:
-    report, _ = perfect
+    report = perfect[0]["measures"]["fidelity"]
     for name in ("action_response", "action_response_real"):
         assert report[name]["turn"] == report[name]["walk"] == 1.0
         assert all(report[name][action] == 1.0 for action in ("turn_left", "turn_right", "forward", "back"))
@@ -162,7 +172,7 @@ def test_a_perfect_dream_obeys(perfect: tuple[dict[str, Any], Path]) -> None:
 
 def test_a_dream_that_turns_the_wrong_way_or_stands_still_does_not_obey(data: Path, tmp_path: Path) -> None:
     for obeys in (-1, 0):
-        report = evaluate(StandIn(obeys), data, tmp_path, openings=2, long_dreams=0)
+        report = fidelity(StandIn(obeys), data, tmp_path, openings=2, long_dreams=0)
         assert report["action_response"]["turn"] == report["action_response"]["walk"] == 0.0
         assert report["action_response_real"]["turn"] == 1.0
     assert report["psnr"] == report["copy_last"]  # standing still is copying the last frame
@@ -171,7 +181,7 @@ def test_a_dream_that_turns_the_wrong_way_or_stands_still_does_not_obey(data: Pa
 
 
 def test_blur_lowers_sharpness_and_likeness(data: Path, tmp_path: Path) -> None:
-    report = evaluate(StandIn(blur=4.0), data, tmp_path, openings=1)
+    report = fidelity(StandIn(blur=4.0), data, tmp_path, openings=1)
     assert report["sharpness_ratio"] < 0.5
     assert max(report["psnr"].values()) < 40
     assert all(part["color_distance"] > 1 for part in report["drift"])
@@ -181,8 +191,8 @@ def test_long_dreams_are_no_longer_than_the_recording_and_random_actions_have_no
     data: Path, tmp_path: Path
 ) -> None:
     few = {"cases": 1, "openings": 1, "long_frames": 300}
-    report = evaluate(StandIn(), data, tmp_path, long_actions="random", **few)
-    assert report["settings"]["long_frames"] == 77 and report["drift"][-1]["frames"] == [51, 77]
+    report = fidelity(StandIn(), data, tmp_path, long_actions="random", **few)
+    assert report["drift"][-1]["frames"] == [51, 77]
     assert [part["psnr"] for part in report["drift"]] == [None, None]
     assert report["sharpness_ratio"] > 0
 
@@ -190,15 +200,10 @@ def test_long_dreams_are_no_longer_than_the_recording_and_random_actions_have_no
 def test_results_are_written(perfect: tuple[dict[str, Any], Path]) -> None:
     report, out = perfect
     assert json.loads((out / "report.json").read_text()) == report
-    assert {path.name for path in out.iterdir()} == {
-        "report.json",
-        "report.md",
-        "psnr.png",
-        "drift.png",
-        "truth_and_dream.png",
-        "long_dreams.png",
-    }
-    sheet = cv2.imread(str(out / "truth_and_dream.png"))
+    assert {path.name for path in out.iterdir()} == {"report.json", "report.md", "fidelity"}
+    pictures = {"psnr.png", "drift.png", "truth_and_dream.png", "long_dreams.png"}
+    assert {path.name for path in (out / "fidelity").iterdir()} == pictures
+    sheet = cv2.imread(str(out / "fidelity" / "truth_and_dream.png"))
     assert sheet.shape == (12 * (128 + 14 + 2), 5 * 130, 3)
     block, width = 128 + 14 + 2, 5 * 130
     assert (sheet[:128, :width] == sheet[block : block + 128, :width]).all()  # dream below truth, and equal to it
@@ -216,13 +221,69 @@ def test_the_real_model_goes_through_and_equal_seeds_give_equal_reports(data: Pa
     for report in (first, again):
         report.pop("seconds")
     assert first == again
-    assert max(first["psnr"].values()) < 30  # untrained
+    assert max(first["measures"]["fidelity"]["psnr"].values()) < 30  # untrained
 
 
-def test_quick_only_ever_lowers_numbers() -> None:
-    assert EvaluationPlan(quick=True).settled().cases == 8
-    assert dataclasses.replace(PLAN, quick=True).settled().cases == 6
-    assert PLAN.settled() == PLAN
+def test_settings_of_measures_are_read_and_quick_only_ever_lowers_numbers() -> None:
+    names = ("fidelity", "revisit", "fidelity")
+    texts = ("fidelity.cases=3", "revisit.walks=1", "fidelity.long_actions=random")
+    found = read_measures(names, texts, quick=True)
+    assert list(found) == ["fidelity", "revisit"] and (found["fidelity"].cases, found["fidelity"].openings) == (3, 8)
+    assert found["fidelity"].long_actions == "random" and found["revisit"].walks == 1
+    assert read_measures(("fidelity",), ()) == {"fidelity": FidelityOptions()}
+    assert list(read_measures(("all",), ())) == list(MEASURES)
+
+
+@pytest.mark.parametrize(
+    ("names", "texts", "message"),
+    [
+        (("beauty",), (), f"unknown measure 'beauty'; there are {', '.join(MEASURES)}"),
+        (("train.evaluate:main",), (), "is no Measure"),
+        (("nowhere:Beauty",), (), "cannot be imported"),
+        (("fidelity",), ("revisit.walks=2",), "names no measure asked for"),
+        (("fidelity",), ("fidelity.beauty=2",), "settings of the measure fidelity .*: cases"),
+        (("fidelity",), ("fidelity.cases=many",), "invalid literal"),
+        (("fidelity",), ("fidelity.cases=0",), "cases must be at least 1; got 0"),
+        (("fidelity",), ("fidelity.long_actions=none",), "give one of recorded, random"),
+        (("place_recall",), ("place_recall.controls=maybe",), "give true or false"),
+    ],
+)
+def test_measures_and_settings_that_there_are_not_are_refused(
+    names: tuple[str, ...], texts: tuple[str, ...], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        read_measures(names, texts)
+
+
+@pytest.mark.parametrize("name", MEASURES)
+def test_each_measure_is_whole(name: str) -> None:
+    measure = get_measure(name)
+    assert measure.name == name and {*measure.needs} <= {*NEEDS}
+    options = measure.Options()
+    assert all(getattr(options, field) >= most for field, most in measure.quick.items())
+
+
+def test_what_cannot_be_measured_is_left_out_and_said(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    few = FidelityOptions(cases=1, context=4, horizon=2, openings=1, held_frames=2, long_dreams=0)
+    measures = {"place_recall": get_measure("place_recall").Options(), "fidelity": few}
+    report = evaluate_world(cast("WorldModel", StandIn()), tmp_path, measures, data=data)
+    assert list(report["measures"]) == ["fidelity"] and "wall_textures" in report["skipped"]["place_recall"]
+    assert "place_recall is left out" in capsys.readouterr().err
+    assert "Left out: " in (tmp_path / "report.md").read_text()
+    with pytest.raises(DataError, match=r"nothing to measure: place_recall: .*wall_textures"):
+        evaluate_world(cast("WorldModel", StandIn()), tmp_path, {"place_recall": measures["place_recall"]}, data=data)
+    named = StandIn()
+    named.info["world"] = "LabMaze"
+    with pytest.raises(DataError, match="fidelity: it needs a recording: give --data"):
+        evaluate_world(cast("WorldModel", named), tmp_path, {"fidelity": few})
+
+
+@pytest.mark.parametrize("program", ["needle", "endurance", "bold_play"])
+def test_programs_that_are_gone_say_what_took_their_place(program: str) -> None:
+    done = subprocess.run([sys.executable, "-m", f"train.{program}", "--out", "d"], capture_output=True, text=True)
+    assert done.returncode == 1 and "python -m train.evaluate --measures" in done.stderr
 
 
 def test_pieces_are_spread_over_episodes_and_within_them(data: Path) -> None:
@@ -309,11 +370,14 @@ def test_bad_input_is_one_clear_error(data: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="frames of 64 x 64; expected 128 x 128"):
         evaluate(other, data, tmp_path / "out")
     assert not (tmp_path / "out").exists()
-    for changes in ({"cases": 0}, {"held_frames": 1}, {"batch_size": 0}, {"long_frames": 0}):
+    for changes in ({"cases": 0}, {"held_frames": 1}, {"long_frames": 0}):
         with pytest.raises(ConfigError, match="at least"):
             dataclasses.replace(PLAN, **changes)
-    with pytest.raises(SeedError, match="-1"):
-        dataclasses.replace(PLAN, seed=-1)
+    for kind in (EvaluationPlan, functools.partial(EvaluateOptions, checkpoint="", out=tmp_path)):
+        with pytest.raises(ConfigError, match="batch_size"):
+            kind(batch_size=0)
+        with pytest.raises(SeedError, match="-1"):
+            kind(seed=-1)
 
 
 def textured(count: int, seed: int = 0) -> torch.Tensor:
@@ -357,7 +421,7 @@ def test_half_flat_is_half_and_the_interval_is_over_dreams() -> None:
 
 
 def test_what_cannot_be_made_again_is_left_out_and_said(perfect: tuple[dict[str, Any], Path]) -> None:
-    report, out = perfect
+    report, out = perfect[0]["measures"]["fidelity"], perfect[1]
     assert "without targets" in report["in_sight"]["left_out"]
     assert "Left out: test-00000.h5 was recorded without targets." in (out / "report.md").read_text()
     for horizon, (low, high) in report["copy_last_interval"].items():

@@ -80,7 +80,9 @@ def report_keys(folder: Path) -> list[str]:
     preset = get_preset("tiny")
     torch.manual_seed(0)
     model = WorldModel(Codec(preset.codec), Denoiser(preset.denoiser), device="cpu", num_steps=1, dtype=torch.float32)
-    return sorted(walk(evaluate_world(model, record(folder / "toy"), folder / "out", PLAN)))
+    return sorted(
+        walk(evaluate_world(model, folder / "out", {"fidelity": PLAN}, data=record(folder / "toy"), batch_size=4))
+    )
 
 
 def walk(found: Any, path: str = "") -> Iterator[str]:

@@ -26,6 +26,7 @@ from train.core.loop import STATE_FILE, Machine
 from train.core.plans import PLANS, get_plan
 from train.data.recording import RecordOptions, plan_shards
 from train.denoiser import DenoiserOptions
+from train.measures.fidelity import Fidelity
 from train.recipe import (
     MIN_SHARDS,
     PIXEL_STAGES,
@@ -337,9 +338,9 @@ def test_the_first_shards_of_a_plan_hold_test_mazes(key: tuple[str, str]) -> Non
 
 def test_measuring_fits_the_time() -> None:
     assert choose_evaluation(1000.0, 0.001).cases == 200
-    assert choose_evaluation(20.0, 0.01).quick
+    assert choose_evaluation(20.0, 0.01).cases == Fidelity.quick["cases"]
     some = choose_evaluation(115.0, 0.005)
-    assert not some.quick and 50 < some.cases < 150 and some.long_dreams >= 4
+    assert 50 < some.cases < 150 and some.long_dreams >= 4
 
 
 # Background programs --------------------------------------------------------------------------------------------------

@@ -204,7 +204,7 @@ def test_a_recording_without_poses_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_tiny_world_gives_a_whole_report(tmp_path: Path) -> None:
-    from train.data.rollouts import EvaluationPlan
+    from train.data.rollouts import FidelityOptions
     from train.evaluate import evaluate_world
     from worldmodel.codec import Codec
     from worldmodel.denoiser import Denoiser
@@ -223,10 +223,11 @@ def test_a_tiny_world_gives_a_whole_report(tmp_path: Path) -> None:
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"report.json", "report.md", "spheres.png"}
     assert "| seen later, true frame (control) |" in (tmp_path / "out" / "report.md").read_text()
     # The same recording through the evaluation: pixels in sight, and real play under the dreams' own random actions.
-    plan = EvaluationPlan(
+    plan = FidelityOptions(
         cases=2, context=8, horizon=8, openings=1, held_frames=2, long_dreams=2, long_frames=60, long_actions="random"
     )
-    found = evaluate_world(model, tmp_path / "data", tmp_path / "evaluated", plan)
+    report = evaluate_world(model, tmp_path / "evaluated", {"fidelity": plan}, data=tmp_path / "data")
+    found = report["measures"]["fidelity"]
     assert found["in_sight"]["oracle"]["at"]["1"] > 20 > found["in_sight"]["dream"]["at"]["1"]
     assert found["sharpness"]["reference"] == "the real scene under the same actions"
     assert found["sharpness"]["controls"]["noise"]["ratio"] > 2 and found["drift"][0]["psnr"] < 25

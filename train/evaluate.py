@@ -1,13 +1,14 @@
-"""Program: measure a world. `python -m train.evaluate --checkpoint NAME_OR_DIR --data DIR --out DIR`.
+"""Program: measure a world. `python -m train.evaluate --checkpoint NAME --data DIR --out DIR --measures fidelity ...`.
 
-Owns: the options, the order of what is measured on held-out mazes (`train.measures.likeness`,
-`train.measures.response`, `train.measures.drift`) and the report. Does not know how a measure is taken or drawn.
+Owns: the options, which of the measures asked for can be taken, their order, the progress bar and the report. Does not
+know what a measure asks (`train.measures`).
 """
 
 import dataclasses
 import shlex
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,92 +17,139 @@ import torch
 from tqdm import tqdm
 
 from envs.data.episodes import open_shards
-from envs.worlds.registry import get_world
-from train.core.options import parse_options, run_program, save_json
+from envs.dream import find_world
+from train.core.options import parse_options, read_assignments, run_program, save_json
 from train.data.clips import list_episodes
-from train.data.rollouts import EvaluationPlan
-from train.measures.drift import measure_drift
-from train.measures.likeness import measure_heads, measure_likeness
-from train.measures.response import RULE, find_moves, measure_dreams, measure_real
-from train.reports.plots import plot_drift, plot_likeness, write_summary
-from worldmodel.analysis.metrics import MAX_PSNR
+from train.measures.base import Bench, Measure, why_not
+from train.measures.registry import MEASURES, get_measure
+from worldmodel.errors import ConfigError, DataError, SeedError
+from worldmodel.files import write_file
 from worldmodel.world import WorldModel
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluateOptions(EvaluationPlan):
-    """Measure a world against held-out recorded play."""
+class EvaluateOptions:
+    """Measure a world; a measure that cannot be taken is left out, and the report says why."""
 
     checkpoint: str
     """Name of a shipped world, or folder of a bundle."""
-    data: Path
-    """Folder of a recording with held-out ("test") shards."""
     out: Path
-    """Folder of the report; made if missing."""
+    """Folder of the report; made if missing. Pictures of a measure lie in a folder of its name."""
+    data: Path | None = None
+    """Folder of a recording with held-out ("test") shards; a few measures do without."""
+    measures: tuple[str, ...] = ("fidelity",)
+    """What to measure; a wrong name lists those there are, "all" takes them all, module:class one of your own."""
+    set: tuple[str, ...] = ()
+    """Settings, such as fidelity.cases=100 revisit.walks=16; a wrong one lists those there are."""
+    batch_size: int = 25
+    """Dreams at once."""
     steps: int | None = None
     """Denoising steps a frame; default what the world says."""
     memory: int | None = None
     """Frames remembered; default what the world was trained with."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
+    seed: int = 0
+    """Seed of the choice of cases and of the dreams."""
+    quick: bool = False
+    """A rehearsal: a little of each measure."""
+
+    def __post_init__(self) -> None:
+        if not self.measures or self.batch_size < 1:
+            raise ConfigError(f"give at least one measure and a batch_size of at least 1; got {self.batch_size}")
+        if self.seed < 0:
+            raise SeedError(f"seed must be 0 or more; got {self.seed}")
+
+
+def read_measures(names: tuple[str, ...], texts: tuple[str, ...], *, quick: bool = False) -> dict[str, Any]:
+    """Return the settings of each measure, by name.
+
+    Args:
+        names: of measures; "all" for those of the registry.
+        texts: NAME.FIELD=VALUE.
+        quick: make each a rehearsal.
+
+    Raises:
+        ConfigError: no such measure or setting, or a value that is not accepted.
+    """
+    names = tuple(dict.fromkeys(each for name in names for each in (MEASURES if name == "all" else (name,))))
+    given: dict[str, list[str]] = {name: [] for name in names}
+    for text in texts:
+        name, dot, rest = text.partition(".")
+        if not dot or name not in given:
+            raise ConfigError(f"--set {text!r} names no measure asked for; give NAME.FIELD=VALUE of {', '.join(names)}")
+        given[name].append(rest)
+    chosen = {}
+    for name, assignments in given.items():
+        measure = get_measure(name)
+        options = measure.Options(**read_assignments(measure.Options, assignments, f"the measure {name}"))
+        if quick:
+            least = {field: min(getattr(options, field), most) for field, most in measure.quick.items()}
+            options = dataclasses.replace(options, **least)
+        chosen[name] = options
+    return chosen
 
 
 def evaluate_world(
-    model: WorldModel, data: Path, out: Path, options: EvaluationPlan | None = None, command: str = ""
+    model: WorldModel,
+    out: Path,
+    measures: Mapping[str, Any],
+    *,
+    data: Path | None = None,
+    batch_size: int = 25,
+    seed: int = 0,
+    command: str = "",
 ) -> dict[str, Any]:
-    """Measure a world on the held-out mazes of a recording and write report, plots and contact sheets.
+    """Take measures of a world, and write `report.json` (last), `report.md` and pictures.
 
     Args:
         model: the world, with the denoising steps and the memory to measure.
+        out: folder of the report.
+        measures: settings of each, by name.
         data: folder of a recording.
-        out: folder of `report.json` (written last), `report.md`, `psnr.png`, `drift.png`, `truth_and_dream.png`,
-            `long_dreams.png`.
-        options: how much to measure.
+        batch_size: dreams at once.
+        seed: of the choice of cases and of the dreams.
         command: command line to keep in the report.
 
     Returns:
-        the content of `report.json`.
+        the content of `report.json`: `measures` (name -> what it found), `skipped` (name -> why it was not taken),
+        `held_out`, `settings`, `command`, `seconds`.
 
     Raises:
-        DataError: no held-out shard of the world's frame size and actions, or episodes too short.
+        DataError: no held-out shard of the world's frame size and actions; or no measure can be taken.
         StorageError: a result cannot be written.
     """
     started = time.monotonic()
-    plan = (options or EvaluationPlan()).settled()
-    shards = open_shards(data, "test", model.codec.config.image_size, model.num_actions)
-    episodes, actions = list_episodes(shards), get_world(shards[0].world).actions
-    longest = max(episode.num_frames for episode in episodes) - plan.context
-    plan = dataclasses.replace(plan, long_frames=max(1, min(plan.long_frames, longest)))
-    num_held = len(find_moves(actions)) * plan.openings * plan.held_frames
-    total = plan.cases * plan.horizon + num_held + plan.long_dreams * plan.long_frames
-    with tqdm(total=total, desc="dreaming", unit="frame", mininterval=2.0) as progress:
-        report = measure_likeness(model, episodes, plan, out, progress.update)
-        held = {"held": plan.held_frames, "seed": plan.seed}
-        if isinstance(model, WorldModel):  # what only dreams, as a stand-in may, has no heads
-            report["heads_on_real_play"] = measure_heads(model, episodes)
-        report["action_response_real"] = measure_real(episodes, actions, count=plan.openings, **held)
-        report["action_response"] = measure_dreams(
-            model,
-            episodes,
-            actions,
-            openings=plan.openings,
-            context=plan.context,
-            batch_size=plan.batch_size,
-            on_frames=progress.update,
-            **held,
-        )
-        report["action_response"]["rule"] = RULE
-        if plan.long_dreams:
-            report |= measure_drift(model, episodes, plan, out, progress.update)
-            plot_drift(out / "drift.png", report["drift"])
-    plot_likeness(out / "psnr.png", report)
-    report["psnr_means"] = (
-        "psnr, copy_last, codec_ceiling: PSNR of the squared error averaged over cases; psnr_of_each_case: PSNR of "
-        f"each case, cut at {MAX_PSNR:g} dB, then averaged (a noop leaves equal frames, whose PSNR has no limit)"
-    )
-    report["held_out"] = {"episodes": len(episodes), "scenes": len({e.scene_seed for e in episodes})}
+    episodes = []
+    if data is not None:
+        shards = open_shards(data, "test", model.codec.config.image_size, model.num_actions)
+        episodes = list_episodes(shards)
+    info = {"world": shards[0].world} | model.info if data is not None else model.info
+    bench = Bench(model, find_world(info, "the world"), episodes, data, out, batch_size, seed)
+
+    # What cannot be taken is known before anything slow begins.
+    chosen = {name: get_measure(name) for name in measures}
+    reasons = {name: why_not(measure, bench) for name, measure in chosen.items()}
+    skipped = {name: reason for name, reason in reasons.items() if reason is not None}
+    taken = {name: measure for name, measure in chosen.items() if name not in skipped}
+    for name, reason in skipped.items():
+        print(f"{name} is left out: {reason}", file=sys.stderr)
+    if not taken:
+        raise DataError("nothing to measure: " + "; ".join(f"{name}: {reason}" for name, reason in skipped.items()))
+
+    report: dict[str, Any] = {"measures": {}, "skipped": skipped}
+    total = sum(measure.num_frames(bench, measures[name]) for name, measure in taken.items())
+    with tqdm(total=total, unit="frame", mininterval=2.0) as progress:
+        for name, measure in taken.items():
+            progress.set_description(name)
+            place = dataclasses.replace(bench, out=out / name.replace(":", "_"), on_frames=progress.update)
+            report["measures"][name] = measure.run(place, measures[name])
+    scenes = {(str(episode.path.parent), episode.scene_seed) for episode in episodes}
+    report["held_out"] = {"episodes": len(episodes), "scenes": len(scenes)}
     report["settings"] = {
-        **{f.name: getattr(plan, f.name) for f in dataclasses.fields(EvaluationPlan)},
+        "measures": {name: dataclasses.asdict(measures[name]) for name in taken},
+        "batch_size": batch_size,
+        "seed": seed,
         "denoising_steps": model.config.num_steps,
         "level_shift": model.config.level_shift,
         "context_level": model.config.context_level,
@@ -109,25 +157,48 @@ def evaluate_world(
         "device": str(model.device),
         "dtype": str(model.dtype).removeprefix("torch."),
         "torch": torch.__version__,
-        "data": str(data),
+        "data": None if data is None else str(data),
     }
     report["command"], report["seconds"] = command, round(time.monotonic() - started, 1)
-    write_summary(out / "report.md", report)
+    write_file(out / "report.md", ("\n".join(report_lines(report, taken)) + "\n").encode())
     save_json(out / "report.json", report)
     return report
 
 
+def report_lines(report: dict[str, Any], measures: Mapping[str, Measure]) -> list[str]:
+    """Return a report as lines of markdown."""
+    settings, held_out = report["settings"], report["held_out"]
+    lines = [
+        "# Measured",
+        "",
+        f"{held_out['episodes']} held-out episodes of {held_out['scenes']} scenes; {settings['denoising_steps']} "
+        f"denoising steps, {settings['memory_frames']} frames of memory, {settings['device']} ({settings['dtype']}), "
+        f"{report['seconds']} s.",
+    ]
+    for name, measure in measures.items():
+        lines += ["", f"## {name}", "", *measure.lines(report["measures"][name])]
+    for name, reason in report["skipped"].items():
+        lines += ["", f"## {name}", "", f"Left out: {reason}."]
+    return [*lines, "", f"`{report['command']}`"] if report["command"] else lines
+
+
 def main() -> None:
-    """Parse options, measure, print the main figures."""
+    """Parse options, measure, print the report."""
     options = parse_options(EvaluateOptions, "python -m train.evaluate")
+    measures = read_measures(options.measures, options.set, quick=options.quick)
     model = WorldModel.load(
         options.checkpoint, device=options.device, num_steps=options.steps, memory_frames=options.memory
     )
-    command = f"python -m train.evaluate {shlex.join(sys.argv[1:])}"
-    report = evaluate_world(model, options.data, options.out, options, command)
-    response = {name: report["action_response"][name] for name in ("turn", "walk")}
-    shown = {name: report[name] for name in ("psnr", "copy_last", "codec_ceiling")}
-    print(shown | {"action_response": response, "sharpness_ratio": report.get("sharpness_ratio")})
+    evaluate_world(
+        model,
+        options.out,
+        measures,
+        data=options.data,
+        batch_size=options.batch_size,
+        seed=options.seed,
+        command=f"python -m train.evaluate {shlex.join(sys.argv[1:])}",
+    )
+    print((options.out / "report.md").read_text())
     print(f"report: {options.out / 'report.md'}")
 
 

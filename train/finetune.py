@@ -31,8 +31,8 @@ from safetensors.torch import save
 from torch import nn
 
 from envs.data.episodes import open_shards, read_episode
+from envs.dream import find_world
 from envs.worlds.registry import find_displacements, get_world
-from train.bold_play import BoldPlayOptions, run_bold_play
 from train.bundle import choose_openings
 from train.core.background import BackgroundProgram
 from train.core.loop import Machine, compile_model, send, start_machine, step_generator, train_model
@@ -41,6 +41,8 @@ from train.data.clips import list_episodes
 from train.data.rollouts import EvaluationPlan
 from train.decoder import DecoderOptions, train_decoder
 from train.denoiser import DenoiserOptions, build_denoiser, fit_to_latents, make_optimizers, make_sampler
+from train.measures.base import Bench
+from train.measures.bold_play import BoldPlayOptions, run_bold_play
 from train.measures.likeness import measure_likeness
 from train.reports.card import describe_machine
 from train.warps import PreparedData
@@ -753,10 +755,8 @@ def measure_bold(work: Work, model: WorldModel, given: dict[str, Any], out: Path
     seeds = fit_batch(work, model, openings, work.options.evaluate_seeds, steps, seconds, f"bold play of {out.name}")
     if not seeds:
         return {}
-    options = BoldPlayOptions(
-        checkpoint=str(model.source), out=out, seeds=seeds, frames=BOLD_FRAMES, batch_size=seeds, device="auto"
-    )
-    found = run_bold_play(model, openings, options)["dream"]
+    bench = Bench(model, find_world(model.info, str(out)), [], None, out, batch_size=seeds)
+    found = run_bold_play(bench, openings, BoldPlayOptions(seeds=seeds, frames=BOLD_FRAMES))["dream"]
     return {name: found[name] for name in ("players", "blind_turns", "mean_new_view", "full_turn_psnr")}
 
 

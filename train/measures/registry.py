@@ -1,0 +1,39 @@
+"""Which measures there are, by name; each is imported when it is asked for."""
+
+import importlib
+
+from train.measures.base import Measure
+from worldmodel.errors import ConfigError
+
+MEASURES: dict[str, str] = {
+    "fidelity": "train.measures.fidelity:Fidelity",
+    "teco": "train.measures.teco:Teco",
+    "revisit": "train.measures.revisit:Revisit",
+    "long_rollout": "train.measures.long_rollout:LongRollout",
+    "place_recall": "train.measures.place_recall:PlaceRecall",
+    "bold_play": "train.measures.bold_play:BoldPlayMeasure",
+}
+
+
+def get_measure(name: str) -> Measure:
+    """Return a measure.
+
+    Args:
+        name: as in `MEASURES`, or "module:class" of one of your own, to be found on the import path.
+
+    Raises:
+        ConfigError: no such measure, or what is named is none.
+    """
+    place = MEASURES.get(name, name)
+    module_name, _, class_name = place.partition(":")
+    if not class_name:
+        raise ConfigError(
+            f"unknown measure {name!r}; there are {', '.join(MEASURES)}, or give module:class of one of your own"
+        )
+    try:
+        kind = getattr(importlib.import_module(module_name), class_name)
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(f"measure {name!r} cannot be imported ({error}): check module:class, PYTHONPATH") from error
+    if not (isinstance(kind, type) and issubclass(kind, Measure)):
+        raise ConfigError(f"{place} is no Measure: derive it from train.measures.base.Measure")
+    return kind()
