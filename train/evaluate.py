@@ -75,10 +75,11 @@ def read_measures(names: tuple[str, ...], texts: tuple[str, ...], *, quick: bool
     names = tuple(dict.fromkeys(each for name in names for each in (MEASURES if name == "all" else (name,))))
     given: dict[str, list[str]] = {name: [] for name in names}
     for text in texts:
-        name, dot, rest = text.partition(".")
-        if not dot or name not in given:
+        place, equals, value = text.partition("=")
+        name, _, field = place.rpartition(".")  # "module:class" may have dots of its own
+        if name not in given:
             raise ConfigError(f"--set {text!r} names no measure asked for; give NAME.FIELD=VALUE of {', '.join(names)}")
-        given[name].append(rest)
+        given[name].append(field + equals + value)
     chosen = {}
     for name, assignments in given.items():
         measure = get_measure(name)
