@@ -280,7 +280,7 @@ def test_what_cannot_be_measured_is_left_out_and_said(
         evaluate_world(cast("WorldModel", named), tmp_path, {"fidelity": few})
 
 
-@pytest.mark.parametrize("program", ["needle", "endurance", "bold_play"])
+@pytest.mark.parametrize("program", ["needle", "endurance", "bold_play", "spheres"])
 def test_programs_that_are_gone_say_what_took_their_place(program: str) -> None:
     done = subprocess.run([sys.executable, "-m", f"train.{program}", "--out", "d"], capture_output=True, text=True)
     assert done.returncode == 1 and "python -m train.evaluate --measures" in done.stderr

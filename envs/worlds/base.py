@@ -82,6 +82,73 @@ class Revisit(Protocol):
         ...
 
 
+class Walker(Protocol):
+    """Steers to a target by frames alone."""
+
+    def act(self, frame: np.ndarray) -> int:
+        """Return the next action, after a frame uint8 (H, W, 3)."""
+        ...
+
+
+class TargetStart(Protocol):
+    """A recorded frame with a target in view."""
+
+    episode: EpisodeInfo
+    frame: int
+    target: int
+
+
+class Targets(Protocol):
+    """Things of a world that pay when they are reached, in recorded scenes made again. A context manager.
+
+    Attributes:
+        sizes: names of the sizes at which targets are seen, smallest first.
+    """
+
+    sizes: tuple[str, ...]
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(self, *_: object) -> None: ...
+
+    def find(
+        self, episodes: list[EpisodeInfo], known: int, ahead: int, count: int, rng: np.random.Generator
+    ) -> list[Any]:
+        """Return up to `count` `TargetStart`, about equally many of each size, at most one a target.
+
+        Args:
+            episodes: to choose from.
+            known: frames of context that must lie before, the frame itself the last of them.
+            ahead: frames after which the target must still be in view.
+            count: how many.
+            rng: chance.
+
+        Raises:
+            DataError: a scene made again is not the recorded one.
+        """
+        ...
+
+    def size_of(self, start: Any) -> int:
+        """Return the number of the size at which a start shows its target."""
+        ...
+
+    def is_shown(self, start: Any, frame: int, picture: np.ndarray) -> bool:
+        """Return whether a picture uint8 (H, W, 3), put in place of a recorded frame, shows the target where it is."""
+        ...
+
+    def without(self, start: Any, frame: int) -> np.ndarray:
+        """Return a recorded frame as it would be without the start's target: uint8 (H, W, 3)."""
+        ...
+
+    def walker(self, start: Any) -> Walker:
+        """Return who walks to the start's target, the same in the real world and in dreams."""
+        ...
+
+    def reaches(self, start: Any, first: np.ndarray, num_steps: int) -> bool:
+        """Return whether that walker is paid within `num_steps` in the real world, from the start's frame `first`."""
+        ...
+
+
 class HeldActions:
     """Plays any world: draws an action, holds it for a while, and draws again."""
 
@@ -180,6 +247,15 @@ class World:
             MissingPackageError: a package of the world is not installed.
         """
         raise DataError(f"the world {self.name} cannot be put into the state of a recorded frame (World.revisit)")
+
+    def targets(self, episode: EpisodeInfo, image_size: int) -> Targets:
+        """Return what pays in the scenes of a recording, one episode of which is given.
+
+        Raises:
+            DataError: nothing is known of that, or the recording lacks what it takes.
+            MissingPackageError: a package of the world is not installed.
+        """
+        raise DataError(f"the world {self.name} does not tell what pays in it (World.targets)")
 
     def observe(self, env: "gymnasium.Env[Any, Any]", info: dict[str, Any], wanted: Collection[str]) -> dict[str, Any]:
         """Return the present values of `wanted` fields: of this frame, of the step into it, or of the episode."""

@@ -6,7 +6,7 @@ Owns: how many dreams of which length, the choice of pieces, reading them, and d
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeVar
 
 import numpy as np
 import torch
@@ -63,6 +63,9 @@ class EvaluationPlan(FidelityOptions):
             raise ConfigError(f"batch_size must be at least 1; got {self.batch_size}")
         if self.seed < 0:
             raise SeedError(f"seed must be 0 or more; got {self.seed}")
+
+
+Case = TypeVar("Case")
 
 
 @dataclass(frozen=True)
@@ -144,7 +147,7 @@ def read_pieces(pieces: Sequence[Piece], fields: Sequence[str] = ("frames", "act
     return {name: torch.from_numpy(np.stack([part[name] for part in parts])) for name in fields}
 
 
-def in_batches(pieces: list[Piece], batch_size: int) -> Iterator[list[Piece]]:
+def in_batches(pieces: list[Case], batch_size: int) -> Iterator[list[Case]]:
     """Yield the pieces in order, at most `batch_size` at a time."""
     for start in range(0, len(pieces), batch_size):
         yield pieces[start : start + batch_size]

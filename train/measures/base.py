@@ -13,7 +13,7 @@ from envs.data.episodes import EpisodeInfo
 from envs.worlds.base import World
 from envs.worlds.registry import try_revisit
 from train.measures.features import find_weights
-from worldmodel.errors import DataError, MissingPackageError
+from worldmodel.errors import ConfigError, DataError, MissingPackageError
 from worldmodel.world import WorldModel
 
 
@@ -105,6 +105,14 @@ def _lacks_revisit(bench: Bench) -> str | None:
     return reason
 
 
+def _lacks_targets(bench: Bench) -> str | None:
+    try:
+        with bench.world.targets(bench.episodes[0], bench.model.codec.config.image_size):
+            return None
+    except (ConfigError, DataError, MissingPackageError) as error:
+        return str(error)
+
+
 def _lacks_features(bench: Bench) -> str | None:
     try:
         find_weights()
@@ -119,6 +127,7 @@ NEEDS: dict[str, Callable[[Bench], str | None]] = {
     "displacements": _lacks_displacements,
     "places": _lacks_places,
     "revisit": _lacks_revisit,
+    "targets": _lacks_targets,
     "features": _lacks_features,
 }
 """Name of a need to what says why a bench lacks it; None where it does not. All after the first take a recording."""

@@ -11,6 +11,7 @@ MEASURES: dict[str, str] = {
     "revisit": "train.measures.revisit:Revisit",
     "long_rollout": "train.measures.long_rollout:LongRollout",
     "place_recall": "train.measures.place_recall:PlaceRecall",
+    "targets": "train.measures.targets:TargetsMeasure",
     "bold_play": "train.measures.bold_play:BoldPlayMeasure",
 }
 

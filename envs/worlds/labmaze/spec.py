@@ -12,7 +12,7 @@ import numpy as np
 from envs.actions import ActionSet
 from envs.data.episodes import EpisodeInfo
 from envs.fields import DEPTH, POSE, Field
-from envs.worlds.base import Places, Policy, Revisit, World
+from envs.worlds.base import Places, Policy, Revisit, Targets, World
 from worldmodel.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -122,6 +122,12 @@ class LabMaze(World):
         from envs.worlds.labmaze.revisit import RealMaze
 
         return RealMaze.of(episode)
+
+    def targets(self, episode: EpisodeInfo, image_size: int) -> Targets:
+        """Return the spheres of recorded mazes; errors as `World.targets`."""
+        from envs.worlds.labmaze.targets import Spheres
+
+        return Spheres(episode, image_size)
 
     def observe(self, env: "gymnasium.Env[Any, Any]", info: dict[str, Any], wanted: Collection[str]) -> dict[str, Any]:
         """Return the present values of `wanted` fields."""

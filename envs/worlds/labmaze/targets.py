@@ -1,7 +1,7 @@
 """Where targets stand in frames: by true pose and depth in the real maze, by their color in any picture.
 
 Owns: projection of targets, starts of dreams that have one in view, the detector that says whether a picture shows a
-target at its place, and the walker that steers to one by its color alone. Does not dream.
+target at its place, the walker that steers to one by its color alone, and all that as `World.targets`. Does not dream.
 """
 
 import math
@@ -14,6 +14,7 @@ from envs.data.episodes import EpisodeInfo, read_episode
 from envs.worlds.labmaze.revisit import RealMaze
 from envs.worlds.labmaze.scene import EYE_HEIGHT, TARGET_HEIGHT, TARGET_RADIUS
 from envs.worlds.labmaze.spec import ACTIONS, VIEW_DEG
+from worldmodel.errors import DataError
 
 BINS = ((3.0, 8.0), (8.0, 16.0), (16.0, 48.0))  # of a target's diameter in pixels, at 64 pixels a frame
 SAME_COLOR = 90.0  # distance of two colors in levels, from which on they are not that of one target
@@ -234,3 +235,70 @@ def _has_moved(maze: RealMaze, episode: EpisodeInfo, frame: int, ahead: int) -> 
     pose, _ = maze.open(episode)
     turned = abs((pose[frame + ahead, 2] - pose[frame, 2] + 180) % 360 - 180)
     return bool(math.dist(pose[frame, :2], pose[frame + ahead, :2]) >= 0.2 or turned >= 12)
+
+
+class Spheres:
+    """The targets of recorded mazes, as `envs.worlds.base.Targets` has them.
+
+    Raises:
+        DataError: recorded without poses, or the maze made again is another one.
+        MissingPackageError: a package of the world is not installed.
+    """
+
+    sizes = tuple(f"{low:g} to {high:g} pixels" for low, high in BINS)
+
+    def __init__(self, episode: EpisodeInfo, image_size: int) -> None:
+        self.maze, self._size = RealMaze.of(episode), image_size
+
+    def __enter__(self) -> "Spheres":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.maze.close()
+
+    def find(
+        self, episodes: list[EpisodeInfo], known: int, ahead: int, count: int, rng: np.random.Generator
+    ) -> list[Start]:
+        """As `find_starts`."""
+        return find_starts(self.maze, episodes, known, ahead, count, rng, self._size)
+
+    def size_of(self, start: Start) -> int:
+        """Return the number of the bin of its diameter."""
+        number = find_bin(start.disc, self._size)
+        if number is None:
+            raise DataError(f"sphere {start.target} of {start.episode.key} is of no size that is measured")
+        return number
+
+    def _disc(self, start: Start, frame: int) -> Disc:
+        pose, _ = self.maze.open(start.episode)
+        disc = project(pose[frame], self.maze.targets[start.target], self._size)
+        if disc is None:
+            raise DataError(f"sphere {start.target} is not ahead in frame {frame} of {start.episode.key}")
+        return disc
+
+    def is_shown(self, start: Start, frame: int, picture: np.ndarray) -> bool:
+        """Whether a picture has the sphere's color at its place."""
+        return shows_target(picture, self._disc(start, frame), start.color)
+
+    def without(self, start: Start, frame: int) -> np.ndarray:
+        """Return a recorded frame without the sphere."""
+        pose, reached = self.maze.open(start.episode)
+        gone = reached[frame].copy()
+        gone[start.target] = True
+        self.maze.env.set_targets_reached(gone)
+        picture: np.ndarray = self.maze.env.render_pose(*map(float, pose[frame]))
+        return picture
+
+    def walker(self, start: Start) -> TargetWalker:
+        """Return one that is told the color of the sphere and where it is in the first frame."""
+        return TargetWalker(start.color, start.disc.column, start.disc.row)
+
+    def reaches(self, start: Start, first: np.ndarray, num_steps: int) -> bool:
+        """Walk to the sphere in the real maze; return whether a reward came."""
+        self.maze.put(start.episode, start.frame)
+        walker, frame = self.walker(start), first
+        for _ in range(num_steps):
+            frame, reward, *_ = self.maze.env.step(walker.act(frame))
+            if reward > 0:
+                return True
+        return False

@@ -24,10 +24,12 @@ from envs.worlds.labmaze.targets import (
     project,
     shows_target,
 )
+from envs.worlds.registry import get_world
 from tests.painted_maze import episodes_of
 from tests.test_in_sight import SETTINGS, SIZE, record_real
 from train.data.recording import RecordOptions
-from train.spheres import SpheresOptions, measure_spheres, run_spheres, summarize_verdicts
+from train.measures.base import Bench
+from train.measures.targets import TargetsOptions, measure_targets, summarize_verdicts
 from worldmodel.errors import ConfigError, DataError
 from worldmodel.state import Step
 from worldmodel.world import WorldModel
@@ -79,16 +81,16 @@ def episodes(tmp_path_factory: pytest.TempPathFactory) -> list[EpisodeInfo]:
     return record_real(tmp_path_factory.mktemp("spheres"), [[LEFT] * 75 for _ in range(5)])
 
 
+def bench(model: Any, episodes: list[EpisodeInfo], folder: Path) -> Bench:
+    return Bench(model, get_world("LabMaze"), episodes, folder, folder, batch_size=3)
+
+
 def measure(episodes: list[EpisodeInfo], way: str, tmp_path: Path, **changes: Any) -> dict[str, Any]:
     model: Any = RealStandIn(episodes, way)
-    options = SpheresOptions(
-        checkpoint="",
-        data=tmp_path,
-        out=tmp_path,
-        **({"cases": 6, "context": 4, "later": 3, "batch_size": 3} | changes),
-    )
+    options = TargetsOptions(**({"cases": 6, "context": 4, "later": 3} | changes))
     try:
-        return measure_spheres(model, episodes, options, lambda count: None)[0]["spheres"]["all"]
+        found, _ = measure_targets(bench(model, episodes, tmp_path), options)
+        return dict(found["targets"]["all"])
     finally:
         model.close()
 
@@ -194,12 +196,11 @@ def test_shares_have_wilson_intervals_and_dreams_are_held_to_what_the_real_maze_
 
 def test_a_recording_without_poses_is_refused(tmp_path: Path) -> None:
     episodes = record_real(tmp_path, [[LEFT] * 20], drop=("pose",))
-    options = SpheresOptions(checkpoint="", data=tmp_path, out=tmp_path)
     model: Any = SimpleNamespace(codec=SimpleNamespace(config=SimpleNamespace(image_size=SIZE)))
     with pytest.raises(DataError, match="without pose"):
-        measure_spheres(model, episodes, options, lambda count: None)
+        measure_targets(bench(model, episodes, tmp_path), TargetsOptions())
     with pytest.raises(ConfigError, match="walk_frames"):
-        SpheresOptions(checkpoint="", data=tmp_path, out=tmp_path, walk_frames=0)
+        TargetsOptions(walk_frames=0)
 
 
 @pytest.mark.slow
@@ -214,14 +215,12 @@ def test_a_tiny_world_gives_a_whole_report(tmp_path: Path) -> None:
     torch.manual_seed(0)
     preset = get_preset("tiny")
     model = WorldModel(Codec(preset.codec), Denoiser(preset.denoiser), device="cpu", num_steps=1)
-    options = SpheresOptions(
-        checkpoint="", data=tmp_path / "data", out=tmp_path / "out", cases=3, context=4, later=3, walk_frames=3
-    )
-    report = run_spheres(model, options, "command")
-    assert json.loads((tmp_path / "out" / "report.json").read_text()) == report
-    assert report["spheres"]["all"]["seen_dream"]["count"] == 0  # untrained
-    assert {path.name for path in (tmp_path / "out").iterdir()} == {"report.json", "report.md", "spheres.png"}
-    assert "| seen later, true frame (control) |" in (tmp_path / "out" / "report.md").read_text()
+    options, out = TargetsOptions(cases=3, context=4, later=3, walk_frames=3), tmp_path / "out"
+    report = evaluate_world(model, out, {"targets": options}, data=tmp_path / "data")
+    assert json.loads((out / "report.json").read_text()) == report
+    assert report["measures"]["targets"]["targets"]["all"]["seen_dream"]["count"] == 0  # untrained
+    assert (out / "targets" / "targets.png").is_file()
+    assert "| seen later, true frame (control) |" in (out / "report.md").read_text()
     # The same recording through the evaluation: pixels in sight, and real play under the dreams' own random actions.
     plan = FidelityOptions(
         cases=2, context=8, horizon=8, openings=1, held_frames=2, long_dreams=2, long_frames=60, long_actions="random"
