@@ -46,7 +46,7 @@ class BundleOptions:
     notes: str = ""
     """What else the model card should say of the training."""
     split: str = "test"
-    """Mazes that openings are taken from: test, so that nobody plays on in what was trained on, or train."""
+    """Scenes that openings are taken from: test, so that nobody plays on in what was trained on, or train."""
     openings: int = 48
     """How many openings."""
     opening_frames: int = 48

@@ -63,7 +63,7 @@ class DialOptions:
     needles: int = 40
     """Needles of each distance; 0: none."""
     train_data: Path | None = None
-    """Recording whose training mazes teach the judge of needles; default `data`."""
+    """Recording whose training scenes teach the judge of needles; default `data`."""
     compile: bool = False
     """Time compiled steps."""
     device: str = "auto"

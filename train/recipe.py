@@ -261,7 +261,7 @@ def choose_evaluation(seconds: float, seconds_per_frame: float) -> FidelityOptio
 
 
 def evaluate(recipe: Journal) -> dict[str, Any]:
-    """Measure the dream on held-out mazes, as much as the time allows."""
+    """Measure the dream on held-out scenes, as much as the time allows."""
     data, out = recipe.folder("recording"), recipe.folder("evaluation")
     model = load_world(recipe)
     batch, size = BATCH_SIZE, model.codec.config.image_size

@@ -97,7 +97,7 @@ class StudyOptions:
     data: Path | None = None
     """Recording to study on, with pose and layout; default one in --work, made if missing."""
     needle_data: Path | None = None
-    """Recording of the same world whose held-out mazes hold the needles; default one in --work, made if missing."""
+    """Recording of the same world whose held-out scenes hold the needles; default one in --work, made if missing."""
     codec: Path | None = None
     """Bundle with the codec to use; default one in --work, trained if missing."""
     preset: str = "study"
@@ -245,7 +245,7 @@ def measure_structure(
     Every structure gets at most its `memory_frames` as context, so that nothing older reaches it by relay.
 
     Raises:
-        DataError: the recording has no held-out mazes, no poses, or no case.
+        DataError: the recording has no held-out scenes, no poses, or no case.
     """
     model = WorldModel.load(folder, device=options.device, num_steps=options.denoising_steps)
     judge = load_or_train(data, options.work / "places.safetensors", held_out=needles)

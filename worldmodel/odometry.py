@@ -1,7 +1,7 @@
 """Dead reckoning: where a dreamer would stand if nothing had stopped it, from actions alone.
 
 Owns: how displacements of actions add up to poses, and which directions the tokens of a frame look in. Knows no
-network, no maze and no wall: a walk that ended at a wall is counted in full, so positions drift and headings do not.
+network, no scene and no obstacle: a walk that was stopped is counted in full, so positions drift and headings do not.
 
 A pose is float32 (x, y, z, yaw, pitch): cells; radians, yaw counter-clockwise from x and pitch upwards. Motions of
 actions leave z and pitch as they are.

@@ -332,7 +332,7 @@ class WorldModel:
     def reckon(self, state: WorldState, actions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return which share of its way the last step of each dream got, and which the next one will get.
 
-        The memory of pixels judges it from what the dream shows: less than 1 where a wall is near.
+        The memory of pixels judges it from what the dream shows: less than 1 where something is in the way.
 
         Args:
             state: from `reset`; not changed.

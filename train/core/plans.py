@@ -29,7 +29,7 @@ class Plan:
         max_frames: most frames to record at all.
         length: steps of an episode.
         episodes_per_shard: episodes in one file.
-        test_fraction: share of the episodes in test mazes.
+        test_fraction: share of the episodes in test scenes.
         first_frames: frames that are there before the codec is trained.
         is_beside: recording goes on beside codec training (many cores, and a GPU that trains).
         record_share: most time to record.

@@ -107,7 +107,7 @@ def undo(actions: Sequence[int], displacements: Sequence[tuple[float, float]]) -
 
 
 def open_stretches(episode: EpisodeInfo, length: int, displacements: np.ndarray) -> np.ndarray:
-    """Return where an episode walks `length` steps without being stopped by a wall: the numbers of their first frames.
+    """Return where an episode walks `length` steps without being stopped: the numbers of their first frames.
 
     Raises:
         DataError: recorded without poses.
@@ -128,9 +128,9 @@ def walk_out(
 ) -> Iterator[tuple[WorldState, torch.Tensor, torch.Tensor, float | None]]:
     """Dream walks out, a batch at a time.
 
-    With a memory of pixels the walks go where the dream itself shows no wall (`train.measures.wander`). Without one
-    they are recorded walks that no wall stopped in the real maze; the dream may have put one elsewhere, and that counts
-    against it.
+    With a memory of pixels the walks go where the dream itself shows no obstacle (`train.measures.wander`). Without one
+    they are recorded walks that nothing stopped in the real world; the dream may have put one elsewhere, and that
+    counts against it.
 
     Yields:
         the dreams, their frames uint8 (B, N, H, W, 3), their actions (B, N), and the share of walking steps that were
@@ -149,7 +149,7 @@ def walk_out(
         starts = [s[s >= known - 1] - (known - 1) for s in starts]
         pieces = spread(bench.episodes, starts, known + length, options.walks, rng)
     if not pieces:
-        raise DataError(f"no held-out episode walks {length} steps without meeting a wall: lower revisit.walk_frames")
+        raise DataError(f"no held-out episode walks {length} steps without being stopped: lower revisit.walk_frames")
     number = 0
     for batch in in_batches(pieces, bench.batch_size):
         given = read_pieces(batch)
@@ -220,7 +220,7 @@ def measure_revisit(bench: Bench, options: RevisitOptions) -> tuple[dict[str, An
         "psnr_of_other_places": round(float(to_psnr(torch.tensor(other.mean()))), 3),
         "walks": len(errors),
         "steps_out": length,
-        "walks_are": "where the dream shows no wall" if stopped else "recorded, where no wall stopped them",
+        "walks_are": "where the dream shows no obstacle" if stopped else "recorded, where nothing stopped them",
         "share_of_steps_that_walk": round(float(np.mean(walking)), 4),
         "share_stopped": round(float(np.mean(stopped)), 4) if stopped else None,
     }, rows

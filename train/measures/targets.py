@@ -30,8 +30,8 @@ VERDICTS = {
 }
 MEANS = (
     "starts: held-out frames with a target in view, by the truth; seen later: at its true place after recorded steps "
-    "that keep it in view; collected: a reward within the steps of a walker that sees frames only, the same in both worlds; "
-    "intervals: Wilson's, 95%"
+    "that keep it in view; collected: a reward within the steps of a walker that sees frames only, the same in both "
+    "worlds; intervals: Wilson's, 95%"
 )
 
 

@@ -20,7 +20,7 @@ from worldmodel.errors import ConfigError
 
 TECO_CONTEXT, TECO_FRAMES = 144, 300
 # DMLab at 64 px, trained on the 40,000 recorded trajectories of TECO (Yan et al. 2023; FAR: Gu et al. 2025). Another
-# recording of other mazes than ours: stated for scale, not as a comparison of methods.
+# recording of other scenes than ours: stated for scale, not as a comparison of methods.
 PUBLISHED = {
     "TECO": {"psnr": 21.9, "ssim": 0.703, "lpips": 0.157},
     "FAR-Long": {"psnr": 22.3, "ssim": 0.687, "lpips": 0.104},

@@ -1,7 +1,8 @@
-"""Walks that a dream lets through: straight on until it shows a wall, then a turn.
+"""Walks that a dream lets through: straight on until it shows an obstacle, then a turn.
 
-Owns: the wanderer, which asks the dream before each step whether a wall is in the way, and the dreaming of its walks.
-Such a walk can be undone step by step, which a recorded one cannot where the dream has put a wall of its own.
+Owns: the wanderer, which asks the dream before each step whether something is in the way, and the dreaming of its
+walks. Such a walk can be undone step by step, which a recorded one cannot where the dream has put an obstacle of its
+own.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,7 +18,8 @@ FREE, STOPPED = 0.97, 0.9  # shares of its way: a step is taken if it will get m
 
 
 class Wanderer:
-    """Chooses the steps of one walk: 8 to 40 ahead, then 5 to 15 turns to a side; at a wall, turns until it is free."""
+    """Chooses the steps of one walk: 8 to 40 ahead, then 5 to 15 turns to a side; where it is stopped, turns until it
+    is free."""
 
     def __init__(self, ahead: int, left: int, right: int, rng: np.random.Generator) -> None:
         """Walk with these actions."""
@@ -69,7 +71,7 @@ def wander(
         reckoning took for stopped all the same.
 
     Raises:
-        ConfigError: the world cannot tell walls (`WorldModel.can_reckon`), or actions are missing.
+        ConfigError: the world cannot tell obstacles (`WorldModel.can_reckon`), or actions are missing.
     """
     ahead, left, right = find_plain(displacements)
     walkers = [Wanderer(ahead, left, right, np.random.default_rng([seed, 11])) for seed in seeds]

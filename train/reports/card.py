@@ -135,7 +135,7 @@ def _figures(report: dict[str, Any]) -> str:
             f"Sharpness late in long dreams (gradient energy over real play's): {report['sharpness_ratio']:.3f}."
         )
     cases = (
-        f"{report.get('cases', '?')} cases in mazes never trained on, after real context frames, true actions; dB.\n\n"
+        f"{report.get('cases', '?')} cases in scenes never trained on, after real context frames, true actions; dB.\n\n"
     )
     return cases + _table(["frame", *maps], rows) + "".join(f"\n\n{line}" for line in scalars)
 

@@ -111,7 +111,7 @@ def measure_motion(frames: torch.Tensor) -> Motion:
     """Measure how the picture moves in a clip, by dense optical flow (DIS) from each frame to the next.
 
     The shift is the median of the horizontal flow. The expansion is e of the least-squares fit
-    flow(p) = shift + e * p over all pixels p, weighted by how much texture is near: plain sky and walls of one color
+    flow(p) = shift + e * p over all pixels p, weighted by how much texture is near: plain sky and surfaces of one color
     have no flow to measure.
 
     Args:

@@ -1,7 +1,7 @@
 """Odometry: where frames are seen from, by their actions alone, or as whoever fills in the poses knows better.
 
 Owns: the displacements of actions as a buffer. What it tells goes into rotary positions, so that attention finds by
-direction and place; it keeps nothing itself. Knows no wall.
+direction and place; it keeps nothing itself. Knows no obstacle.
 """
 
 import math
