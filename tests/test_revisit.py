@@ -134,7 +134,7 @@ def test_with_a_memory_of_pixels_the_dream_itself_says_where_to_walk(tmp_path: P
     model: Any = WalledWorld(can_reckon=True)
     found, _ = measure_revisit(bench(model, tmp_path), options)
     assert found["psnr"] > 45 and found["walks"] == 2 and found["share_stopped"] == 0
-    assert "dream shows no wall" in found["walks_are"] and 0 < found["share_of_steps_that_walk"] < 1
+    assert "dream shows no obstacle" in found["walks_are"] and 0 < found["share_of_steps_that_walk"] < 1
     assert 0.5 < max(farthest) < 0.5 + 0.13
 
 
