@@ -18,7 +18,7 @@ FREE, STOPPED = 0.97, 0.9  # shares of its way: a step is taken if it will get m
 
 
 class Wanderer:
-    """Chooses the steps of one walk: 8 to 40 ahead, then 5 to 15 turns to a side; stopped, it turns until it is free."""
+    """Chooses the steps of one walk: 8 to 40 ahead, 5 to 15 turns to a side; where it is stopped, turns until free."""
 
     def __init__(self, ahead: int, left: int, right: int, rng: np.random.Generator) -> None:
         """Walk with these actions."""
