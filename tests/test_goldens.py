@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.test_evaluate import PLAN, record
+from tests.train.test_evaluate import PLAN, record
 from train.evaluate import evaluate_world
 from worldmodel.checkpoint import load_openings
 from worldmodel.codec import Codec

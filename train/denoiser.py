@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from envs.data.episodes import ShardInfo, open_shards
+from envs.data.episodes import open_shards
 from envs.worlds.registry import find_displacements
 from train.core.loop import Machine, TrainOptions, start_machine, train_model
 from train.core.muon import StackedMuon
@@ -127,7 +127,7 @@ def train_denoiser(options: DenoiserOptions, machine: Machine) -> dict[str, Any]
         config,
         num_actions=len(shard.action_names),
         reward_values=reward_values(rewards, config.reward_values),
-        **memory_changes(config, options, shard),
+        **memory_changes(config, options, shard.world, shard.action_names),
     )
     torch.manual_seed(options.seed)
     denoiser = build_denoiser(config, options.initial, options.graft)
@@ -197,7 +197,9 @@ def reward_values(rewards: torch.Tensor, default: tuple[float, ...]) -> tuple[fl
     return found if len(found) > 1 else default
 
 
-def memory_changes(config: DenoiserConfig, options: DenoiserOptions, shard: ShardInfo) -> dict[str, Any]:
+def memory_changes(
+    config: DenoiserConfig, options: DenoiserOptions, world: str, names: tuple[str, ...]
+) -> dict[str, Any]:
     """Return the fields of a denoiser's config that the options of the memory set.
 
     Raises:
@@ -207,12 +209,9 @@ def memory_changes(config: DenoiserConfig, options: DenoiserOptions, shard: Shar
         raise ConfigError(
             "--warps needs --odometry: a memory of pixels is played with the displacements of the actions"
         )
-    displacements = find_displacements(shard.world, shard.action_names) if options.odometry else ()
+    displacements = find_displacements(world, names) if options.odometry else ()
     if options.odometry and not displacements:
-        raise ConfigError(
-            f"--odometry needs actions with known displacements; {shard.world} declares none for "
-            f"{list(shard.action_names)}"
-        )
+        raise ConfigError(f"--odometry needs actions with known displacements; {world} declares none for {list(names)}")
     return {
         "memory": options.memory or config.memory,
         "memory_frames": options.memory_frames or config.memory_frames,

@@ -26,7 +26,7 @@ from envs.worlds.labmaze.targets import (
 )
 from envs.worlds.registry import get_world
 from tests.painted_maze import episodes_of
-from tests.test_in_sight import SETTINGS, SIZE, record_real
+from tests.train.test_in_sight import SETTINGS, SIZE, record_real
 from train.data.recording import RecordOptions
 from train.measures.base import Bench
 from train.measures.targets import TargetsOptions, measure_targets, summarize_verdicts

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from painted_maze import ROOM, dress, turn_away, write_turns
 
+from tests.painted_maze import ROOM, dress, turn_away, write_turns
 from train.measures.place_classifier import load_or_train
 from train.reports.study import margin, recall, write_report
 from train.study import GRID, OURS, OWN_FRAMES, StudyOptions, run_study, take_few

@@ -35,7 +35,7 @@ from worldmodel.memory.folded import NUM_FOLDED
 from worldmodel.objective import ObjectiveConfig
 from worldmodel.world import WorldModel
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 INFO = {"world": "LabMaze", "action_names": list(LABMAZE_ACTIONS.names), "fps": 15}
 PLAIN = ObjectiveConfig(blackout_share=0.5)
 

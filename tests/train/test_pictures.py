@@ -14,7 +14,7 @@ from worldmodel.denoiser import Denoiser
 from worldmodel.errors import ConfigError, WindowError
 from worldmodel.windows import Schedule, Window, fifo_window, outpainting_window
 
-DOCS = Path(__file__).parent.parent / "docs"
+DOCS = Path(__file__).parents[2] / "docs"
 PAGE = DOCS / "framework.md"
 
 

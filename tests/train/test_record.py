@@ -309,7 +309,7 @@ def test_view_of_a_finished_recording(tmp_path: Path) -> None:
 
 
 def start_program(out: Path, num_episodes: int, length: int) -> subprocess.Popen[bytes]:
-    root = Path(__file__).parents[1]
+    root = Path(__file__).parents[2]
     options = {**TINY, "episodes": num_episodes, "length": length, "workers": 2, "out": out}
     words = [word for name, value in options.items() for word in (f"--{name.replace('_', '-')}", str(value))]
     return subprocess.Popen(

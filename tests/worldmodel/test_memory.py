@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from envs.worlds.labmaze.spec import ACTIONS as LABMAZE_ACTIONS
-from envs.worlds.labmaze.spec import find_displacements
+from envs.worlds.registry import find_displacements
 from train.denoiser import DenoiserOptions, build_denoiser, memory_changes
 from train.measures.memory_costs import costs_table, memory_costs
 from worldmodel.attention import RotaryPosition, rotate
@@ -176,13 +176,13 @@ def test_directions_match_across_columns_and_turns() -> None:
     assert agreement[0, 0] < 12 and agreement[1, 1] < 12
 
 
-def test_odometry_needs_known_motions() -> None:
+def test_odometry_needs_known_displacements() -> None:
     options = DenoiserOptions(data=Path("d"), out=Path("o"), odometry=True)
-    assert find_displacements(LABMAZE_ACTIONS.names)[3] == (6.0, 0.0)
-    changes = memory_changes(DenoiserConfig(), options, LABMAZE_ACTIONS.names)
+    assert find_displacements("LabMaze", LABMAZE_ACTIONS.names)[3] == (6.0, 0.0)
+    changes = memory_changes(DenoiserConfig(), options, "LabMaze", LABMAZE_ACTIONS.names)
     assert len(changes["displacements"]) == 7
-    with pytest.raises(ConfigError, match="none are known"):
-        memory_changes(DenoiserConfig(), options, ("jump", "duck"))
+    with pytest.raises(ConfigError, match="declares none for"):
+        memory_changes(DenoiserConfig(), options, "LabMaze", ("jump", "duck"))
     with pytest.raises(ConfigError, match="got 2 displacements"):
         DenoiserConfig(num_actions=7, displacements=((0.0, 0.0), (6.0, 0.0)))
 

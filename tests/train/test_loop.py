@@ -39,7 +39,7 @@ from train.denoiser import DenoiserOptions, reward_values, train_denoiser
 from worldmodel.checkpoint import codec_hash, load_codec, load_denoiser
 from worldmodel.errors import CheckpointError, ConfigError, DataError, SeedError, StorageError
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 NEVER, ALWAYS = 1e9, 1e-9
 CPU = Machine(torch.device("cpu"))
 TINY: dict[str, Any] = {

@@ -5,10 +5,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from painted_maze import ROOM, dress, episodes_of, turn_away, write_turns
 
 from envs.worlds.labmaze.sight import MIDDLE, NUM_COLUMNS, column_slopes, find_places, join_blocks, judge_middle, look
 from envs.worlds.registry import get_world
+from tests.painted_maze import ROOM, dress, episodes_of, turn_away, write_turns
 from train.measures.recall_cases import (
     DREAMT,
     MARGIN,

@@ -44,7 +44,7 @@ from worldmodel.checkpoint import load_codec, load_denoiser
 from worldmodel.errors import ConfigError, DataError, StateError
 from worldmodel.presets import PRESETS
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 CPU = Machine(torch.device("cpu"))
 
 

@@ -247,7 +247,7 @@ def test_a_schedule_is_read_without_torch() -> None:
     program = "import sys; from worldmodel.windows import parse_schedule; parse_schedule('fifo:4'); "
     done = subprocess.run(
         [sys.executable, "-c", program + "assert 'torch' not in sys.modules"],
-        cwd=Path(__file__).parents[1],
+        cwd=Path(__file__).parents[2],
         capture_output=True,
         text=True,
     )

@@ -254,13 +254,13 @@ def test_main_hands_options_to_the_dream(monkeypatch: pytest.MonkeyPatch, capsys
 def run_python(program: str, **environment: str) -> subprocess.CompletedProcess[str]:
     hidden = ("DISPLAY", "WAYLAND_DISPLAY", "SDL_VIDEODRIVER", "SDL_VIDEO_DRIVER")
     clean = {name: value for name, value in os.environ.items() if name not in hidden}
-    program = "import sys; sys.path.insert(0, 'tests')\n" + program
+    program = "import sys; sys.path[:0] = ['tests', 'tests/envs']\n" + program
     return subprocess.run(
         [sys.executable, "-c", program],
         capture_output=True,
         text=True,
         env=clean | environment,
-        cwd=Path(__file__).parents[1],
+        cwd=Path(__file__).parents[2],
     )
 
 

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from painted_maze import FLOOR_STEP, ROOM, SIZE, WALL_STEP, dress, episodes_of, paint, turn_away, write_turns
 
 from envs.worlds.registry import get_world
+from tests.painted_maze import FLOOR_STEP, ROOM, SIZE, WALL_STEP, dress, episodes_of, paint, turn_away, write_turns
 from train.evaluate import evaluate_world
 from train.measures.place_classifier import load_or_train
 from train.measures.place_recall import PlaceRecallOptions

@@ -5,10 +5,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from painted_maze import FLOOR_STEP, ROOM, WALL_STEP, dress, turn_away, write_turns
 
 import train.measures.place_classifier
 from envs.data.episodes import open_shards
+from tests.painted_maze import FLOOR_STEP, ROOM, WALL_STEP, dress, turn_away, write_turns
 from train.measures.place_classifier import (
     PlaceClassifier,
     PlaceNet,
