@@ -373,15 +373,6 @@ def test_a_state_of_another_preset_is_named(recording: Path, codec_folder: Path,
         train_denoiser(dataclasses.replace(options, resume=True, steps=2), CPU)
 
 
-def test_what_a_denoiser_predicts_is_kept_with_it(recording: Path, codec_folder: Path, tmp_path: Path) -> None:
-    options = denoiser_options(recording, codec_folder, tmp_path / "velocity", steps=1, prediction="velocity")
-    train_denoiser(options, CPU)
-    assert load_denoiser(options.out).config.prediction == "velocity"
-    other = dataclasses.replace(options, out=tmp_path / "clean", prediction="clean", initial=str(options.out))
-    with pytest.raises(CheckpointError, match="prediction='velocity'"):
-        train_denoiser(other, CPU)
-
-
 def test_the_programs_train_save_and_go_on(recording: Path, tmp_path: Path) -> None:
     """Codec, then denoiser on its latents: bundles load, summaries count, further training starts from `initial`."""
     codec_options = CodecOptions(data=recording, out=tmp_path / "codec", **{**TINY, "batch_size": 8, "steps": 4})

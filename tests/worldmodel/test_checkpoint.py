@@ -325,3 +325,20 @@ def test_a_bundle_is_replaced_whole_or_not_at_all(
         save_bundle(tmp_path, denoiser=make_denoiser(1), info={"world": "other"})
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
     load_denoiser(tmp_path)
+
+
+def test_options_of_older_denoisers_are_read_by_their_names_of_then(
+    tmp_path: Path, make_denoiser: Callable[..., Denoiser]
+) -> None:
+    motions = ((0.0, 0.0), (6.0, 0.12)) * 3 + ((0.0, 0.1),)
+    save_bundle(tmp_path, denoiser=make_denoiser(displacements=motions))
+    config = json.loads((tmp_path / "config.json").read_text())
+    given = config["denoiser"]
+    given["motions"] = given.pop("displacements")
+    for prediction in ("clean", "velocity"):
+        (tmp_path / "config.json").write_text(json.dumps(config | {"denoiser": given | {"prediction": prediction}}))
+        if prediction == "clean":
+            assert load_denoiser(tmp_path).config.displacements == motions
+        else:
+            with pytest.raises(CheckpointError, match="prediction 'velocity' is gone; the git tag study-1 plays it"):
+                load_denoiser(tmp_path)
