@@ -161,7 +161,7 @@ def test_setup_asks_for_the_pytorch_that_the_package_needs(bootstrap: ModuleType
 def test_wheel_carries_weights_and_player_and_leaves_the_workshop_out(tmp_path: Path) -> None:
     wheel_builder: Callable[[str], object] = pytest.importorskip("hatchling.builders.wheel").WheelBuilder
     tree, out = tmp_path / "tree", tmp_path / "out"
-    for name in ("worldmodel/__init__.py", "envs/sources/__init__.py", "train/record.py", "play.py", "README.md"):
+    for name in ("worldmodel/__init__.py", "envs/worlds/__init__.py", "train/record.py", "play.py", "README.md"):
         (tree / name).parent.mkdir(parents=True, exist_ok=True)
         (tree / name).touch()
     for name in ("worldmodel/assets/labmaze/codec.safetensors", "tests/test_x.py", "dev/LOG.md", "runs/a.mp4"):
@@ -177,7 +177,7 @@ def test_wheel_carries_weights_and_player_and_leaves_the_workshop_out(tmp_path: 
     assert names == {
         "worldmodel/__init__.py",
         "worldmodel/assets/labmaze/codec.safetensors",
-        "envs/sources/__init__.py",
+        "envs/worlds/__init__.py",
         "train/record.py",
         "play.py",
     }
