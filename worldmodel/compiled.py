@@ -14,6 +14,7 @@ source, torch, the processor and the number of threads.
 import argparse
 import contextlib
 import hashlib
+import importlib
 import os
 import platform
 import shutil
@@ -24,6 +25,7 @@ import sys
 import tempfile
 import threading
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -139,6 +141,21 @@ def _is_of_memory(name: str) -> bool:
     return "." in name
 
 
+def import_setuptools() -> None:
+    """Import setuptools, which torch's loader and compiler use.
+
+    It refuses where another module has taken distutils from the standard library before; asked not to insist on its
+    own copy, it does without.
+    """
+    try:
+        importlib.import_module("setuptools")
+    except AssertionError:
+        os.environ["SETUPTOOLS_USE_DISTUTILS"] = "stdlib"
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            importlib.import_module("setuptools")
+
+
 class CompiledStep:
     """A compiled step, loaded."""
 
@@ -150,6 +167,7 @@ class CompiledStep:
         """
         self.layout = layout
         try:
+            import_setuptools()
             self._run: Callable[..., Any] = torch._inductor.aoti_load_package(str(file))
         except Exception as error:  # the loader raises plain RuntimeErrors and worse
             raise CompileError(f"{file} cannot be loaded ({error}): delete it") from error

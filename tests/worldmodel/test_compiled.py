@@ -3,6 +3,7 @@
 import os
 import shutil
 import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -76,6 +77,19 @@ def test_a_compiled_step_dreams_the_same_and_is_kept(world: WorldModel, bundle: 
     file.write_bytes(file.read_bytes()[:1000])
     with pytest.raises(CompileError, match="delete it"):
         CompiledStep(file, ())
+
+
+def test_setuptools_is_had_where_distutils_came_first() -> None:
+    """Where its own copy of distutils cannot be had, setuptools raises an AssertionError."""
+    program = (
+        "import sys\n"
+        "sys.modules['setuptools._distutils'] = None\n"
+        "from worldmodel.compiled import import_setuptools\n"
+        "import_setuptools()\n"
+        "assert 'setuptools' in sys.modules\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.slow
