@@ -1,7 +1,6 @@
 """Gone: `python -m train.evaluate --measures bold_play` took its place."""
 
-from train.core.gone import gone
-from train.core.options import run_program
+import sys
 
 if __name__ == "__main__":
-    run_program(gone("train.bold_play", "python -m train.evaluate --measures bold_play"))
+    sys.exit("error: train.bold_play is gone: python -m train.evaluate --measures bold_play")

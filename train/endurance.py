@@ -1,7 +1,6 @@
 """Gone: `python -m train.evaluate --measures teco revisit long_rollout` took its place."""
 
-from train.core.gone import gone
-from train.core.options import run_program
+import sys
 
 if __name__ == "__main__":
-    run_program(gone("train.endurance", "python -m train.evaluate --measures teco revisit long_rollout"))
+    sys.exit("error: train.endurance is gone: python -m train.evaluate --measures teco revisit long_rollout")

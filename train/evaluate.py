@@ -22,7 +22,7 @@ from train.core.options import parse_options, read_assignments, run_program, sav
 from train.data.clips import list_episodes
 from train.measures.base import Bench, Measure, why_not
 from train.measures.registry import MEASURES, get_measure
-from worldmodel.errors import ConfigError, DataError, SeedError
+from worldmodel.errors import ConfigError, DataError, SeedError, StorageError, WorldModelError
 from worldmodel.files import write_file
 from worldmodel.world import WorldModel
 
@@ -101,7 +101,7 @@ def evaluate_world(
     seed: int = 0,
     command: str = "",
 ) -> dict[str, Any]:
-    """Take measures of a world, and write `report.json` (last), `report.md` and pictures.
+    """Take measures of a world, and write pictures, and after each measure `report.md` and `report.json`.
 
     Args:
         model: the world, with the denoising steps and the memory to measure.
@@ -113,11 +113,13 @@ def evaluate_world(
         command: command line to keep in the report.
 
     Returns:
-        the content of `report.json`: `measures` (name -> what it found), `skipped` (name -> why it was not taken),
-        `held_out`, `settings`, `command`, `seconds`.
+        the content of `report.json`: `measures` (name -> what it found), `skipped` (name -> why it was not taken, or
+        failed), `held_out`, `settings`, `command`, `seconds`.
 
     Raises:
-        DataError: no held-out shard of the world's frame size and actions; or no measure can be taken.
+        DataError: no held-out shard of the world's frame size and actions; no measure can be taken, or
+            all failed.
+        WorldModelError: what the only measure raises.
         StorageError: a result cannot be written.
     """
     started = time.monotonic()
@@ -138,14 +140,8 @@ def evaluate_world(
     if not taken:
         raise DataError("nothing to measure: " + "; ".join(f"{name}: {reason}" for name, reason in skipped.items()))
 
+    scenes = {episode.scene_seed for episode in episodes}
     report: dict[str, Any] = {"measures": {}, "skipped": skipped}
-    total = sum(measure.num_frames(bench, measures[name]) for name, measure in taken.items())
-    with tqdm(total=total, unit="frame", mininterval=2.0) as progress:
-        for name, measure in taken.items():
-            progress.set_description(name)
-            place = dataclasses.replace(bench, out=out / name.replace(":", "_"), on_frames=progress.update)
-            report["measures"][name] = measure.run(place, measures[name])
-    scenes = {(str(episode.path.parent), episode.scene_seed) for episode in episodes}
     report["held_out"] = {"episodes": len(episodes), "scenes": len(scenes)}
     report["settings"] = {
         "measures": {name: dataclasses.asdict(measures[name]) for name in taken},
@@ -160,9 +156,28 @@ def evaluate_world(
         "torch": torch.__version__,
         "data": None if data is None else str(data),
     }
-    report["command"], report["seconds"] = command, round(time.monotonic() - started, 1)
-    write_file(out / "report.md", ("\n".join(report_lines(report, taken)) + "\n").encode())
-    save_json(out / "report.json", report)
+    report["command"] = command
+
+    total = sum(measure.num_frames(bench, measures[name]) for name, measure in taken.items())
+    with tqdm(total=total, unit="frame", mininterval=2.0) as progress:
+        for name, measure in taken.items():
+            progress.set_description(name)
+            place = dataclasses.replace(bench, out=out / name.replace(":", "_"), on_frames=progress.update)
+            try:
+                report["measures"][name] = measure.run(place, measures[name])
+            except StorageError:
+                raise  # what is measured next could not be kept either
+            except WorldModelError as error:
+                if len(taken) == 1:
+                    raise
+                skipped[name] = f"it failed: {error}"
+                print(f"{name} {skipped[name]}", file=sys.stderr)
+            # What has been measured is kept, whatever becomes of the rest.
+            report["seconds"] = round(time.monotonic() - started, 1)
+            write_file(out / "report.md", ("\n".join(report_lines(report, taken)) + "\n").encode())
+            save_json(out / "report.json", report)
+    if not report["measures"]:
+        raise DataError("nothing was measured: " + "; ".join(f"{name}: {reason}" for name, reason in skipped.items()))
     return report
 
 
@@ -176,8 +191,8 @@ def report_lines(report: dict[str, Any], measures: Mapping[str, Measure]) -> lis
         f"denoising steps, {settings['memory_frames']} frames of memory, {settings['device']} ({settings['dtype']}), "
         f"{report['seconds']} s.",
     ]
-    for name, measure in measures.items():
-        lines += ["", f"## {name}", "", *measure.lines(report["measures"][name])]
+    for name, found in report["measures"].items():
+        lines += ["", f"## {name}", "", *measures[name].lines(found)]
     for name, reason in report["skipped"].items():
         lines += ["", f"## {name}", "", f"Left out: {reason}."]
     return [*lines, "", f"`{report['command']}`"] if report["command"] else lines

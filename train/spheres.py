@@ -1,7 +1,6 @@
 """Gone: `python -m train.evaluate --measures targets` took its place."""
 
-from train.core.gone import gone
-from train.core.options import run_program
+import sys
 
 if __name__ == "__main__":
-    run_program(gone("train.spheres", "python -m train.evaluate --measures targets"))
+    sys.exit("error: train.spheres is gone: python -m train.evaluate --measures targets")

@@ -39,7 +39,7 @@ V1_FIELDS: dict[str, Field] = CORE_FIELDS | {
     "floor_textures": Field("uint8", "episode", 2),
     "targets": Field("float32", "episode", 2),
 }
-"""What shards of version 1 may hold: they do not say."""
+"""What shards of version 1 may hold, as they do not say; a world may declare other fields since."""
 
 
 @dataclass(frozen=True)
@@ -74,16 +74,14 @@ class ShardInfo:
     fields: dict[str, Field]
 
 
-def check_arrays(
-    arrays: dict[str, Any], image_size: int, num_actions: int, fields: Mapping[str, Field] = V1_FIELDS
-) -> int:
+def check_arrays(arrays: dict[str, Any], image_size: int, num_actions: int, fields: Mapping[str, Field]) -> int:
     """Check the arrays (or HDF5 datasets) of one episode against the fields declared for them and each other.
 
     Args:
         arrays: field name -> array with `dtype` and `shape`.
         image_size: height and width that frames must have, pixels.
         num_actions: actions must be below this (checked for in-memory arrays only).
-        fields: what may be there; default what shards of version 1 may hold.
+        fields: what may be there.
 
     Returns:
         The number of steps T, at least 1.

@@ -107,6 +107,11 @@ def test_a_world_of_ones_own_is_recorded(own_world: str, tmp_path: Path) -> None
         record(parse_options(RecordOptions, "record", [*words, "--out", str(tmp_path / "other"), "--set", "size=9"]))
 
 
+def test_settings_that_a_world_does_not_know_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"\['color'\] of LabMaze are unknown; accepted: size, palette"):
+        get_world("LabMaze").make(color="red", size=9)
+
+
 def test_held_actions_are_held_and_all_are_played() -> None:
     played = [HeldActions(5, np.random.default_rng(3)) for _ in range(2)]
     actions = [[player.act({}) for _ in range(600)] for player in played]

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import importlib.util
 import json
 import subprocess
 import sys
@@ -14,14 +15,17 @@ import numpy as np
 import pytest
 import torch
 
+import train.evaluate
+from envs.actions import ActionSet
 from envs.data.episodes import ShardWriter, open_shards
+from envs.worlds.base import World
 from envs.worlds.labmaze.sight import gets_on
 from envs.worlds.labmaze.spec import ACTIONS as LABMAZE_ACTIONS
 from envs.worlds.labmaze.spec import LabMaze
 from train.data.clips import list_episodes
 from train.data.rollouts import EvaluationPlan, FidelityOptions, spread, spread_over
 from train.evaluate import EvaluateOptions, evaluate_world, read_measures
-from train.measures.base import NEEDS
+from train.measures.base import NEEDS, Bench, Measure
 from train.measures.likeness import margin_interval, score_events
 from train.measures.registry import MEASURES, get_measure
 from train.measures.response import find_moves, held_starts, opening_starts
@@ -280,6 +284,58 @@ def test_what_cannot_be_measured_is_left_out_and_said(
         evaluate_world(cast("WorldModel", named), tmp_path, {"fidelity": few})
 
 
+class Broken(Measure):
+    """Fails, after others have been taken."""
+
+    name, Options, needs = "broken", FidelityOptions, ()
+
+    def num_frames(self, bench: Bench, options: FidelityOptions) -> int:
+        return 1
+
+    def run(self, bench: Bench, options: FidelityOptions) -> dict[str, Any]:
+        raise DataError("no such frame")
+
+
+def test_a_measure_that_fails_does_not_take_the_others_with_it(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    few = FidelityOptions(cases=1, context=4, horizon=2, openings=1, held_frames=2, long_dreams=0)
+    monkeypatch.setattr(train.evaluate, "get_measure", lambda name: Broken() if "broken" in name else get_measure(name))
+    model = cast("WorldModel", StandIn())
+    for names in (("broken", "fidelity"), ("fidelity", "broken")):
+        report = evaluate_world(model, tmp_path, dict.fromkeys(names, few), data=data)
+        assert list(report["measures"]) == ["fidelity"] and report["skipped"] == {"broken": "it failed: no such frame"}
+        assert json.loads((tmp_path / "report.json").read_text()) == report
+        assert "Left out: it failed: no such frame." in (tmp_path / "report.md").read_text()
+    with pytest.raises(DataError, match="^no such frame"):
+        evaluate_world(model, tmp_path, {"broken": few}, data=data)
+    with pytest.raises(DataError, match="nothing was measured: broken: it failed: no such frame; broken2: it failed"):
+        evaluate_world(model, tmp_path, {"broken": few, "broken2": few}, data=data)
+
+
+def test_each_need_says_what_is_lacking(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Plain(World):
+        name, fps = "Plain", 10.0
+        actions = ActionSet("Plain", ("stay",), (), ((),))
+
+    model = cast("WorldModel", StandIn())
+    episodes = list_episodes(open_shards(data, "test"))
+    bare = [dataclasses.replace(episode, fields=("frames", "actions")) for episode in episodes]
+    benches = {
+        "recording": Bench(model, Plain(), [], None, tmp_path),
+        **dict.fromkeys(set(NEEDS) - {"recording"}, Bench(model, Plain(), bare, data, tmp_path)),
+    }
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)  # of the features' package
+    reasons = {name: lacks(benches[name]) for name, lacks in NEEDS.items()}
+    assert {name: type(reason) for name, reason in reasons.items()} == dict.fromkeys(NEEDS, str)
+    assert "--data" in str(reasons["recording"]) and "no poses" in str(reasons["poses"])
+    for name, place in {"displacements": "ActionSet.displacements", "places": "World.places"}.items():
+        assert place in str(reasons[name])
+    whole = Bench(model, LabMaze(), episodes, data, tmp_path)
+    assert NEEDS["recording"](whole) is NEEDS["poses"](whole) is NEEDS["displacements"](whole) is None
+    assert "without targets" in str(NEEDS["revisit"](whole)) and "without targets" in str(NEEDS["targets"](whole))
+
+
 @pytest.mark.parametrize("program", ["needle", "endurance", "bold_play", "spheres"])
 def test_programs_that_are_gone_say_what_took_their_place(program: str) -> None:
     done = subprocess.run([sys.executable, "-m", f"train.{program}", "--out", "d"], capture_output=True, text=True)
@@ -323,9 +379,9 @@ def test_walks_start_only_where_the_way_is_free(tmp_path: Path) -> None:
     moves = find_moves(LABMAZE_ACTIONS)
     assert {name: move.sign for name, move in moves.items() if move.is_turn} == {"turn_left": 1, "turn_right": -1}
     assert {name: move.sign for name, move in moves.items() if not move.is_turn} == {"forward": 1, "back": -1}
-    forward, back = (opening_starts(episode, moves[name], 5, 6) + 4 for name in ("forward", "back"))
+    forward, back = (opening_starts(LabMaze(), episode, moves[name], 5, 6) + 4 for name in ("forward", "back"))
     assert min(forward) >= 20 and max(back) < 20 and len(forward) and len(back)
-    assert len(opening_starts(episode, moves["turn_left"], 5, 6)) == 37
+    assert len(opening_starts(LabMaze(), episode, moves["turn_left"], 5, 6)) == 37
     held = held_starts(episode, 1, 4)
     assert list(held[:2]) == [5, 6]  # steps 4 to 7 are the first four free ones; frame 5 follows step 4
     assert held[-1] == 37 and len(held_starts(episode, 2, 4)) == 0

@@ -93,23 +93,28 @@ class DreamPainter:
     def paint(self, truth: torch.Tensor, sight: Sight) -> torch.Tensor:
         """Return the picture of the next dreamt frame; as `Painter` says."""
         device, now = truth.device, sight.warped.shape[1] - 1
-        latents = self._latents[:, : now + 1].float().to(device)
         sight = Sight(relative_poses(sight.poses), sight.warped)  # a dream counts from where it began
-        actions = self._actions[:, : now + 1].to(device)
         if self._state is None:
-            actions[:, 0] = self._denoiser.config.num_actions
-            begun = self._noise(latents[:, :now])
-            self._state = self._sampler.begin(latents[:, :now], actions[:, :now], begun, sight=sight[:now])
-        noise, shown_noise = self._noise(latents[:, -1:]), self._noise(latents[:, -1:])
-        made, _ = self._sampler.advance(self._state, actions[:, -1:], noise, shown_noise, sight[now:])
-        known = sight.warped[:, now]
+            self._state = self._begin(sight[:now])
+        true, known = self._latents[:, now : now + 1].float().to(device), sight.warped[:, now]
+        action = self._actions[:, now : now + 1].to(device)
+        noise, shown_noise = self._noise(true), self._noise(true)
+        made, _ = self._sampler.advance(self._state, action, noise, shown_noise, sight[now:])
 
         # The next frames are told of what is seen, not of what was invented beside it.
-        seen = mix_by_square(made[:, 0], latents[:, -1], known)[:, None]
+        seen = mix_by_square(made[:, 0], true[:, 0], known)[:, None]
         levels = seen.new_full(seen.shape[:2], self._config.context_level)
         self._state.pending = add_noise(seen, shown_noise, levels)
         self.dreamt[:, now] = made[:, 0].cpu()
         return self._codec.decode(made[:, 0], known).float()
+
+    def _begin(self, sight: Sight) -> DreamState:
+        """Return the dreams that follow the recorded frames of a sight."""
+        device, known = sight.warped.device, sight.warped.shape[1]
+        latents = self._latents[:, :known].float().to(device)
+        actions = self._actions[:, :known].to(device).clone()
+        actions[:, 0] = self._denoiser.config.num_actions  # nobody knows what led to the first frame
+        return self._sampler.begin(latents, actions, self._noise(latents), sight=sight)
 
     def _noise(self, like: torch.Tensor) -> torch.Tensor:
         return torch.randn(like.shape, generator=self._generator).to(like.device)

@@ -44,17 +44,17 @@ class Fidelity(Measure):
         """
         given = dataclasses.asdict(options) | {"long_frames": self._long_frames(bench, options)}
         plan = EvaluationPlan(**given, batch_size=bench.batch_size, seed=bench.seed)
-        model, episodes, actions = bench.model, bench.episodes, bench.world.actions
+        model, episodes = bench.model, bench.episodes
         found = measure_likeness(model, episodes, plan, bench.out, bench.on_frames)
         if isinstance(model, WorldModel):  # what only dreams, as a stand-in may, has no heads
             found["heads_on_real_play"] = measure_heads(model, episodes)
 
         held = {"held": plan.held_frames, "seed": plan.seed}
-        found["action_response_real"] = measure_real(episodes, actions, count=plan.openings, **held)
+        found["action_response_real"] = measure_real(episodes, bench.world.actions, count=plan.openings, **held)
         found["action_response"] = measure_dreams(
             model,
             episodes,
-            actions,
+            bench.world,
             openings=plan.openings,
             context=plan.context,
             batch_size=plan.batch_size,

@@ -14,7 +14,7 @@ import torch
 
 from envs.actions import ActionSet
 from envs.data.episodes import EpisodeInfo, read_episode
-from envs.worlds.registry import world_of
+from envs.worlds.base import World
 from train.data.rollouts import dream_on, in_batches, read_pieces, spread
 from worldmodel.analysis.metrics import Motion, measure_motion
 from worldmodel.world import WorldModel
@@ -54,13 +54,13 @@ def find_moves(actions: ActionSet) -> dict[str, Move]:
     return turns | walks
 
 
-def opening_starts(episode: EpisodeInfo, move: Move, context: int, held: int) -> np.ndarray:
+def opening_starts(world: World, episode: EpisodeInfo, move: Move, context: int, held: int) -> np.ndarray:
     """Return the first frames of `context` frames after which holding a move for `held` steps can be judged."""
     starts = np.arange(max(0, episode.num_frames - context + 1))
     if move.is_turn:
         return starts
     starts = starts[::4]  # neighbors are alike, and looking takes time
-    return starts[world_of(episode).is_way_free(episode, starts + context - 1, move.action, held)]
+    return starts[world.is_way_free(episode, starts + context - 1, move.action, held)]
 
 
 def held_starts(episode: EpisodeInfo, action: int, held: int) -> np.ndarray:
@@ -110,7 +110,7 @@ def summarize_response(moves: dict[str, Move], motions: dict[str, list[Motion]])
 def measure_dreams(
     model: WorldModel,
     episodes: Sequence[EpisodeInfo],
-    actions: ActionSet,
+    world: World,
     *,
     openings: int,
     context: int,
@@ -124,7 +124,7 @@ def measure_dreams(
     Args:
         model: the world.
         episodes: held-out episodes.
-        actions: of the world.
+        world: whose.
         openings: openings for each action.
         context: real frames before the dream.
         held: dreamt frames, at least 2.
@@ -135,11 +135,11 @@ def measure_dreams(
     Returns:
         see `summarize_response`.
     """
-    moves = find_moves(actions)
+    moves = find_moves(world.actions)
     motions: dict[str, list[Motion]] = {}
     for name, move in moves.items():
         rng = np.random.default_rng([seed, 1])
-        starts = [opening_starts(episode, move, context, held) for episode in episodes]
+        starts = [opening_starts(world, episode, move, context, held) for episode in episodes]
         motions[name] = []
         for batch in in_batches(spread(episodes, starts, context, openings, rng), batch_size):
             given = read_pieces(batch)

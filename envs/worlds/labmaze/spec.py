@@ -3,6 +3,7 @@
 Owns: what the rest of the project knows of this world. Imports no engine: `make` does.
 """
 
+import dataclasses
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -18,6 +19,7 @@ from worldmodel.errors import ConfigError
 if TYPE_CHECKING:
     import gymnasium
 
+COMMON_SETTINGS = ("image_size", "max_episode_steps", "render_mode")  # of every world
 FPS = 15.0
 VIEW_DEG = 70.0
 ACTIONS = ActionSet(
@@ -94,10 +96,10 @@ class LabMaze(World):
         """Make the maze world; arguments and errors as `LabMazeEnv`."""
         from envs.worlds.labmaze.env import LabMazeEnv  # the engine: only where it is needed
 
-        try:
-            return LabMazeEnv(**settings)
-        except TypeError as error:
-            raise ConfigError(f"LabMaze: {error}") from error
+        accepted = [*(field.name for field in dataclasses.fields(Settings)), *COMMON_SETTINGS]
+        if unknown := sorted({*settings} - {*accepted}):
+            raise ConfigError(f"settings {unknown} of LabMaze are unknown; accepted: {', '.join(accepted)}")
+        return LabMazeEnv(**settings)
 
     def policy(self, rng: np.random.Generator) -> Policy:
         """Return an explorer of mazes."""
