@@ -10,12 +10,15 @@ import torch
 import train.data.anchored
 from envs.worlds.labmaze.spec import ACTIONS as LABMAZE_ACTIONS
 from tests.box_room import see, walk
-from train.data.anchored import roll_out, stray
+from train.data.anchored import LEAST_KNOWN, DreamPainter, roll_out, stray
 from train.losses.photometric import complete_poses
+from worldmodel.codec import Codec
+from worldmodel.denoiser import Denoiser
 from worldmodel.frames import to_pixels
 from worldmodel.memory.depth import DepthNet
-from worldmodel.memory.folded import NUM_FOLDED, unfold
+from worldmodel.memory.folded import NUM_FOLDED, share_known, unfold
 from worldmodel.memory.pixels import PixelConfig, PixelMemory
+from worldmodel.sampler import SamplerConfig, Sight
 
 NUM_TRUE = 2
 
@@ -115,3 +118,32 @@ def test_only_walkers_go_astray_and_none_turns(monkeypatch: pytest.MonkeyPatch) 
     assert not off[:, 0].any()
     monkeypatch.setattr(train.data.anchored, "SHARE_STRAYING", 0.0)
     assert torch.equal(stray(poses, np.random.default_rng(0)), poses)
+
+
+def test_a_dream_is_told_of_what_is_seen_and_not_of_what_it_invented_beside(
+    memory: PixelMemory, make_codec: Callable[..., Codec], make_denoiser: Callable[..., Denoiser]
+) -> None:
+    frames, poses = standing([100] * 12)
+    poses[..., 3] = 0.4 * torch.arange(12)  # each turn brings a part that was not seen
+    latents = torch.randn(1, 12, 4, 4, 4, generator=torch.Generator().manual_seed(0))
+    denoiser = make_denoiser(displacements=LABMAZE_ACTIONS.displacements, warp_channels=NUM_FOLDED).eval()
+    told: list[tuple[torch.Tensor, torch.Tensor]] = []
+
+    class Spied(DreamPainter):
+        def paint(self, truth: torch.Tensor, sight: Sight) -> torch.Tensor:
+            painted = super().paint(truth, sight)
+            assert self._state is not None
+            told.append((self._state.pending.clone(), sight.warped[:, -1].clone()))
+            return painted
+
+    config = SamplerConfig(num_steps=1, context_level=0.0)
+    painter = Spied(make_codec(keeps_pixels=True), denoiser, config, latents, torch.zeros(1, 12).long(), LeastDraws())
+    roll_out(memory, frames, poses, np.random.default_rng(0), painter)
+    assert len(told) == 12 - NUM_TRUE and torch.equal(painter.dreamt[:, :NUM_TRUE], latents[:, :NUM_TRUE])
+    mixed = 0
+    for frame, (pending, warped) in enumerate(told, NUM_TRUE):
+        is_known = (share_known(warped) >= LEAST_KNOWN).expand_as(latents[:, frame])
+        expected = torch.where(is_known, painter.dreamt[:, frame], latents[:, frame])
+        torch.testing.assert_close(pending[:, 0], expected)
+        mixed += bool(is_known.any() and not is_known.all())
+    assert mixed >= 3
