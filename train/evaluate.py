@@ -184,10 +184,11 @@ def evaluate_world(
 def report_lines(report: dict[str, Any], measures: Mapping[str, Measure]) -> list[str]:
     """Return a report as lines of markdown."""
     settings, held_out = report["settings"], report["held_out"]
+    recorded = f"{held_out['episodes']} held-out episodes of {held_out['scenes']} scenes; "
     lines = [
         "# Measured",
         "",
-        f"{held_out['episodes']} held-out episodes of {held_out['scenes']} scenes; {settings['denoising_steps']} "
+        f"{recorded if held_out['episodes'] else ''}{settings['denoising_steps']} "
         f"denoising steps, {settings['memory_frames']} frames of memory, {settings['device']} ({settings['dtype']}), "
         f"{report['seconds']} s.",
     ]

@@ -191,7 +191,8 @@ def test_it_is_measured_without_a_recording(bundle: Path, tmp_path: Path) -> Non
     assert found["dream"]["full_turns"] == 3 and "real" not in found
     assert report["settings"]["measures"]["bold_play"]["seeds"] == 3
     assert {path.name for path in (tmp_path / "bold_play").iterdir()} == {"dream_walks.png", "dream_turns.png"}
-    assert "| dream | " in (tmp_path / "report.md").read_text()
+    text = (tmp_path / "report.md").read_text()
+    assert "| dream | " in text and "held-out" not in text
 
 
 def test_options_that_cannot_be_are_refused() -> None:
