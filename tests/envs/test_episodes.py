@@ -34,11 +34,10 @@ def make_arrays(num_steps: int = 20, image_size: int = 16, seed: int = 0) -> dic
     }
 
 
-def write_shard(
-    path: Path, num_episodes: int = 2, image_size: int = 16, names: Any = LABMAZE_ACTIONS.names, split: str = "train"
-) -> list[dict[str, np.ndarray]]:
-    written = [make_arrays(20 + i, image_size, i) for i in range(num_episodes)]
-    with ShardWriter(
+def open_writer(
+    path: Path, image_size: int = 16, names: Any = LABMAZE_ACTIONS.names, split: str = "train"
+) -> ShardWriter:
+    return ShardWriter(
         path,
         world="LabMaze",
         action_names=names,
@@ -46,7 +45,14 @@ def write_shard(
         settings={"size": 9},
         fields=LabMaze.fields,
         split=split,
-    ) as writer:
+    )
+
+
+def write_shard(
+    path: Path, num_episodes: int = 2, image_size: int = 16, names: Any = LABMAZE_ACTIONS.names, split: str = "train"
+) -> list[dict[str, np.ndarray]]:
+    written = [make_arrays(20 + i, image_size, i) for i in range(num_episodes)]
+    with open_writer(path, image_size, names, split) as writer:
         for i, arrays in enumerate(written):
             writer.write(arrays, seed=i, scene_seed=100 + i, policy="test")
     return written
@@ -104,15 +110,7 @@ def test_field_not_recorded_is_refused(tmp_path: Path) -> None:
 def test_writer_refuses_arrays_that_do_not_fit(tmp_path: Path, name: str, value: np.ndarray, message: str) -> None:
     with (
         pytest.raises(ShapeError, match=message),
-        ShardWriter(
-            tmp_path / "a.h5",
-            world="LabMaze",
-            action_names=LABMAZE_ACTIONS.names,
-            image_size=16,
-            settings={},
-            fields=LabMaze.fields,
-            split="train",
-        ) as writer,
+        open_writer(tmp_path / "a.h5") as writer,
     ):
         writer.write({**make_arrays(), name: value}, seed=0, scene_seed=0, policy="test")
     assert not list(tmp_path.iterdir())
@@ -123,15 +121,7 @@ def test_missing_frames_are_refused(tmp_path: Path) -> None:
     del arrays["frames"]
     with (
         pytest.raises(ShapeError, match="frames"),
-        ShardWriter(
-            tmp_path / "a.h5",
-            world="W",
-            action_names=["a"] * 7,
-            image_size=16,
-            settings={},
-            fields=LabMaze.fields,
-            split="train",
-        ) as writer,
+        open_writer(tmp_path / "a.h5") as writer,
     ):
         writer.write(arrays, seed=0, scene_seed=0, policy="test")
 
@@ -149,15 +139,7 @@ def test_error_while_writing_leaves_the_old_file(tmp_path: Path) -> None:
     before = (tmp_path / "a.h5").read_bytes()
     with (
         pytest.raises(KeyboardInterrupt),
-        ShardWriter(
-            tmp_path / "a.h5",
-            world="W",
-            action_names=["a"] * 7,
-            image_size=16,
-            settings={},
-            fields=LabMaze.fields,
-            split="train",
-        ) as writer,
+        open_writer(tmp_path / "a.h5") as writer,
     ):
         writer.write(make_arrays(), seed=0, scene_seed=0, policy="test")
         raise KeyboardInterrupt
