@@ -6,7 +6,6 @@ import json
 import math
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -449,10 +448,8 @@ def test_rewards_that_occur_become_classes() -> None:
 def test_two_processes_are_one_training(recording: Path, codec_folder: Path, tmp_path: Path) -> None:
     """On the CPU with torchrun: one bundle, frames of both counted, gradients averaged over different clips."""
     both = denoiser_options(recording, codec_folder, tmp_path / "both", steps=3, batch_size=1)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    words = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", str(port), "-m", "train.denoiser"]
+    # Standalone: the processes meet at a port that the launcher holds; one probed here could be taken before they do.
+    words = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "train.denoiser"]
     process = subprocess.run(
         [sys.executable, *words, *denoiser_words(both)], cwd=ROOT, capture_output=True, text=True, timeout=200
     )
