@@ -57,6 +57,11 @@ class Options:
     kept for next time, and for --headless); wait: compile before the first frame; off."""
     video: Path | None = None
     """Record an MP4 from the first frame on."""
+    record: Path | None = None
+    """Record the session (actions, frames, rewards, marks, revisits) from the first frame on: to a FILE.h5, or to a new
+    file in a folder. It is read by train.memory_tests, train.finetune and --replay."""
+    out: Path = Path("plays")
+    """Folder of what keys save: screenshots, videos, sessions; made when something is saved."""
     headless: bool = False
     """Play without a window, as fast as it goes; the last line printed is a JSON object with the speed."""
     frames: int | None = None
@@ -135,6 +140,8 @@ def play_headless(options: Options) -> dict[str, object]:
         )
         if options.video is not None:
             session.start_video(options.video, options.scale)
+        if options.record is not None:
+            session.start_session(session_file(options.record))
         report = run_headless(session, actions, options.frames or DEFAULT_FRAMES)
     finally:
         session.close()
@@ -150,9 +157,18 @@ def play_in_window(options: Options) -> None:
     from envs.player.worker import WorldWorker
 
     check_display()
-    worker = WorldWorker(lambda report: make_session(options, report), options.video, options.scale)
+    record = None if options.record is None else session_file(options.record)
+    worker = WorldWorker(lambda report: make_session(options, report), options.video, options.scale, record)
     kind = f"{options.world}, the real world" if options.real else f"a dream of {options.world}"
-    Player(worker, title=f"Playable world model: {kind}", scale=options.scale).run()
+    Player(worker, title=f"Playable world model: {kind}", scale=options.scale, folder=options.out).run()
+
+
+def session_file(record: Path) -> Path:
+    """Return the file of a session: as given, or a new name in a folder."""
+    if record.suffix.lower() == ".h5":
+        return record
+    moment = f"{time.strftime('%Y%m%d-%H%M%S')}-{time.time_ns() // 1_000_000 % 1000:03d}"
+    return record / f"session-{moment}.h5"
 
 
 def make_session(options: Options, report: Report) -> PlaySession:
@@ -167,7 +183,7 @@ def make_session(options: Options, report: Report) -> PlaySession:
         if world is None:
             session = PlaySession(env, options.seed, options.fps)
         else:
-            session = PlaySession(env, options.seed, options.fps or world.fps, world.actions)
+            session = PlaySession(env, options.seed, options.fps or world.fps, world.actions, world)
     except BaseException:
         env.close()
         raise

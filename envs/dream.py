@@ -4,6 +4,7 @@ Owns: openings drawn by seed, seeds, truncation, and numpy at the border. The dr
 """
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, SupportsFloat
 
 import gymnasium
@@ -12,7 +13,7 @@ from gymnasium import spaces
 
 from envs.worlds.base import World
 from envs.worlds.registry import get_world
-from worldmodel.errors import CheckpointError, ConfigError, SeedError, StateError
+from worldmodel.errors import CheckpointError, ConfigError, SeedError, ShapeError, StateError
 from worldmodel.windows import parse_schedule
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ class DreamSnapshot:
         state: the dream.
         frame: uint8 (H, W, 3), what was shown.
         steps: steps since the reset.
-        of: what dreams it, by name: the bundle, the memory, the schedule and the format of numbers.
+        of: what dreams it, by name: the hash of the weights, the memory, the schedule and the format of numbers.
     """
 
     state: "WorldState"
@@ -122,7 +123,7 @@ class DreamEnv(gymnasium.Env[np.ndarray, np.int64]):
         if max_episode_steps is not None and max_episode_steps < 1:
             raise ConfigError(f"max_episode_steps must be at least 1 or None; got {max_episode_steps}")
         chosen = parse_schedule(schedule)
-        from worldmodel.checkpoint import load_openings, resolve  # torch: seconds to import
+        from worldmodel.checkpoint import load_openings, weights_hash  # torch: seconds to import
         from worldmodel.world import WorldModel
 
         name = world.lower() if checkpoint is None else checkpoint
@@ -134,6 +135,8 @@ class DreamEnv(gymnasium.Env[np.ndarray, np.int64]):
             window=chosen.window,
         )
         self._openings = load_openings(name)
+        self._name = Path(name).name
+        self._schedule = schedule
         self.world = find_world(self._model.info, name)
         self.metadata = {**self.metadata, "render_fps": self.fps}
         self.action_set = self.world.actions
@@ -142,15 +145,16 @@ class DreamEnv(gymnasium.Env[np.ndarray, np.int64]):
                 f"{name} takes {self._model.num_actions} actions; {self.world.name} has {self.action_set.num_actions}"
             )
         self.action_space = self.action_set.space
-        size = self._model.codec.config.image_size
+        size = self._frame_size = self._model.codec.config.image_size
         self.observation_space = spaces.Box(0, 255, (size, size, 3), np.uint8)
         self.render_mode = render_mode
         self.max_episode_steps = max_episode_steps
         self._state: WorldState | None = None
         self._frame: np.ndarray | None = None
+        self._context: tuple[np.ndarray, np.ndarray] | None = None
         self._steps = 0
         self._dreamer = {  # what a snapshot must agree with
-            "bundle": str(resolve(name).resolve()),
+            "weights": weights_hash(name),
             "memory_frames": str(self._model.memory_frames),
             "schedule": str(self._model.window),
             "dtype": str(self._model.dtype),
@@ -239,6 +243,13 @@ class DreamEnv(gymnasium.Env[np.ndarray, np.int64]):
         return self._model.device
 
     @property
+    def identity(self) -> dict[str, Any]:
+        """What dreams here: name and hash of the weights, and the settings that its frames depend on."""
+        settings = {"num_steps": self.num_steps, "memory_frames": self.memory_frames, "schedule": self._schedule}
+        settings |= {"dtype": self._dreamer["dtype"], "device": str(self.device)}
+        return {"checkpoint": self._name, "checkpoint_hash": self._dreamer["weights"], "settings": settings}
+
+    @property
     def num_openings(self) -> int:
         """Openings that a reset can draw from."""
         return int(self._openings["frames"].shape[0])
@@ -246,36 +257,79 @@ class DreamEnv(gymnasium.Env[np.ndarray, np.int64]):
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[np.ndarray, dict[str, Any]]:
-        """Start a dream from an opening.
+        """Start a dream from an opening, or from frames given.
 
         Args:
             seed: non-negative; None goes on with the random stream.
-            options: {"opening": int} chooses the opening instead of drawing it.
+            options: {"opening": int} chooses the opening instead of drawing it; or {"frames": uint8 (T, H, W, 3),
+                "actions": integers (T - 1,)} gives the frames to dream on from and the actions between them. Either
+                may say {"dream_seed": int}, the seed of the dream's chance, instead of drawing it.
 
         Returns:
-            Frame uint8 (H, W, 3), and info with "opening".
+            Frame uint8 (H, W, 3), the last one given, and info with "opening" (not for frames given) and "dream_seed".
 
         Raises:
             SeedError: the seed is negative or not an integer. ConfigError: an option is unknown or out of range.
+            ShapeError: frames or actions of another size. ActionError: an action that does not exist.
         """
         if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int | np.integer) or seed < 0):
             raise SeedError(f"seed must be a whole number of at least 0; got {seed!r}")
         super().reset(seed=None if seed is None else int(seed))
         options = dict(options or {})
-        drawn, dream_seed = draw_opening(self.np_random, self.num_openings)
-        opening = options.pop("opening", drawn)
-        is_whole = isinstance(opening, int | np.integer) and not isinstance(opening, bool)
-        if options or not is_whole or not 0 <= opening < self.num_openings:
-            raise ConfigError(
-                f"reset options accept only 'opening' from 0 to {self.num_openings - 1}; got opening {opening!r} and "
-                f"{sorted(options)}"
-            )
-        frames = self._openings["frames"][opening : opening + 1]
-        actions = self._openings["actions"][opening : opening + 1].long()
-        self._state = self._model.reset(frames, actions, [dream_seed])
+        drawn, drawn_seed = draw_opening(self.np_random, self.num_openings)
+        dream_seed = self._whole("dream_seed", options.pop("dream_seed", drawn_seed), 2**63)
+        info = {"dream_seed": dream_seed}
+        if "frames" in options or "actions" in options:
+            context = self._given_context(options)
+        else:
+            index = info["opening"] = self._whole("opening", options.pop("opening", drawn), self.num_openings)
+            context = self._openings["frames"][index].numpy(), self._openings["actions"][index].numpy()
+        if options:
+            raise ConfigError(f"reset accepts opening, frames, actions, dream_seed; got {', '.join(sorted(options))}")
+
+        import torch
+
+        frames, actions = (torch.from_numpy(np.array(part)[None]) for part in context)
+        self._state = self._model.reset(frames, actions.long(), [dream_seed])
+        self._context = context
         self._frame = frames[0, -1].numpy().copy()
         self._steps = 0
-        return self._frame.copy(), {"opening": int(opening)}
+        return self._frame.copy(), info
+
+    @staticmethod
+    def _whole(name: str, value: Any, limit: int) -> int:
+        """Return an option of reset as an int from 0 to below `limit`."""
+        is_whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
+        if not is_whole or not 0 <= value < limit:
+            raise ConfigError(f"reset option {name} must be a whole number from 0 to {limit - 1}; got {value!r}")
+        return int(value)
+
+    def _given_context(self, options: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
+        """Take frames and actions out of the options of reset."""
+        frames = np.asarray(options.pop("frames", None))
+        actions = np.asarray(options.pop("actions", ()))
+        size = (self._frame_size, self._frame_size, 3)
+        if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[1:] != size or not len(frames):
+            raise ShapeError(
+                f"option frames must be uint8 (T, {size[0]}, {size[1]}, 3); got {frames.dtype} {frames.shape}"
+            )
+        if actions.shape != (len(frames) - 1,):
+            raise ShapeError(
+                f"option actions must be ({len(frames) - 1},), those between the frames; got {actions.shape}"
+            )
+        checked = [self.action_set.check(action) for action in actions]
+        return frames, np.array(checked, np.uint8)
+
+    @property
+    def context(self) -> tuple[np.ndarray, np.ndarray]:
+        """What the dream was begun from: frames uint8 (T, H, W, 3), the actions between them uint8 (T - 1,).
+
+        Raises:
+            StateError: reset was not called.
+        """
+        if self._context is None:
+            raise StateError("context was asked for before the first reset; call reset(seed=...) first")
+        return self._context
 
     def step(self, action: Any) -> tuple[np.ndarray, SupportsFloat, bool, bool, dict[str, Any]]:
         """Dream one frame.
@@ -328,6 +382,14 @@ class DreamEnv(gymnasium.Env[np.ndarray, np.int64]):
         if self._state is None or self._frame is None:
             raise StateError("snapshot was called before the first reset; call reset(seed=...) first")
         return DreamSnapshot(self._state.clone(), self._frame.copy(), self._steps, self._dreamer)
+
+    def pack_state(self) -> bytes:
+        """Return the dream as it is now, for `worldmodel.state.WorldState.unpack`.
+
+        Raises:
+            StateError: reset was not called.
+        """
+        return self.snapshot().state.pack()
 
     def restore(self, snapshot: DreamSnapshot) -> np.ndarray:
         """Go back to a snapshot, or across to that of an environment alike; return its frame uint8 (H, W, 3).

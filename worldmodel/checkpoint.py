@@ -102,6 +102,21 @@ def save_bundle(
     write_files(files | {folder / "config.json": (json.dumps(config, indent=2) + "\n").encode()})
 
 
+def weights_hash(name_or_folder: str | Path) -> str:
+    """Return what tells a bundle's weights from others, 16 hexadecimal digits; copies of a bundle have the same.
+
+    It is made from the hashes of the manifest and the shapes of the networks; openings and words about the world do
+    not count.
+
+    Raises:
+        CheckpointError: the bundle is missing or unreadable.
+    """
+    config = _read_config(resolve(name_or_folder))
+    files = {name: digest for name, digest in config.get("files", {}).items() if name != "openings"}
+    networks = {name: config[name] for name in ("codec", "denoiser", "depth") if name in config}
+    return hashlib.sha256(json.dumps([files, networks], sort_keys=True).encode()).hexdigest()[:16]
+
+
 def has_part(name_or_folder: str | Path, name: str) -> bool:
     """Return whether a bundle holds a part: codec, denoiser, depth or openings.
 

@@ -116,6 +116,29 @@ def check_arrays(arrays: dict[str, Any], image_size: int, num_actions: int, fiel
     return num_steps
 
 
+def shard_header(
+    world: str,
+    action_names: Sequence[str],
+    image_size: int,
+    settings: Mapping[str, Any],
+    split: str,
+    fields: Mapping[str, Field],
+) -> dict[str, Any]:
+    """Return the attributes of a shard's file.
+
+    Args:
+        world: its name.
+        action_names: the action set.
+        image_size: height and width of a frame, pixels.
+        settings: JSON values.
+        split: one of `SPLITS`.
+        fields: all that episodes may hold.
+    """
+    header = {"format": FORMAT, "version": VERSION, "world": world, "action_names": json.dumps(list(action_names))}
+    header |= {"image_size": image_size, "alignment": ALIGNMENT, "settings": json.dumps(dict(settings)), "split": split}
+    return header | {"fields": json.dumps({name: list(field) for name, field in fields.items()})}
+
+
 class ShardWriter:
     """Context manager that writes one shard: built in memory, put on disk whole when the block ends without error.
 
@@ -160,9 +183,7 @@ class ShardWriter:
         self.fields = CORE_FIELDS | dict(fields) | {"actions": actions}
         self._num_episodes = 0
         self._file = h5py.File(path.name, "w", driver="core", backing_store=False)
-        header = {"format": FORMAT, "version": VERSION, "world": world, "action_names": json.dumps(list(action_names))}
-        header |= {"image_size": image_size, "alignment": ALIGNMENT, "settings": json.dumps(settings), "split": split}
-        header["fields"] = json.dumps({name: list(field) for name, field in self.fields.items()})
+        header = shard_header(world, action_names, image_size, settings, split, self.fields)
         self._file.attrs.update(header)
 
     def write(self, arrays: dict[str, np.ndarray], *, seed: int, scene_seed: int, policy: str) -> None:

@@ -16,8 +16,11 @@ HELP = (
     ("R", "new dream (next seed)"),
     ("P", "pause"),
     ("T", "sharp or smooth picture"),
-    ("V", "start or stop recording an MP4"),
-    ("F12", "screenshot"),
+    ("Backspace", "hold: rewind; F5 keeps a moment, F9 goes back"),
+    ("M / N / 1-9", "mark a view / say you are back / choose a mark"),
+    ("- / =", "slower or faster"),
+    ("V / B", "record an MP4 / a session"),
+    ("F11 / F12", "full screen / screenshot"),
     ("H", "hide or show the counters"),
     ("F1", "this help"),
     ("Esc", "quit"),
@@ -51,14 +54,17 @@ class Hud:
             lines.append(f"{view.num_steps} denoising step{'s' * (view.num_steps != 1)}   {device or ''}")
         if view.engine is not None:
             lines.append(view.engine)
+        if view.marks:
+            alike = "" if view.likeness is None else f"   {view.likeness:.1f} dB like mark {view.chosen_mark}"
+            lines.append(f"marks {' '.join(map(str, view.marks))}{alike}")
         lines.append(f"seed {view.seed}   F1 help")
         size = self._size(screen)
         self._draw_panel(screen, [self._line(line, size, _TEXT) for line in lines], (size // 2, size // 2))
 
-    def draw_recording(self, screen: pygame.Surface) -> None:
-        """Draw the red mark of a running recording at the top right."""
+    def draw_recording(self, screen: pygame.Surface, text: str) -> None:
+        """Draw the red mark of running recordings, and which they are, at the top right."""
         size = self._size(screen)
-        label = self._line("REC", size, _RECORD)
+        label = self._line(text, size, _RECORD)
         mark = pygame.Surface((label.get_width() + size, label.get_height()), pygame.SRCALPHA)
         pygame.draw.circle(mark, _RECORD, (size // 3, label.get_height() // 2), size // 3)
         mark.blit(label, (size, 0))

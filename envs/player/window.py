@@ -6,9 +6,11 @@ steps the world in its own thread, so the window answers at 60 Hz however slow t
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from envs.player.worker import WorldWorker
@@ -25,6 +27,16 @@ except ImportError as error:
 from envs.player.hud import Hud, is_fresh
 
 EVENTS_HZ = 60
+SCANCODES = {
+    pygame.KSCAN_W: "w",
+    pygame.KSCAN_A: "a",
+    pygame.KSCAN_S: "s",
+    pygame.KSCAN_D: "d",
+    pygame.KSCAN_Q: "q",
+    pygame.KSCAN_E: "e",
+}
+"""Keys that walk, by their place on a keyboard."""
+
 DEFAULT_SIDE = 640
 _INVISIBLE_DRIVERS = ("dummy", "offscreen", "evdev")
 _DISPLAY_HELP = "run with --headless, or without a screen under: xvfb-run -a python play.py"
@@ -51,7 +63,7 @@ class Player:
         worker: not yet started.
         title: of the window.
         scale: screen pixels per frame pixel at first; None keeps 640 x 640. The window can be resized.
-        folder: where screenshots and videos go.
+        folder: where screenshots, videos and sessions go; made when something is saved.
 
     Raises:
         DisplayError: there is no display.
@@ -70,6 +82,7 @@ class Player:
         self._is_sized = False
         self._drawn: object = None
         self._start_s = time.monotonic()
+        self._orders = self._make_orders()
 
     def run(self) -> None:
         """Open the window and play until it is closed.
@@ -112,34 +125,60 @@ class Player:
         if event.type == pygame.QUIT:
             return False
         if event.type == pygame.KEYUP:
-            self.worker.release(pygame.key.name(event.key))
+            if event.key == pygame.K_BACKSPACE:
+                self.worker.stop_rewind()
+            self.worker.release(key_name(event))
         elif event.type == pygame.KEYDOWN:
-            return self._handle_key(event.key)
+            return self._handle_key(event)
+        elif event.type == pygame.WINDOWFOCUSLOST:
+            self.worker.stop_rewind()
         elif event.type in (pygame.VIDEORESIZE, pygame.VIDEOEXPOSE, pygame.WINDOWEXPOSED):
             self._drawn = None
         return True
 
-    def _handle_key(self, key: int) -> bool:
-        worker = self.worker
+    def _handle_key(self, event: pygame.event.Event) -> bool:
+        """Take a key that went down; False ends play."""
+        key = event.key
         if key == pygame.K_ESCAPE:
             return False
-        if key == pygame.K_r:
-            worker.new_dream()
-        elif key == pygame.K_p:
-            worker.toggle_pause()
-        elif key == pygame.K_v:
-            worker.toggle_video(self._file_name(".mp4"))
-        elif key == pygame.K_F12:
-            self._save_screenshot()
-        elif key == pygame.K_t:
-            self.is_smooth = not self.is_smooth
-        elif key == pygame.K_h:
-            self.is_hud_shown = not self.is_hud_shown
-        elif key == pygame.K_F1:
-            self.is_help_shown = not self.is_help_shown
+        if self.worker.view is None and key != pygame.K_F1:  # loading: nothing is there yet to answer
+            return True
+        if key in self._orders:
+            self._orders[key]()
+        elif pygame.K_1 <= key <= pygame.K_9:
+            self.worker.choose_mark(key - pygame.K_0)
         else:
-            worker.press(pygame.key.name(key))
+            self.worker.press(key_name(event))
         return True
+
+    def _make_orders(self) -> dict[int, Callable[[], object]]:
+        """Return what each key does that does not walk."""
+        worker = self.worker
+        return {
+            pygame.K_r: worker.new_dream,
+            pygame.K_p: worker.toggle_pause,
+            pygame.K_v: lambda: worker.toggle_video(self._file_name(".mp4")),
+            pygame.K_b: lambda: worker.toggle_session(self._file_name(".h5")),
+            pygame.K_m: worker.mark,
+            pygame.K_n: worker.come_back,
+            pygame.K_BACKSPACE: worker.start_rewind,
+            pygame.K_F5: worker.keep,
+            pygame.K_F9: worker.return_to_kept,
+            pygame.K_MINUS: lambda: worker.change_speed(-1),
+            pygame.K_EQUALS: lambda: worker.change_speed(1),
+            pygame.K_F11: self._toggle_full_screen,
+            pygame.K_F12: self._save_screenshot,
+            pygame.K_t: lambda: self._toggle("is_smooth"),
+            pygame.K_h: lambda: self._toggle("is_hud_shown"),
+            pygame.K_F1: lambda: self._toggle("is_help_shown"),
+        }
+
+    def _toggle(self, name: str) -> None:
+        setattr(self, name, not getattr(self, name))
+
+    def _toggle_full_screen(self) -> None:
+        pygame.display.toggle_fullscreen()
+        self._drawn = None
 
     def _draw(self) -> None:
         """Draw and show, unless nothing has changed since the last time."""
@@ -152,7 +191,10 @@ class Player:
             hud.draw_loading(screen, share, text, time.monotonic() - self._start_s)
             pygame.display.flip()
             return
-        switches = (self.is_smooth, self.is_help_shown, self.is_hud_shown, worker.is_recording)
+        recorded = [
+            name for name, is_open in (("REC", worker.is_recording), ("SESSION", worker.is_session_open)) if is_open
+        ]
+        switches = (self.is_smooth, self.is_help_shown, self.is_hud_shown, tuple(recorded))
         state = (view, screen.get_size(), tuple(notes), switches)
         if state == self._drawn:
             return
@@ -168,8 +210,8 @@ class Player:
         screen.blit(scaled, ((screen.get_width() - size[0]) // 2, (screen.get_height() - size[1]) // 2))
         if self.is_hud_shown:
             hud.draw_counters(screen, view, worker.rate_fps, worker.device)
-        if worker.is_recording:
-            hud.draw_recording(screen)
+        if recorded:
+            hud.draw_recording(screen, " ".join(recorded))
         hud.draw_notes(screen, notes)
         if self.is_help_shown:
             hud.draw_help(screen)
@@ -197,13 +239,21 @@ class Player:
             return
         temporary = path.with_name(f".{path.stem}.partial.png")
         try:
+            path.parent.mkdir(parents=True, exist_ok=True)
             pygame.image.save(screen, str(temporary))
             os.replace(temporary, path)
         except (pygame.error, OSError) as error:
-            temporary.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
             self.worker.say(f"no screenshot: {error}")
         else:
-            self.worker.say(f"saved {path.name}")
+            self.worker.say(f"saved {path.resolve()}")
+
+
+def key_name(event: pygame.event.Event) -> str:
+    """Return the name of a key: by where it is on a keyboard, so that W A S D are where they are on any layout."""
+    place = SCANCODES.get(getattr(event, "scancode", -1))
+    return pygame.key.name(event.key) if place is None else place
 
 
 def fit(picture: tuple[int, int], window: tuple[int, int], is_whole: bool) -> tuple[int, int]:

@@ -1,6 +1,7 @@
 """The thread in which a world loads and dreams, so that a window stays alive whatever the model does.
 
-Owns: loading in the background, steady pacing, held and tapped keys on their way to an action, orders from the window.
+Owns: loading in the background, steady pacing, held and tapped keys on their way to an action, orders from the window
+(reset, pause, rewind, marks, recordings, speed).
 Does not know pygame. Everything that touches the environment runs in this one thread (an OpenGL context belongs to the
 thread that made it); a window only reads the public
 attributes, each replaced whole.
@@ -22,6 +23,12 @@ from worldmodel.errors import WorldModelError
 
 Report = Callable[[float, str], None]
 """Tells how far loading is: (share from 0 to 1, what comes next)."""
+
+SPEEDS = (0.25, 0.5, 1.0, 2.0, 4.0)
+"""Factors of the world's own rate that a player can choose."""
+
+REWIND_STEPS = 2
+"""Steps back that rewinding shows in the time of one step."""
 
 
 class Progress(NamedTuple):
@@ -49,6 +56,7 @@ class WorldWorker:
         make_session: called in the thread with a `Report`; makes and resets the session.
         video_path: record to this file from the first frame on; None records nothing.
         video_scale: video pixels per frame pixel; None as in `PlaySession.start_video`.
+        session_path: record a session to this file from the first frame on; None records none.
     """
 
     def __init__(
@@ -56,6 +64,7 @@ class WorldWorker:
         make_session: Callable[[Report], PlaySession],
         video_path: Path | None = None,
         video_scale: int | None = None,
+        session_path: Path | None = None,
     ) -> None:
         self.progress = Progress(0.0, "starting")
         self.view: View | None = None
@@ -65,6 +74,12 @@ class WorldWorker:
         self.error: BaseException | None = None
         self.is_paused = False
         self.is_recording = False
+        self.is_session_open = False
+        self.is_rewinding = False
+        self.speed = 1.0
+        self._session_path = session_path
+        self._rewound_steps = 0
+        self._resets_wanted = 0
         self._make_session = make_session
         self._video_path = video_path
         self._video_scale = video_scale
@@ -104,8 +119,13 @@ class WorldWorker:
             self._held.discard(key)
 
     def new_dream(self) -> None:
-        """Begin the dream of the next seed before the next step; play goes on if it was paused."""
-        self._orders.put(self._new_dream)
+        """Begin the dream of the next seed before the next step; play goes on if it was paused.
+
+        Asked for again before that, it is still one dream: a row of presses during a slow step is one wish.
+        """
+        self._resets_wanted += 1
+        if self._resets_wanted == 1:
+            self._orders.put(self._new_dream)
 
     def toggle_pause(self) -> None:
         """Pause, or go on."""
@@ -114,6 +134,44 @@ class WorldWorker:
     def toggle_video(self, path: Path) -> None:
         """Start recording to `path`, or finish the recording that runs."""
         self._orders.put(lambda session: self._toggle_video(session, path))
+
+    def toggle_session(self, path: Path) -> None:
+        """Start recording a session to `path`, or finish the one that runs."""
+        self._orders.put(lambda session: self._toggle_session(session, path))
+
+    def mark(self) -> None:
+        """Mark the present frame, to come back to."""
+        self._orders.put(lambda session: self._try(session, self._mark))
+
+    def choose_mark(self, number: int) -> None:
+        """Choose the mark to come back to."""
+        self._orders.put(lambda session: self._try(session, lambda s: f"mark {s.choose_mark(number).number} chosen"))
+
+    def come_back(self) -> None:
+        """Say that the present frame is the chosen mark again."""
+        self._orders.put(lambda session: self._try(session, self._come_back))
+
+    def keep(self) -> None:
+        """Keep the present moment."""
+        self._orders.put(lambda session: self._try(session, lambda s: f"kept step {s.keep().step}; F9 goes back to it"))
+
+    def return_to_kept(self) -> None:
+        """Go to the moment that was kept last."""
+        self._orders.put(lambda session: self._try(session, lambda s: f"back at step {s.return_to_kept().step}"))
+
+    def start_rewind(self) -> None:
+        """Show what was, backwards, until `stop_rewind`."""
+        self._orders.put(self._start_rewind)
+
+    def stop_rewind(self) -> None:
+        """Play on from what is shown."""
+        self._orders.put(self._stop_rewind)
+
+    def change_speed(self, by: int) -> None:
+        """Play slower (-1) or faster (+1)."""
+        index = SPEEDS.index(self.speed) + by
+        self.speed = SPEEDS[min(max(index, 0), len(SPEEDS) - 1)]
+        self.say(f"speed {self.speed:g}")
 
     def say(self, text: str) -> None:
         """Show a line to the player for a few seconds."""
@@ -126,6 +184,9 @@ class WorldWorker:
             if self._video_path is not None:
                 session.start_video(self._video_path, self._video_scale)
                 self.is_recording = True
+            if self._session_path is not None:
+                session.start_session(self._session_path)
+                self.is_session_open = True
             self.device = session.device
             self.view = session.view
             self._take_keys()  # A key tapped while loading is not meant for the first frame.
@@ -145,23 +206,64 @@ class WorldWorker:
             if order is not None:
                 order(session)
                 continue
-            period_s, start_s = 1.0 / session.fps, time.perf_counter()
+            period_s, start_s = 1.0 / (session.fps * self.speed), time.perf_counter()
             # A little lateness is caught up with, for a steady rate; more than a period (a pause, a slow step) is not.
             due_s = (due_s if start_s - due_s < period_s else start_s) + period_s
+            if self.is_rewinding:
+                self._rewind_on(session)
+                continue
             action = session.action_set.from_keys(self._take_keys())
             self._show(session, partial(session.step, action))
             self._measure_rate(time.perf_counter())
 
     def _show(self, session: PlaySession, move: Callable[[], View]) -> None:
-        """Show where a step or a new dream leads, also when only the video failed."""
+        """Show where a step or a jump leads, also when only a recording failed."""
         try:
             self.view = move()
         except WorldModelError as error:
-            if session.is_recording == self.is_recording:
+            if (session.is_recording, session.is_session_open) == (self.is_recording, self.is_session_open):
                 raise
-            self.is_recording = False
             self.view = session.view
             self.say(f"recording stopped: {error}")
+        self.is_recording, self.is_session_open = session.is_recording, session.is_session_open
+
+    def _try(self, session: PlaySession, do: Callable[[PlaySession], str]) -> None:
+        """Do what a player asked for, and say what came of it; where it cannot be done play goes on."""
+        try:
+            self.say(do(session))
+        except WorldModelError as error:
+            self.say(str(error))
+        self.view = session.view
+        self.is_recording, self.is_session_open = session.is_recording, session.is_session_open
+
+    @staticmethod
+    def _mark(session: PlaySession) -> str:
+        return f"mark {session.mark().number}: N says that you are back"
+
+    @staticmethod
+    def _come_back(session: PlaySession) -> str:
+        mark, likeness = session.come_back()
+        return f"back at mark {mark.number} after {session.view.step - mark.step} steps: {likeness:.1f} dB alike"
+
+    def _start_rewind(self, session: PlaySession) -> None:
+        if not session.can_rewind:
+            self.say("this world cannot go back")
+            return
+        self.is_rewinding, self._rewound_steps = True, 0
+
+    def _rewind_on(self, session: PlaySession) -> None:
+        self._rewound_steps = min(self._rewound_steps + REWIND_STEPS, session.steps_back)
+        self.view = session.look_back(self._rewound_steps)
+        self.say(f"rewinding: {self._rewound_steps / session.fps:.1f} s back")
+
+    def _stop_rewind(self, session: PlaySession) -> None:
+        if not self.is_rewinding:
+            return
+        self.is_rewinding = False
+        self._step_times_s.clear()
+        if self._rewound_steps:
+            self._show(session, partial(session.rewind, self._rewound_steps))
+            self.say(f"on from step {session.view.step}")
 
     def _next_order(self, wait_s: float | None) -> Callable[[PlaySession], None] | None:
         """Wait for an order until the next step is due (None: for ever); None means that it is time to step."""
@@ -182,7 +284,8 @@ class WorldWorker:
             self.rate_fps = (len(self._step_times_s) - 1) / (now_s - self._step_times_s[0])
 
     def _new_dream(self, session: PlaySession) -> None:
-        self.is_paused = False
+        self._resets_wanted = 0
+        self.is_paused = self.is_rewinding = False
         self._step_times_s.clear()
         self._show(session, partial(session.reset, session.view.seed + 1))
 
@@ -194,13 +297,25 @@ class WorldWorker:
         try:
             if session.is_recording:
                 session.stop_video()
-                self.say("video saved")
+                self.say(f"video saved in {path.parent.resolve()}")
             else:
                 session.start_video(path, self._video_scale)
                 self.say(f"recording {path.name}; V stops")
         except WorldModelError as error:
             self.say(f"recording stopped: {error}")
         self.is_recording = session.is_recording
+
+    def _toggle_session(self, session: PlaySession, path: Path) -> None:
+        try:
+            if session.is_session_open:
+                made = session.stop_session()
+                self.say("nothing was played: no session kept" if made is None else f"session saved: {made}")
+            else:
+                session.start_session(path)
+                self.say(f"recording the session {path.name}; B stops")
+        except WorldModelError as error:
+            self.say(f"no session: {error}")
+        self.is_session_open = session.is_session_open
 
     def _report(self, share: float, text: str) -> None:
         if self._is_stopping.is_set():

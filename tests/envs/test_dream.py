@@ -23,7 +23,7 @@ from envs.dream import DreamEnv
 from envs.worlds.labmaze.spec import ACTIONS as LABMAZE_ACTIONS
 from worldmodel.checkpoint import save_bundle
 from worldmodel.denoiser import Denoiser
-from worldmodel.errors import ActionError, CheckpointError, ConfigError, DeviceError, SeedError, StateError
+from worldmodel.errors import ActionError, CheckpointError, ConfigError, DeviceError, SeedError, ShapeError, StateError
 from worldmodel.state import WorldState
 
 
@@ -48,7 +48,7 @@ def test_it_is_registered_and_knows_its_openings(bundle: Path, openings: dict[st
     env = gymnasium.make("envs:Dream/LabMaze-v0", checkpoint=str(bundle), device="cpu", num_steps=1)
     for opening in range(3):
         frame, info = env.reset(seed=0, options={"opening": opening})
-        assert info == {"opening": opening}
+        assert info["opening"] == opening
         assert np.array_equal(frame, openings["frames"][opening, -1].numpy())
     assert np.array_equal(env.render(), frame)
     frame, reward, terminated, truncated, _ = env.step(3)
@@ -267,10 +267,54 @@ def test_a_bad_seed_is_named(seed: Any, make_env: Callable[..., DreamEnv]) -> No
         make_env().reset(seed=seed)
 
 
-@pytest.mark.parametrize("options", [{"opening": 3}, {"opening": -1}, {"opening": "first"}, {"maze": 1}])
-def test_a_bad_reset_option_is_named(options: dict[str, Any], make_env: Callable[..., DreamEnv]) -> None:
-    with pytest.raises(ConfigError, match="reset options accept only 'opening' from 0 to 2; got"):
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"opening": 3}, ConfigError, "reset option opening must be a whole number from 0 to 2; got 3"),
+        ({"opening": "first"}, ConfigError, "reset option opening must be a whole number from 0 to 2; got 'first'"),
+        ({"dream_seed": -1}, ConfigError, "reset option dream_seed must be a whole number"),
+        ({"maze": 1}, ConfigError, "reset accepts opening, frames, actions, dream_seed; got maze"),
+        ({"frames": np.zeros((2, 8, 8, 3), np.uint8)}, ShapeError, r"frames must be uint8 \(T, 32, 32, 3\); got uint8"),
+        ({"frames": np.zeros((2, 32, 32, 3))}, ShapeError, "frames must be uint8"),
+        ({"actions": [1]}, ShapeError, "frames must be uint8"),
+        (
+            {"frames": np.zeros((2, 32, 32, 3), np.uint8)},
+            ShapeError,
+            r"actions must be \(1,\), those between the frames",
+        ),
+        ({"frames": np.zeros((2, 32, 32, 3), np.uint8), "actions": [9]}, ActionError, "action 9 is out of range"),
+        ({"frames": np.zeros((1, 32, 32, 3), np.uint8), "opening": 1}, ConfigError, "got opening"),
+    ],
+)
+def test_a_bad_reset_option_is_named(
+    options: dict[str, Any], error: type[Exception], message: str, make_env: Callable[..., DreamEnv]
+) -> None:
+    with pytest.raises(error, match=message):
         make_env().reset(seed=0, options=options)
+
+
+def test_a_dream_begun_from_frames_is_that_begun_from_the_opening_they_are(make_env: Callable[..., DreamEnv]) -> None:
+    env, other = make_env(), make_env()
+    _, info = env.reset(seed=5)
+    frames, actions = env.context
+    frame, _ = other.reset(seed=9, options={"frames": frames, "actions": actions, "dream_seed": info["dream_seed"]})
+    assert np.array_equal(frame, frames[-1])
+    assert play(env, [1, 3, 2]) == play(other, [1, 3, 2])
+
+
+def test_a_snapshot_of_a_copied_bundle_is_accepted_and_of_other_weights_refused(
+    bundle: Path, tmp_path: Path, make_env: Callable[..., DreamEnv], make_denoiser: Callable[..., Denoiser]
+) -> None:
+    env, copy = make_env(), Path(shutil.copytree(bundle, tmp_path / "copy"))
+    env.reset(seed=5)
+    snapshot = env.snapshot()
+    other = make_env(checkpoint=str(copy))
+    other.restore(snapshot)
+    assert play(env, [1, 3, 2]) == play(other, [1, 3, 2])
+    torch.manual_seed(99)
+    save_bundle(copy, denoiser=make_denoiser(seed=99))
+    with pytest.raises(StateError, match="this snapshot is of weights"):
+        make_env(checkpoint=str(copy)).restore(snapshot)
 
 
 @pytest.mark.parametrize(

@@ -17,10 +17,11 @@ import pytest
 
 import play
 from envs.player.headless import parse_actions, run_headless
-from envs.player.session import PlayableEnv, PlaySession
+from envs.player.session import PlaySession
 from envs.player.video import VideoWriter
 from envs.player.worker import Report, WorldWorker, _raise_stopped
 from envs.worlds.labmaze.spec import ACTIONS as LABMAZE_ACTIONS
+from tests.stub_play import NAMES, StubEnv, key
 from worldmodel.errors import (
     ActionError,
     CheckpointError,
@@ -31,48 +32,6 @@ from worldmodel.errors import (
     StorageError,
     WorldModelError,
 )
-
-NAMES = LABMAZE_ACTIONS.names
-
-
-class StubEnv:
-    """Stands for DreamEnv: remembers the actions, draws the seed and the step, ends at step 5."""
-
-    action_set = LABMAZE_ACTIONS
-    fps = 100
-    num_steps = 2
-    memory_frames = 4
-    device = "cpu"
-
-    def __init__(self, step_s: float = 0.0) -> None:
-        self.metadata: dict[str, Any] = {}
-        self.actions: list[str] = []
-        self.seeds: list[int] = []
-        self.memory_used = 0
-        self.is_closed = False
-        self._step_s = step_s
-        self._step = 0
-
-    def reset(self, *, seed: int | None = None) -> tuple[np.ndarray, dict[str, Any]]:
-        assert seed is not None
-        self.seeds.append(seed)
-        self._step = self.memory_used = 0
-        return self._frame(), {}
-
-    def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
-        time.sleep(self._step_s)
-        self._step += 1
-        self.memory_used = min(self._step, 4)
-        self.actions.append(NAMES[action])
-        return self._frame(), 0.5, self._step == 5, self._step == 8, {}
-
-    def close(self) -> None:
-        self.is_closed = True
-
-    def _frame(self) -> np.ndarray:
-        frame = np.zeros((64, 64, 3), np.uint8)
-        frame[:, :32] = (200, 30 * self.seeds[-1] % 256, self._step % 256)
-        return frame
 
 
 class PlainEnv(StubEnv):
@@ -254,7 +213,7 @@ def test_main_hands_options_to_the_dream(monkeypatch: pytest.MonkeyPatch, capsys
 def run_python(program: str, **environment: str) -> subprocess.CompletedProcess[str]:
     hidden = ("DISPLAY", "WAYLAND_DISPLAY", "SDL_VIDEODRIVER", "SDL_VIDEO_DRIVER")
     clean = {name: value for name, value in os.environ.items() if name not in hidden}
-    program = "import sys; sys.path[:0] = ['tests', 'tests/envs']\n" + program
+    program = "import sys; sys.path[:0] = ['tests']\n" + program
     return subprocess.run(
         [sys.executable, "-c", program],
         capture_output=True,
@@ -266,8 +225,8 @@ def run_python(program: str, **environment: str) -> subprocess.CompletedProcess[
 
 def test_headless_needs_no_pygame_and_the_window_no_torch() -> None:
     program = (
-        "import play, test_player\n"
-        "play.make_real = lambda world, report: test_player.StubEnv()\n"
+        "import play, stub_play\n"
+        "play.make_real = lambda world, report: stub_play.StubEnv()\n"
         "assert play.main(['--real', '--headless', '--frames', '2']) == 0\n"
         "assert 'pygame' not in sys.modules\n"
         "import envs.player.window\n"
@@ -296,54 +255,6 @@ def test_without_pygame(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 # --- the window ---
-
-Script = Callable[[Any, WorldWorker], Iterator[Callable[[], bool]]]
-
-
-@pytest.fixture
-def window(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Any]:
-    """Return a function that plays a stub in an invisible window, step by step along a script.
-
-    The script yields conditions; it goes on when the condition holds, once a turn of the window's loop at most. After
-    its end the window is closed as by its user.
-    """
-    monkeypatch.setenv("SDL_VIDEODRIVER", "dummy")
-    from envs.player.window import Player, pygame
-
-    def run(
-        script: Script,
-        env: PlayableEnv | None = None,
-        make: Callable[[Report], PlaySession] | None = None,
-        **settings: Any,
-    ) -> WorldWorker:
-        worker = WorldWorker(make or (lambda report: PlaySession(env or StubEnv())))
-        player = Player(worker, "test", folder=tmp_path, **settings)
-        steps = script(player, worker)
-        state = {"condition": lambda: True}
-        deadline_s = time.monotonic() + 10
-
-        def scripted_draw(draw: Callable[[], None] = player._draw) -> None:
-            draw()
-            if time.monotonic() > deadline_s:
-                raise TimeoutError("the script waits for something that does not come")
-            if state["condition"]():
-                condition = next(steps, None)
-                if condition is None:
-                    pygame.event.post(pygame.event.Event(pygame.QUIT))
-                state["condition"] = condition or (lambda: False)
-
-        monkeypatch.setattr(player, "_draw", scripted_draw)
-        player.run()
-        return worker
-
-    return run
-
-
-def key(name: str, is_down: bool = True) -> None:
-    import pygame
-
-    kind = pygame.KEYDOWN if is_down else pygame.KEYUP
-    pygame.event.post(pygame.event.Event(kind, key=pygame.key.key_code(name)))
 
 
 def test_held_keys_combine(window: Callable[..., Any]) -> None:
@@ -470,7 +381,8 @@ def test_place_that_cannot_be_written_is_told(window: Callable[..., Any], tmp_pa
     env = StubEnv()
 
     def script(player: Any, worker: WorldWorker) -> Iterator[Callable[[], bool]]:
-        player.folder = tmp_path / "missing"
+        (tmp_path / "file").touch()
+        player.folder = tmp_path / "file" / "missing"
         yield lambda: worker.view is not None
         key("f12")
         yield lambda: worker.notice.text.startswith("no screenshot")
