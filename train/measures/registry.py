@@ -7,6 +7,9 @@ from worldmodel.errors import ConfigError
 
 MEASURES: dict[str, str] = {
     "fidelity": "train.measures.fidelity:Fidelity",
+    "action_accuracy": "train.measures.action_accuracy:ActionAccuracy",
+    "drift": "train.measures.drift:Drift",
+    "heads": "train.measures.heads:Heads",
     "teco": "train.measures.teco:Teco",
     "revisit": "train.measures.revisit:Revisit",
     "long_rollout": "train.measures.long_rollout:LongRollout",
