@@ -36,6 +36,7 @@ from train.evaluate import EvaluateOptions, evaluate_world, read_measures
 from train.warps import WarpOptions, prepare
 from worldmodel.checkpoint import codec_hash, load_codec, load_denoiser, load_depth
 from worldmodel.errors import StateError
+from worldmodel.memory.registry import check_memory
 from worldmodel.world import WorldModel
 
 MIN_SHARDS = {"train": 8, "test": 1}
@@ -203,6 +204,7 @@ def make_denoiser(recipe: Journal) -> dict[str, Any]:
     options = DenoiserOptions(
         **train_options(recipe, "denoiser", minutes),
         codec=recipe.folder("codec"),
+        memory=recipe.options.memory,
         odometry=has_pixels,
         warps=recipe.folder("warps") if has_pixels else None,
         objective=plan.objective,
@@ -319,7 +321,8 @@ def choose_stages(recipe: Journal) -> Stages:
     if reason is None:
         return PIXEL_STAGES
     print(
-        f"no memory of pixels: {reason}; the world learns from summaries alone, without depth, warps and decoder stages"
+        f"no memory of pixels: {reason}; the world learns from {recipe.options.memory or 'summaries'} alone, without "
+        "depth, warps and decoder stages"
     )
     return SUMMARY_STAGES
 
@@ -330,6 +333,8 @@ def run_recipe(options: RecipeOptions) -> dict[str, Any]:
     Raises:
         WorldModelError: one of its kinds; see the functions above.
     """
+    if options.memory is not None:
+        check_memory(options.memory)
     recipe = Journal(options, start_machine(options.device))
     recorder = Recorder(recipe)
     if not recipe.is_done("record"):
@@ -339,7 +344,7 @@ def run_recipe(options: RecipeOptions) -> dict[str, Any]:
                 run_beside(recipe)
             recipe.run_stage("record", recorder.finish)
     stages = choose_stages(recipe)
-    recipe.content["memory"] = "pixels" if stages is PIXEL_STAGES else "summaries alone"
+    recipe.content["memory"] = "pixels" if stages is PIXEL_STAGES else f"{options.memory or 'summaries'} alone"
     for stage, work in stages.items():
         recipe.run_stage(stage, lambda work=work: work(recipe))  # type: ignore[misc]
     print(f"world: {recipe.folder('world')}    python play.py --checkpoint {recipe.folder('world')}")

@@ -337,6 +337,13 @@ def test_the_first_shards_of_a_plan_hold_test_mazes(key: tuple[str, str]) -> Non
         assert "test" in splits[:12] and splits[:12].count("train") >= MIN_SHARDS["train"]
 
 
+def test_a_memory_that_there_is_not_ends_the_recipe_before_it_records(tmp_path: Path) -> None:
+    for name, message in {"lstm": "unknown memory structure 'lstm'", "nowhere:Memory": "cannot be imported"}.items():
+        with pytest.raises(ConfigError, match=message):
+            run_recipe(RecipeOptions(tmp_path / "out", memory=name, preset="tiny", device="cpu"))
+    assert not (tmp_path / "out").exists()
+
+
 def test_measuring_fits_the_time() -> None:
     assert choose_evaluation(1000.0, 0.001) == read_measures(EvaluateOptions.measures, ())
     assert choose_evaluation(20.0, 0.01) == read_measures(EvaluateOptions.measures, (), quick=True)
