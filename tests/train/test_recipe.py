@@ -371,7 +371,7 @@ import time
 from pathlib import Path
 from train.core.background import BackgroundProgram
 with BackgroundProgram("http.server", ["0", "--bind", "127.0.0.1"], Path({str(tmp_path / "log")!r})) as program:
-    print(program._process.pid, flush=True)
+    print(program.pid, flush=True)
     time.sleep(60)
 """
     caller = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE)
