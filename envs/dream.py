@@ -17,8 +17,10 @@ from worldmodel.errors import CheckpointError, ConfigError, SeedError, ShapeErro
 from worldmodel.windows import parse_schedule
 
 if TYPE_CHECKING:
+    import torch
+
     from worldmodel.compiled import BackgroundCompiler
-    from worldmodel.world import WorldState
+    from worldmodel.state import Step, WorldState
 
 COMPILE_MODES = ("off", "wait", "background")
 
@@ -348,11 +350,15 @@ class DreamEnv(gymnasium.Env[np.ndarray, np.int64]):
         index = self.action_set.check(action)
         if self._state is None:
             raise StateError("step was called before the first reset; call reset(seed=...) first")
-        result = self._model.step(self._state, torch.tensor([index]))
+        result = self._advance(self._state, torch.tensor([index]))
         self._frame = result.frames[0].cpu().numpy().copy()
         self._steps += 1
         truncated = self.max_episode_steps is not None and self._steps >= self.max_episode_steps
         return self._frame.copy(), float(result.rewards[0]), bool(result.terminated[0]), truncated, {}
+
+    def _advance(self, state: "WorldState", actions: "torch.Tensor") -> "Step":
+        """Take one step of the world in place; where a class derived from this one can watch it."""
+        return self._model.step(state, actions)
 
     def render(self) -> np.ndarray | None:
         """Return the present frame, uint8 (H, W, 3), or None when render_mode is None.

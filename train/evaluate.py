@@ -83,12 +83,21 @@ def read_measures(names: tuple[str, ...], texts: tuple[str, ...], *, quick: bool
     chosen = {}
     for name, assignments in given.items():
         measure = get_measure(name)
-        options = measure.Options(**read_assignments(measure.Options, assignments, f"the measure {name}"))
-        if quick:
-            least = {field: min(getattr(options, field), most) for field, most in measure.quick.items()}
-            options = dataclasses.replace(options, **least)
-        chosen[name] = options
+        values = read_assignments(measure.Options, assignments, f"the measure {name}")
+        options = measure.Options(**values)
+        chosen[name] = dataclasses.replace(options, **_shorten(options, values, measure.quick)) if quick else options
     return chosen
+
+
+def _shorten(options: Any, given: Mapping[str, Any], quick: Mapping[str, int | str]) -> dict[str, Any]:
+    """Return the settings of a rehearsal: numbers no larger than `quick` has them, its texts where none was given."""
+    changes: dict[str, Any] = {}
+    for field, value in quick.items():
+        if not isinstance(value, str):
+            changes[field] = min(getattr(options, field), value)
+        elif field not in given:
+            changes[field] = value
+    return changes
 
 
 def evaluate_world(
@@ -132,7 +141,7 @@ def evaluate_world(
 
     # What cannot be taken is known before anything slow begins.
     chosen = {name: get_measure(name) for name in measures}
-    reasons = {name: why_not(measure, bench) for name, measure in chosen.items()}
+    reasons = {name: why_not(measure, bench, measures[name]) for name, measure in chosen.items()}
     skipped = {name: reason for name, reason in reasons.items() if reason is not None}
     taken = {name: measure for name, measure in chosen.items() if name not in skipped}
     for name, reason in skipped.items():

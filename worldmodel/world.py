@@ -82,7 +82,7 @@ class WorldModel:
         own = copy.deepcopy(codec).to(self.device, dtype)
         self.codec = own.to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload]  # not in its stubs
         self.denoiser = copy.deepcopy(denoiser).to(self.device, dtype).eval()
-        self.config = SamplerConfig(
+        config = SamplerConfig(
             num_steps=self.info.get("num_steps", DEFAULT_STEPS) if num_steps is None else num_steps,
             context_level=self.info.get("context_level", 0.05) if context_level is None else context_level,
             level_shift=self.info.get("level_shift", DEFAULT_SHIFT) if level_shift is None else level_shift,
@@ -95,11 +95,47 @@ class WorldModel:
                 "stride 1, or WorldModel.rollout"
             )
         self.pixels = self._make_pixels(depth)
-        self.sampler = Sampler(self.denoiser, self.window, self.config, memory_frames)
+        self.source: Path | None = None  # the bundle it was loaded from
+        self._set_up(config, memory_frames)
+
+    def _set_up(self, config: SamplerConfig, memory_frames: int | None) -> None:
+        """Make what samples, with the networks that are there, uncompiled.
+
+        Raises:
+            ConfigError: `memory_frames` is below 1 or more than the denoiser can see.
+        """
+        self.config = config
+        self.sampler = Sampler(self.denoiser, self.window, config, memory_frames)
         self.stepper = Stepper(self.codec, self.sampler, self.pixels, self.dtype)
         self.memory_frames = self.sampler.memory_frames
-        self.source: Path | None = None  # the bundle it was loaded from
         self.compiled: CompiledStep | None = None  # takes the steps it fits, see `compile`
+
+    def with_settings(
+        self,
+        *,
+        num_steps: int | None = None,
+        memory_frames: int | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> "WorldModel":
+        """Return the same world with other settings, uncompiled; this one stays as it is.
+
+        The weights are shared; only another number format takes copies of them.
+
+        Args:
+            num_steps: denoising steps in an auto-regressive step; None: as here.
+            memory_frames: frames remembered through their summaries; None: as here.
+            dtype: number format of the networks; None: as here.
+
+        Raises:
+            ConfigError: a setting is out of range.
+        """
+        other = copy.copy(self)
+        if dtype is not None and dtype != self.dtype:
+            other.dtype = dtype
+            other.codec, other.denoiser = (copy.deepcopy(part).to(dtype) for part in (self.codec, self.denoiser))
+        config = self.config if num_steps is None else dataclasses.replace(self.config, num_steps=num_steps)
+        other._set_up(config, self.memory_frames if memory_frames is None else memory_frames)
+        return other
 
     def _make_pixels(self, depth: DepthNet | None) -> PixelMemory | None:
         """Return the memory of pixels that the denoiser was trained with, if it was.

@@ -17,7 +17,6 @@ import torch
 from safetensors.torch import load
 from torch import nn
 
-from train.benchmark import BenchmarkOptions
 from train.bundle import BundleOptions
 from train.codec import CodecOptions, train_codec
 from train.core.journal import RecipeOptions
@@ -35,6 +34,7 @@ from train.core.loop import (
     train_model,
 )
 from train.denoiser import DenoiserOptions, reward_values, train_denoiser
+from train.evaluate import EvaluateOptions
 from worldmodel.checkpoint import codec_hash, load_codec, load_denoiser
 from worldmodel.errors import CheckpointError, ConfigError, DataError, SeedError, StorageError
 
@@ -301,7 +301,7 @@ def test_a_negative_seed_is_refused_by_every_program(tmp_path: Path) -> None:
         lambda: TrainOptions(data=tmp_path, out=tmp_path, seed=-1),
         lambda: RecipeOptions(out=tmp_path, seed=-1),
         lambda: BundleOptions(denoiser=tmp_path, data=tmp_path, out=tmp_path, seed=-1),
-        lambda: BenchmarkOptions(json=tmp_path / "report.json", seed=-1),
+        lambda: EvaluateOptions(checkpoint="", out=tmp_path, seed=-1),
     ):
         with pytest.raises(SeedError, match="seed must be 0 or more; got -1"):
             make()

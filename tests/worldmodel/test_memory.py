@@ -12,7 +12,7 @@ import torch
 from envs.worlds.labmaze.spec import ACTIONS as LABMAZE_ACTIONS
 from envs.worlds.registry import find_displacements
 from train.denoiser import DenoiserOptions, build_denoiser, memory_changes
-from train.measures.memory_costs import costs_table, memory_costs
+from train.measures.memory_costs import MemoryCosts, memory_costs
 from worldmodel.attention import RotaryPosition, rotate
 from worldmodel.checkpoint import save_bundle
 from worldmodel.config import MemorySetting
@@ -217,4 +217,4 @@ def test_costs_grow_as_they_must(make_denoiser: Callable[..., Denoiser]) -> None
         tokens = config.num_patches + config.num_summary
         expected = 24 * shared * tokens * 4 * config.width * layers
         assert rows[name, 32]["flops_a_call"] - rows[name, 8]["flops_a_call"] == expected
-    assert len(costs_table(list(rows.values())).splitlines()) == 2 + len(rows)
+    assert len(MemoryCosts().lines({"rows": list(rows.values())})) == 2 + len(rows)

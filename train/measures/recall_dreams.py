@@ -55,7 +55,7 @@ def _read_others(batch: Sequence[RecallCase], length: int, everyone: Sequence[Re
         if not donors:
             raise DataError(
                 f"a shuffled memory of {length} frames needs cases of another scene, and all {len(everyone)} cases "
-                "are of one: record more episodes or leave the controls out (--no-controls)"
+                "are of one: record more episodes or leave the controls out (place_recall.controls=false)"
             )
         donor = donors[int(rng.integers(len(donors)))]
         pieces.append(Piece(donor, int(rng.integers(donor.num_frames - length + 1)), length))
