@@ -68,15 +68,23 @@ class Options:
     """With --headless: steps to take (300)."""
     actions: str | None = None
     """With --headless: random, or keys such as "wwwwaaad" or "w*30 a*15 wd*10 .*5" (. is no key), repeated."""
+    serve: bool = False
+    """Play in a browser, also of another machine, in place of the window; prints the address to open."""
+    host: str | None = None
+    """With --serve: address to listen on (127.0.0.1: this machine alone). Others are told a token in the address."""
+    port: int | None = None
+    """With --serve: port to listen on (8765); 0 takes a free one."""
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the program and return its exit status: 0, 2 after an error of ours, 130 after Ctrl-C."""
+    """Run the program and return its exit status: 0, 2 after an error of ours, 130 after Ctrl-C (0 where it serves)."""
     try:
         options = tyro.cli(Options, prog="play.py", args=arguments, config=(tyro.conf.FlagCreatePairsOff,))
         check_options(options)
         if options.headless:
             print(json.dumps(play_headless(options)), flush=True)
+        elif options.serve:
+            play_in_browser(options)
         else:
             play_in_window(options)
     except WorldModelError as error:
@@ -112,6 +120,7 @@ def check_options(options: Options) -> None:
     for name in ("frames", "actions"):
         if getattr(options, name) is not None and not options.headless:
             raise ConfigError(f"--{name} goes only with --headless; add it, or leave --{name} out")
+    check_serving(options)
     if options.schedule is not None and (stride := parse_schedule(options.schedule).window.stride) != 1:
         raise WindowError(
             f"--schedule {options.schedule} makes {stride} frames a step and takes {stride} actions at once, which "
@@ -121,6 +130,23 @@ def check_options(options: Options) -> None:
         for name in ("checkpoint", "steps", "schedule", "memory", "threads"):  # compile has a default: it is let pass
             if getattr(options, name) is not None:
                 raise ConfigError(f"--{name} does not go with --real, which has no model; leave it out")
+
+
+def check_serving(options: Options) -> None:
+    """Refuse options of --serve that are out of range or do not go together.
+
+    Raises:
+        ConfigError: as it says.
+    """
+    if options.serve and options.headless:
+        raise ConfigError("--serve does not go with --headless; leave one of them out")
+    for name in ("host", "port"):
+        if getattr(options, name) is not None and not options.serve:
+            raise ConfigError(f"--{name} goes only with --serve; add it, or leave --{name} out")
+    if options.port is not None and not 0 <= options.port <= 65535:
+        raise ConfigError(f"--port must be from 0 (any that is free) to 65535; got {options.port}")
+    if options.host == "":
+        raise ConfigError("--host is empty; give an address such as 127.0.0.1, or 0.0.0.0 for all of this machine")
 
 
 def play_headless(options: Options) -> dict[str, object]:
@@ -161,6 +187,19 @@ def play_in_window(options: Options) -> None:
     worker = WorldWorker(lambda report: make_session(options, report), options.video, options.scale, record)
     kind = f"{options.world}, the real world" if options.real else f"a dream of {options.world}"
     Player(worker, title=f"Playable world model: {kind}", scale=options.scale, folder=options.out).run()
+
+
+def play_in_browser(options: Options) -> None:
+    """Load the world and play it in browsers until Ctrl-C, TERM or HUP."""
+    from envs.player.address import DEFAULT_HOST, DEFAULT_PORT
+    from envs.player.browser import serve
+    from envs.player.worker import WorldWorker
+
+    record = None if options.record is None else session_file(options.record)
+    worker = WorldWorker(lambda report: make_session(options, report), options.video, options.scale, record)
+    host = DEFAULT_HOST if options.host is None else options.host
+    port = DEFAULT_PORT if options.port is None else options.port
+    serve(worker, f"Playable world model: {options.world}", host, port, lambda: session_file(options.out))
 
 
 def session_file(record: Path) -> Path:

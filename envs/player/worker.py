@@ -1,10 +1,9 @@
-"""The thread in which a world loads and dreams, so that a window stays alive whatever the model does.
+"""The thread in which a world loads and dreams, so that a window or a server stays alive whatever the model does.
 
-Owns: loading in the background, steady pacing, held and tapped keys on their way to an action, orders from the window
+Owns: loading in the background, steady pacing, held and tapped keys on their way to an action, orders from the player
 (reset, pause, rewind, marks, recordings, speed).
-Does not know pygame. Everything that touches the environment runs in this one thread (an OpenGL context belongs to the
-thread that made it); a window only reads the public
-attributes, each replaced whole.
+Does not know pygame or the web. Everything that touches the environment runs in this one thread (an OpenGL context
+belongs to the thread that made it); who shows it only reads the public attributes, each replaced whole.
 """
 
 from __future__ import annotations
@@ -57,6 +56,10 @@ class WorldWorker:
         video_path: record to this file from the first frame on; None records nothing.
         video_scale: video pixels per frame pixel; None as in `PlaySession.start_video`.
         session_path: record a session to this file from the first frame on; None records none.
+
+    Attributes:
+        on_change: called in the thread when there may be something new to show; must return at once and not raise.
+        finished_session: the session file that was finished last, or None.
     """
 
     def __init__(
@@ -77,6 +80,8 @@ class WorldWorker:
         self.is_session_open = False
         self.is_rewinding = False
         self.speed = 1.0
+        self.on_change: Callable[[], None] = lambda: None
+        self.finished_session: Path | None = None
         self._session_path = session_path
         self._rewound_steps = 0
         self._resets_wanted = 0
@@ -190,6 +195,7 @@ class WorldWorker:
             self.device = session.device
             self.view = session.view
             self._take_keys()  # A key tapped while loading is not meant for the first frame.
+            self.on_change()
             self._play(session)
         except _Stopped:
             pass
@@ -197,6 +203,7 @@ class WorldWorker:
             self.error = error
         finally:
             self._close(session)
+            self.on_change()
 
     def _play(self, session: PlaySession) -> None:
         due_s = time.perf_counter()
@@ -205,16 +212,18 @@ class WorldWorker:
             order = self._next_order(wait_s)
             if order is not None:
                 order(session)
+                self.on_change()
                 continue
             period_s, start_s = 1.0 / (session.fps * self.speed), time.perf_counter()
             # A little lateness is caught up with, for a steady rate; more than a period (a pause, a slow step) is not.
             due_s = (due_s if start_s - due_s < period_s else start_s) + period_s
             if self.is_rewinding:
                 self._rewind_on(session)
-                continue
-            action = session.action_set.from_keys(self._take_keys())
-            self._show(session, partial(session.step, action))
-            self._measure_rate(time.perf_counter())
+            else:
+                action = session.action_set.from_keys(self._take_keys())
+                self._show(session, partial(session.step, action))
+                self._measure_rate(time.perf_counter())
+            self.on_change()
 
     def _show(self, session: PlaySession, move: Callable[[], View]) -> None:
         """Show where a step or a jump leads, also when only a recording failed."""
@@ -309,6 +318,7 @@ class WorldWorker:
         try:
             if session.is_session_open:
                 made = session.stop_session()
+                self.finished_session = made or self.finished_session
                 self.say("nothing was played: no session kept" if made is None else f"session saved: {made}")
             else:
                 session.start_session(path)
@@ -321,6 +331,7 @@ class WorldWorker:
         if self._is_stopping.is_set():
             raise _Stopped
         self.progress = Progress(share, text)
+        self.on_change()
 
     def _close(self, session: PlaySession | None) -> None:
         try:
