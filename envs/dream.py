@@ -17,7 +17,7 @@ from worldmodel.windows import parse_schedule
 
 if TYPE_CHECKING:
     from worldmodel.compiled import BackgroundCompiler
-    from worldmodel.world import WorldState
+    from worldmodel.state import WorldState
 
 COMPILE_MODES = ("off", "wait", "background")
 

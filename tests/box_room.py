@@ -10,7 +10,8 @@ import torch
 from envs.data.episodes import ShardWriter
 from envs.worlds.labmaze.spec import ACTIONS as LABMAZE_ACTIONS
 from envs.worlds.labmaze.spec import LabMaze
-from train.losses.photometric import camera_axes, complete_poses, pixel_rays
+from train.losses.photometric import camera_axes, pixel_rays
+from worldmodel.memory.camera import complete_poses
 
 SIDE, WALL, EYE, SKY = 8.0, 1.5, 0.5, 200.0  # the room lies around the origin; eyes are at height 0 of poses
 VIEW_DEG = 70.0

@@ -30,7 +30,8 @@ from envs.worlds.labmaze.spec import ACTIONS as LABMAZE_ACTIONS
 from envs.worlds.labmaze.spec import LabMaze
 from worldmodel.checkpoint import save_bundle
 from worldmodel.codec import Codec, CodecConfig
-from worldmodel.denoiser import Denoiser, DenoiserConfig
+from worldmodel.config import DenoiserConfig
+from worldmodel.denoiser import Denoiser
 from worldmodel.inputs import FrameInputs
 from worldmodel.memory.depth import DepthConfig, DepthNet
 from worldmodel.memory.folded import NUM_FOLDED

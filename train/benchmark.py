@@ -46,7 +46,8 @@ from train.reports.card import describe_machine
 from worldmodel.checkpoint import load_denoiser, load_openings, resolve
 from worldmodel.errors import ConfigError, SeedError
 from worldmodel.inputs import FrameInputs
-from worldmodel.world import WorldModel, WorldState
+from worldmodel.state import WorldState
+from worldmodel.world import WorldModel
 
 DEPTHS = (20, 200, 2_000, 10_000)
 

@@ -20,7 +20,8 @@ from train.data.clips import LatentData, encode_recording
 from train.warps import PreparedData, drop_memory
 from worldmodel.checkpoint import codec_hash, load_codec, load_denoiser, save_bundle
 from worldmodel.codec import Codec
-from worldmodel.denoiser import Denoiser, DenoiserConfig
+from worldmodel.config import DenoiserConfig
+from worldmodel.denoiser import Denoiser
 from worldmodel.distortions import LatentDistortions, fit_distortions
 from worldmodel.errors import CheckpointError, ConfigError, DataError
 from worldmodel.memory.folded import NUM_FOLDED

@@ -48,11 +48,6 @@ class MemorySetting:
                 f"{self.budget}: name a compression, or leave the budget out"
             )
 
-    @property
-    def is_entry_based(self) -> bool:
-        """Whether the memory is made of entries, not of tokens of the network itself."""
-        return self.structure in ("channel", "cross") or self.compression != "none"
-
 
 @dataclass(frozen=True)
 class DenoiserConfig:

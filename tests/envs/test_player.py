@@ -308,7 +308,9 @@ def window(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Any
     its end the window is closed as by its user.
     """
     monkeypatch.setenv("SDL_VIDEODRIVER", "dummy")
-    from envs.player.window import Player, pygame
+    import pygame
+
+    from envs.player.window import Player
 
     def run(
         script: Script,

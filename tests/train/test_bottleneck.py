@@ -9,14 +9,10 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
+from gaussian_process import gaussian_process_denoise, gaussian_process_errors, gaussian_process_information
 
 from train.bottleneck import BottleneckOptions, measure_bottleneck, run_bottleneck
 from worldmodel.analysis.bottleneck import information_gap, information_weights, level_path, memory_errors
-from worldmodel.analysis.gaussian import (
-    gaussian_process_denoise,
-    gaussian_process_errors,
-    gaussian_process_information,
-)
 from worldmodel.denoiser import Denoiser, Prediction
 from worldmodel.errors import ConfigError, DataError, ShapeError
 from worldmodel.inputs import FrameInputs

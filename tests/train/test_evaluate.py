@@ -34,7 +34,8 @@ from worldmodel.codec import Codec
 from worldmodel.denoiser import Denoiser
 from worldmodel.errors import ConfigError, DataError, SeedError
 from worldmodel.presets import get_preset
-from worldmodel.world import Step, WorldModel
+from worldmodel.state import Step
+from worldmodel.world import WorldModel
 
 SIZE = 64
 NAMES = LABMAZE_ACTIONS.names

@@ -17,7 +17,6 @@ from tests.box_room import see, walk, write_walks
 from train.data.anchored import LEAST_KNOWN
 from train.data.depth import read_poses
 from train.decoder import keep_pixels
-from train.losses.photometric import complete_poses
 from train.warps import (
     READ_FIELDS,
     PreparedData,
@@ -35,7 +34,7 @@ from worldmodel.checkpoint import load_codec, load_denoiser, save_bundle
 from worldmodel.codec import Codec
 from worldmodel.denoiser import Denoiser
 from worldmodel.errors import CheckpointError, ConfigError, DataError
-from worldmodel.memory.camera import Camera
+from worldmodel.memory.camera import Camera, complete_poses
 from worldmodel.memory.depth import DepthNet
 from worldmodel.memory.folded import NUM_FACTS, NUM_FOLDED, fold, share_known, unfold
 from worldmodel.memory.pose import relative_poses

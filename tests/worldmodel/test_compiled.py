@@ -24,8 +24,9 @@ from worldmodel.compiled import (
 )
 from worldmodel.devices import tune_threads
 from worldmodel.errors import CompileError
+from worldmodel.state import WorldState
 from worldmodel.windows import Window
-from worldmodel.world import WorldModel, WorldState
+from worldmodel.world import WorldModel
 
 Openings = dict[str, torch.Tensor]
 

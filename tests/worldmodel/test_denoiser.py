@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from worldmodel.cache import MemoryCache
-from worldmodel.denoiser import Denoiser, DenoiserConfig, Prediction
+from worldmodel.config import DenoiserConfig
+from worldmodel.denoiser import Denoiser, Prediction
 from worldmodel.errors import ActionError, ConfigError, ShapeError
 from worldmodel.inputs import FrameInputs
 from worldmodel.memory.folded import NUM_FOLDED

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from envs.worlds.labmaze.spec import ACTIONS as LABMAZE_ACTIONS
-from worldmodel.denoiser import Denoiser, DenoiserConfig
+from worldmodel.config import DenoiserConfig
+from worldmodel.denoiser import Denoiser
 from worldmodel.errors import ConfigError
 from worldmodel.inputs import FrameInputs, stack_previous
 from worldmodel.memory.folded import NUM_FOLDED

@@ -15,9 +15,10 @@ from tqdm import tqdm
 from envs.data.episodes import EpisodeInfo, ShardInfo, read_episode
 from envs.worlds.registry import find_displacements
 from train.data.clips import list_episodes
-from train.losses.photometric import complete_poses, window_means
+from train.losses.photometric import window_means
 from worldmodel.errors import DataError
 from worldmodel.frames import to_pixels
+from worldmodel.memory.camera import complete_poses
 from worldmodel.memory.depth import halve_depth
 from worldmodel.odometry import POSE_SIZE, walk_poses
 

@@ -1,8 +1,8 @@
 """The memory bottleneck I(Output; Past | Input): what is lost by not looking at the past, in nats.
 
 Owns: the integral that turns denoising errors with and without the memory into mutual information, the errors of a
-denoiser whose past is cut to a few frames. Knows no files and no rollouts; `worldmodel.analysis.gaussian` has a process
-whose information is known exactly.
+denoiser whose past is cut to a few frames. Knows no files and no rollouts; its tests have a process whose information
+is known exactly.
 
 The identity. A frame at level l is x_l = (1 - l) x0 + l noise; divided by l it is sqrt(snr) x0 + noise with
 snr = ((1 - l) / l)^2. For that channel I(x0; x_l) = 1/2 int_0^snr mmse(s) ds, where mmse is the smallest expected

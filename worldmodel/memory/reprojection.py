@@ -177,29 +177,6 @@ class Warped:
     invented: torch.Tensor
 
 
-def pool_inverse_depth(depth: torch.Tensor, grid: int) -> torch.Tensor:
-    """Return depth maps as inverse depth on a coarser grid.
-
-    A cell that one surface fills gets the mean, which is exact for planes; one across an edge gets the pixel next to
-    its middle, as a mean would be a surface that is nowhere.
-
-    Args:
-        depth: float (..., S, S), cells; `grid` divides S.
-        grid: cells on a side.
-
-    Returns:
-        float32 (..., grid, grid).
-    """
-    inverse = depth.float().clamp_min(1e-3).reciprocal()
-    factor = inverse.shape[-1] // grid
-    if factor == 1:
-        return inverse
-    cells = inverse.unflatten(-1, (grid, factor)).unflatten(-3, (grid, factor))
-    mean = cells.mean((-3, -1))
-    is_edge = cells.amax((-3, -1)) - cells.amin((-3, -1)) > 0.1 * mean
-    return torch.where(is_edge, cells[..., factor // 2, :, factor // 2], mean)
-
-
 def smooth_inverse_depth(inverse: torch.Tensor) -> torch.Tensor:
     """Return the median of each 3 x 3 neighborhood of (..., g, g): specks go, edges stay."""
     padded = F.pad(inverse.flatten(0, -3)[:, None], (1, 1, 1, 1), mode="replicate")
