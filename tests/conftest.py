@@ -32,9 +32,9 @@ from worldmodel.checkpoint import save_bundle
 from worldmodel.codec import Codec, CodecConfig
 from worldmodel.config import DenoiserConfig
 from worldmodel.denoiser import Denoiser
+from worldmodel.folded import NUM_FOLDED
 from worldmodel.inputs import FrameInputs
 from worldmodel.memory.depth import DepthConfig, DepthNet
-from worldmodel.memory.folded import NUM_FOLDED
 from worldmodel.presets import get_preset
 
 torch.set_num_threads(1)

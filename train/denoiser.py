@@ -24,7 +24,7 @@ from worldmodel.config import DenoiserConfig
 from worldmodel.denoiser import Denoiser
 from worldmodel.distortions import LatentDistortions, fit_distortions
 from worldmodel.errors import CheckpointError, ConfigError, DataError
-from worldmodel.memory.folded import NUM_FOLDED
+from worldmodel.folded import NUM_FOLDED
 from worldmodel.objective import DenoiserLoss, ObjectiveConfig, sample_noise
 from worldmodel.presets import get_preset
 

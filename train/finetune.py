@@ -61,8 +61,8 @@ from worldmodel.denoiser import Denoiser
 from worldmodel.distortions import LatentDistortions
 from worldmodel.errors import CheckpointError, ConfigError, DeviceError, StateError, WorldModelError
 from worldmodel.files import write_file
+from worldmodel.folded import FOLD, NUM_FACTS, NUM_FOLDED
 from worldmodel.memory.depth import DepthNet
-from worldmodel.memory.folded import FOLD, NUM_FACTS, NUM_FOLDED
 from worldmodel.objective import DenoiserLoss, ObjectiveConfig
 from worldmodel.world import WorldModel
 

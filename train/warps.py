@@ -39,13 +39,15 @@ from worldmodel.devices import pick_device
 from worldmodel.distortions import blur_pixels
 from worldmodel.errors import CheckpointError, ConfigError, DataError, SeedError
 from worldmodel.files import write_file
+from worldmodel.folded import FOLD, NUM_FACTS, unfold
 from worldmodel.frames import to_frames, to_pixels
 from worldmodel.memory.camera import Camera
 from worldmodel.memory.depth import DepthNet
-from worldmodel.memory.folded import FOLD, NUM_FACTS, unfold
 from worldmodel.memory.pixels import INVENTED, NUM_SOURCES, PixelMemory
 from worldmodel.memory.pose import relative_poses
-from worldmodel.memory.reprojection import Keyframes, choose, sample_points, smooth_inverse_depth, warp
+from worldmodel.memory.reprojection.choice import choose
+from worldmodel.memory.reprojection.keyframes import Keyframes, sample_points, smooth_inverse_depth
+from worldmodel.memory.reprojection.warp import warp
 from worldmodel.sampler import SamplerConfig
 from worldmodel.world import DEFAULT_SHIFT, DEFAULT_STEPS
 

@@ -18,11 +18,11 @@ from worldmodel.denoiser import Denoiser
 from worldmodel.devices import has_fast_bfloat16, pick_device
 from worldmodel.errors import ActionError, CheckpointError, CompileError, ConfigError, ShapeError, WindowError
 from worldmodel.frames import to_frames, to_pixels
-from worldmodel.memory.camera import POSE_SIZE
 from worldmodel.memory.depth import DepthNet
 from worldmodel.memory.pixels import PixelMemory, PixelState
+from worldmodel.odometry import POSE_SIZE
 from worldmodel.sampler import Sampler, SamplerConfig, Sight
-from worldmodel.state import Step, WorldState
+from worldmodel.state import DreamState, Step, WorldState
 from worldmodel.step import Stepper
 from worldmodel.windows import Window, next_frame_window
 
@@ -160,11 +160,22 @@ class WorldModel:
         Raises:
             CompileError: with `wait`, if the step cannot be compiled.
         """
-        compiler = BackgroundCompiler(self, batch)
+
+        def take(compiled: CompiledStep) -> None:
+            self.compiled = compiled
+
+        compiler = BackgroundCompiler(self.stepper, batch, self.source, self.begin_gray, take)
         compiler.start(cached_only=cached_only, is_wanted=wait)
         if wait and not compiler.wait():
             raise CompileError(compiler.note)
         return compiler
+
+    def begin_gray(self, batch: int) -> DreamState:
+        """Return gray dreams of a context long enough to fill all parts of a state: what a step is tried on."""
+        size, overlap = self.codec.config.image_size, max(1, self.window.num_clean)
+        context = overlap + 2 * self.window.stride + 2
+        frames = torch.full((batch, context, size, size, 3), 128, dtype=torch.uint8)
+        return self.reset(frames, torch.zeros(batch, context - 1, dtype=torch.int64), list(range(batch))).dream
 
     @property
     def num_actions(self) -> int:

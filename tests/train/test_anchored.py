@@ -13,10 +13,10 @@ from tests.box_room import see, walk
 from train.data.anchored import LEAST_KNOWN, DreamPainter, roll_out, stray
 from worldmodel.codec import Codec
 from worldmodel.denoiser import Denoiser
+from worldmodel.folded import NUM_FOLDED, share_known, unfold
 from worldmodel.frames import to_pixels
 from worldmodel.memory.camera import complete_poses
 from worldmodel.memory.depth import DepthNet
-from worldmodel.memory.folded import NUM_FOLDED, share_known, unfold
 from worldmodel.memory.pixels import PixelConfig, PixelMemory
 from worldmodel.sampler import SamplerConfig, Sight
 

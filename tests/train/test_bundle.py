@@ -22,8 +22,8 @@ from worldmodel.checkpoint import load_codec, load_info, load_openings, save_bun
 from worldmodel.codec import Codec
 from worldmodel.denoiser import Denoiser
 from worldmodel.errors import CheckpointError, ConfigError, DataError
+from worldmodel.folded import NUM_FOLDED
 from worldmodel.memory.depth import DepthConfig, DepthNet
-from worldmodel.memory.folded import NUM_FOLDED
 from worldmodel.presets import get_preset
 from worldmodel.world import WorldModel
 

@@ -21,8 +21,8 @@ from train.warps import WarpOptions, prepare
 from worldmodel.checkpoint import codec_hash, load_codec, load_denoiser, load_depth, save_bundle, save_depth
 from worldmodel.codec import Codec
 from worldmodel.errors import CheckpointError, ConfigError, DataError
+from worldmodel.folded import NUM_FACTS, NUM_FOLDED, fold
 from worldmodel.memory.depth import DepthNet
-from worldmodel.memory.folded import NUM_FACTS, NUM_FOLDED, fold
 from worldmodel.world import WorldModel
 
 CPU = Machine(torch.device("cpu"))

@@ -30,8 +30,8 @@ from worldmodel.checkpoint import load_denoiser, save_bundle
 from worldmodel.codec import Codec
 from worldmodel.denoiser import Denoiser
 from worldmodel.errors import CheckpointError, ConfigError, StateError
+from worldmodel.folded import NUM_FOLDED
 from worldmodel.memory.depth import DepthConfig, DepthNet
-from worldmodel.memory.folded import NUM_FOLDED
 from worldmodel.objective import ObjectiveConfig
 from worldmodel.world import WorldModel
 

@@ -34,9 +34,9 @@ from worldmodel.checkpoint import load_codec, load_denoiser, save_bundle
 from worldmodel.codec import Codec
 from worldmodel.denoiser import Denoiser
 from worldmodel.errors import CheckpointError, ConfigError, DataError
+from worldmodel.folded import NUM_FACTS, NUM_FOLDED, fold, share_known, unfold
 from worldmodel.memory.camera import Camera, complete_poses
 from worldmodel.memory.depth import DepthNet
-from worldmodel.memory.folded import NUM_FACTS, NUM_FOLDED, fold, share_known, unfold
 from worldmodel.memory.pose import relative_poses
 
 STEPS = 20

@@ -13,8 +13,8 @@ from worldmodel.cache import MemoryCache
 from worldmodel.config import DenoiserConfig
 from worldmodel.denoiser import Denoiser, Prediction
 from worldmodel.errors import ActionError, ConfigError, ShapeError
+from worldmodel.folded import NUM_FOLDED
 from worldmodel.inputs import FrameInputs
-from worldmodel.memory.folded import NUM_FOLDED
 from worldmodel.presets import PRESETS, get_preset
 
 SETTINGS: list[dict[str, Any]] = [

@@ -11,8 +11,8 @@ from envs.worlds.labmaze.spec import ACTIONS as LABMAZE_ACTIONS
 from worldmodel.config import DenoiserConfig
 from worldmodel.denoiser import Denoiser
 from worldmodel.errors import ConfigError
+from worldmodel.folded import NUM_FOLDED
 from worldmodel.inputs import FrameInputs, stack_previous
-from worldmodel.memory.folded import NUM_FOLDED
 from worldmodel.memory.registry import MEMORIES
 from worldmodel.memory.warped import WarpedView
 from worldmodel.objective import DenoiserLoss, ObjectiveConfig, sample_noise

@@ -10,8 +10,8 @@ import torch
 from worldmodel.denoiser import Denoiser
 from worldmodel.distortions import DISTORTIONS, LatentDistortions, LatentMap
 from worldmodel.errors import ConfigError
+from worldmodel.folded import NUM_FOLDED
 from worldmodel.inputs import FrameInputs, stack_previous
-from worldmodel.memory.folded import NUM_FOLDED
 from worldmodel.noise import add_noise
 from worldmodel.objective import DenoiserLoss, ObjectiveConfig, sample_noise
 from worldmodel.sampler import Sampler, SamplerConfig

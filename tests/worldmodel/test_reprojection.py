@@ -8,17 +8,11 @@ from torch import nn
 
 from worldmodel.errors import ConfigError
 from worldmodel.memory.camera import Camera, complete_poses, pixel_rays, pose_axes
-from worldmodel.memory.reprojection import (
-    KeepRule,
-    Keyframes,
-    Warped,
-    WarpRule,
-    choose,
-    fill_holes,
-    order_ranks,
-    warp,
-    write,
-)
+from worldmodel.memory.reprojection.choice import choose
+from worldmodel.memory.reprojection.costs import WarpRule, order_ranks
+from worldmodel.memory.reprojection.keyframes import KeepRule, Keyframes, write
+from worldmodel.memory.reprojection.sampling import fill_holes
+from worldmodel.memory.reprojection.warp import Warped, warp
 
 CAMERA = Camera(70.0)
 SIZE = 64

@@ -16,8 +16,6 @@ import torch
 
 from worldmodel.errors import ConfigError, ShapeError
 
-POSE_SIZE = 5
-
 
 @dataclass(frozen=True)
 class Camera:
