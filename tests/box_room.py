@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from envs.data.episodes import ShardWriter
-from envs.worlds.labmaze.spec import ACTIONS as LABMAZE_ACTIONS
+from envs.worlds.labmaze.constants import ACTIONS as LABMAZE_ACTIONS
 from envs.worlds.labmaze.spec import LabMaze
 from train.losses.photometric import camera_axes, pixel_rays
 from worldmodel.memory.camera import complete_poses

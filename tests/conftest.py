@@ -26,7 +26,7 @@ import torch
 from hypothesis import settings
 
 from envs.data.episodes import ShardWriter
-from envs.worlds.labmaze.spec import ACTIONS as LABMAZE_ACTIONS
+from envs.worlds.labmaze.constants import ACTIONS as LABMAZE_ACTIONS
 from envs.worlds.labmaze.spec import LabMaze
 from worldmodel.checkpoint import save_bundle
 from worldmodel.codec import Codec, CodecConfig

@@ -39,10 +39,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
 from envs.dream import DreamEnv
+from train.core.machine import describe_machine
 from train.core.options import parse_options, run_program, save_json
 from train.core.stopwatch import measure_bandwidth, measure_matrix_speed, peak_memory, time_in_turn, wait_for
 from train.measures.memory_costs import costs_table, count_flops, memory_costs
-from train.reports.card import describe_machine
 from worldmodel.checkpoint import load_denoiser, load_openings, resolve
 from worldmodel.errors import ConfigError, SeedError
 from worldmodel.inputs import FrameInputs

@@ -19,13 +19,22 @@ import torch
 from tqdm import tqdm
 
 from envs.data.episodes import ShardInfo, open_shards, read_episode
-from train.core.loop import Machine, TrainOptions, start_machine, train_model
+from train.core.loop import TrainOptions, train_model
+from train.core.machine import Machine, start_machine
 from train.core.options import options_to_json, parse_options, run_program, save_json
 from train.data.clips import draw_clips
+from train.data.prepared import DREAMT as DREAMT_LATENTS
+from train.data.prepared import (
+    PACKED,
+    PreparedData,
+    drop_memory,
+    is_anchored,
+    is_dreamt,
+    pack_folded,
+    unpack_folded,
+)
 from train.losses.adversary import ANCHORED, DREAMT, PREDICTED, TRUE, AdversaryConfig, DecoderLoss
 from train.measures.drift import random_actions
-from train.warps import DREAMT as DREAMT_LATENTS
-from train.warps import PreparedData, drop_memory, is_anchored, is_dreamt, pack_folded, unpack_folded
 from worldmodel.checkpoint import load_codec, load_denoiser, load_depth, load_info, save_bundle
 from worldmodel.codec import Codec
 from worldmodel.denoiser import Denoiser
@@ -37,7 +46,6 @@ from worldmodel.world import WorldModel
 
 CLIP_FRAMES, CLIP_CHUNK = 48, 8
 OPENING_FRAMES = 32  # of a dream
-PACKED = ("pixels", "mask", "facts")
 SECOND_LEVEL = 0.7  # where the second of two denoising steps begins, as in play
 
 
@@ -77,7 +85,7 @@ class Examples:
         latents: float16 (N, C, h, w).
         truth: uint8 (N, H, W, 3); for dreamt latents the picture means nothing.
         kinds: int64 (N,).
-        pixels, mask, facts: packed folded pictures (`train.warps`).
+        pixels, mask, facts: packed folded pictures (`train.data.prepared`).
     """
 
     latents: torch.Tensor

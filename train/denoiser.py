@@ -13,11 +13,12 @@ import torch
 
 from envs.data.episodes import open_shards
 from envs.worlds.registry import find_displacements
-from train.core.loop import Machine, TrainOptions, start_machine, train_model
+from train.core.loop import TrainOptions, train_model
+from train.core.machine import Machine, start_machine
 from train.core.muon import StackedMuon
 from train.core.options import options_to_json, parse_options, run_program, save_json
 from train.data.clips import LatentData, encode_recording
-from train.warps import PreparedData, drop_memory
+from train.data.prepared import PreparedData, drop_memory
 from worldmodel.checkpoint import codec_hash, load_codec, load_denoiser, save_bundle
 from worldmodel.codec import Codec
 from worldmodel.config import DenoiserConfig

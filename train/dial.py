@@ -19,6 +19,7 @@ from tqdm import tqdm
 from envs.data.episodes import open_shards
 from envs.worlds.registry import world_of
 from train.benchmark import start_dream
+from train.core.machine import describe_machine
 from train.core.options import parse_options, run_program, save_json
 from train.core.stopwatch import time_in_turn
 from train.data.clips import list_episodes
@@ -26,7 +27,6 @@ from train.data.rollouts import dream_on, read_pieces, spread_over
 from train.measures.place_classifier import load_or_train
 from train.measures.recall_cases import RecallCase, find_cases
 from train.measures.recall_dreams import measure_recall
-from train.reports.card import describe_machine
 from train.reports.plots import save_figure
 from worldmodel.analysis.accumulation import measure_decay
 from worldmodel.analysis.metrics import gradient_energy

@@ -35,17 +35,17 @@ from envs.dream import find_world
 from envs.worlds.registry import find_displacements, get_world
 from train.bundle import choose_openings
 from train.core.background import BackgroundProgram
-from train.core.loop import Machine, compile_model, send, start_machine, step_generator, train_model
+from train.core.loop import step_generator, train_model
+from train.core.machine import Machine, compile_model, describe_machine, send, start_machine
 from train.core.options import options_to_json, parse_options, run_program, save_json
 from train.data.clips import list_episodes
+from train.data.prepared import PreparedData
 from train.data.rollouts import EvaluationPlan
 from train.decoder import DecoderOptions, train_decoder
 from train.denoiser import DenoiserOptions, build_denoiser, fit_to_latents, make_optimizers, make_sampler
 from train.measures.base import Bench
 from train.measures.bold_play import BoldPlayOptions, run_bold_play
 from train.measures.likeness import measure_likeness
-from train.reports.card import describe_machine
-from train.warps import PreparedData
 from worldmodel.checkpoint import (
     load_codec,
     load_denoiser,

@@ -23,8 +23,8 @@ from tqdm import tqdm
 from envs.data.episodes import open_shards, read_shard
 from envs.worlds.registry import find_name
 from train.core.options import options_to_json, parse_options, run_program, save_json
-from train.data.recorded import show, summarize
 from train.data.recording import RecordOptions, ShardJob, episode_seeds, make_world, plan_shards, record_shard
+from train.reports.recorded import show, summarize
 from worldmodel.errors import DataError, StateError, StorageError
 
 # What was an option of its own before worlds had settings, and its default.

@@ -22,8 +22,9 @@ from envs.data.episodes import open_shards
 from envs.worlds.registry import find_displacements, get_world
 from train.accumulation import AccumulationOptions, measure_accumulation
 from train.codec import CodecOptions, train_codec
-from train.core.loop import STATE_FILE, start_machine
+from train.core.machine import start_machine
 from train.core.options import options_to_json, parse_options, run_program, save_json
+from train.core.state import STATE_FILE
 from train.data.clips import list_episodes
 from train.data.recording import RecordOptions
 from train.data.rollouts import read_pieces, spread_over

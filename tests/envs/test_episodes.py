@@ -12,7 +12,7 @@ import pytest
 
 from envs.data.episodes import ALIGNMENT, ShardWriter, open_shards, read_episode, read_shard
 from envs.fields import CORE_FIELDS, Field
-from envs.worlds.labmaze.spec import ACTIONS as LABMAZE_ACTIONS
+from envs.worlds.labmaze.constants import ACTIONS as LABMAZE_ACTIONS
 from envs.worlds.labmaze.spec import LabMaze
 from worldmodel.errors import ConfigError, DataError, ShapeError, StateError, StorageError
 

@@ -20,7 +20,7 @@ from envs.player.headless import parse_actions, run_headless
 from envs.player.session import PlayableEnv, PlaySession
 from envs.player.video import VideoWriter
 from envs.player.worker import Report, WorldWorker, _raise_stopped
-from envs.worlds.labmaze.spec import ACTIONS as LABMAZE_ACTIONS
+from envs.worlds.labmaze.constants import ACTIONS as LABMAZE_ACTIONS
 from worldmodel.errors import (
     ActionError,
     CheckpointError,

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import train.data.anchored
-from envs.worlds.labmaze.spec import ACTIONS as LABMAZE_ACTIONS
+from envs.worlds.labmaze.constants import ACTIONS as LABMAZE_ACTIONS
 from tests.box_room import see, walk
 from train.data.anchored import LEAST_KNOWN, DreamPainter, roll_out, stray
 from worldmodel.codec import Codec

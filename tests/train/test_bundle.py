@@ -11,7 +11,7 @@ import torch
 
 from envs.data.episodes import ShardWriter, open_shards
 from envs.dream import DreamEnv
-from envs.worlds.labmaze.spec import ACTIONS as LABMAZE_ACTIONS
+from envs.worlds.labmaze.constants import ACTIONS as LABMAZE_ACTIONS
 from envs.worlds.labmaze.spec import LabMaze
 from train.bundle import BundleOptions, choose_openings, make_bundle
 from train.data.recording import RecordOptions

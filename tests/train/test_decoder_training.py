@@ -13,7 +13,7 @@ import torch
 import train.data.anchored
 from envs.data.episodes import open_shards
 from tests.box_room import write_walks
-from train.core.loop import Machine
+from train.core.machine import Machine
 from train.decoder import CLIP_FRAMES, DecoderOptions, keep_pixels, train_decoder
 from train.denoiser import DenoiserOptions, train_denoiser
 from train.losses.adversary import ANCHORED, DREAMT, PREDICTED, TRUE, AdversaryConfig, DecoderLoss

@@ -12,10 +12,10 @@ from torch.nn import functional as F
 
 from envs.data.episodes import open_shards
 from envs.fields import POSE
-from envs.worlds.labmaze.spec import ACTIONS as LABMAZE_ACTIONS
+from envs.worlds.labmaze.constants import ACTIONS as LABMAZE_ACTIONS
 from envs.worlds.labmaze.spec import LabMaze
 from tests.box_room import SKY, VIEW_DEG, see, walk, write_walks
-from train.core.loop import Machine
+from train.core.machine import Machine
 from train.data.depth import DepthData, read_poses, reckon_poses, tear
 from train.data.recording import record_episode
 from train.depth import DepthOptions, train_depth

@@ -19,8 +19,8 @@ import train.evaluate
 from envs.actions import ActionSet
 from envs.data.episodes import ShardWriter, open_shards
 from envs.worlds.base import World
+from envs.worlds.labmaze.constants import ACTIONS as LABMAZE_ACTIONS
 from envs.worlds.labmaze.sight import gets_on
-from envs.worlds.labmaze.spec import ACTIONS as LABMAZE_ACTIONS
 from envs.worlds.labmaze.spec import LabMaze
 from train.data.clips import list_episodes
 from train.data.rollouts import EvaluationPlan, FidelityOptions, spread, spread_over

@@ -20,12 +20,13 @@ import torch
 
 import train.finetune
 from envs.data.episodes import ShardWriter
-from envs.worlds.labmaze.spec import ACTIONS as LABMAZE_ACTIONS
+from envs.worlds.labmaze.constants import ACTIONS as LABMAZE_ACTIONS
 from envs.worlds.labmaze.spec import LabMaze
 from tests.conftest import moving_frames
 from train.core.muon import StackedMuon
+from train.data.prepared import PreparedData
 from train.finetune import FineTuneOptions, Terminated, fine_tune, first_fatal_line
-from train.warps import PreparedData, WarpOptions, prepare
+from train.warps import WarpOptions, prepare
 from worldmodel.checkpoint import load_denoiser, save_bundle
 from worldmodel.codec import Codec
 from worldmodel.denoiser import Denoiser

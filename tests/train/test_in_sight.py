@@ -10,11 +10,12 @@ import pytest
 import torch
 
 from envs.data.episodes import EpisodeInfo, ShardWriter, read_episode
+from envs.worlds.labmaze.constants import ACTIONS as LABMAZE_ACTIONS
+from envs.worlds.labmaze.constants import VIEW_DEG
 from envs.worlds.labmaze.env import LabMazeEnv
 from envs.worlds.labmaze.revisit import RealMaze, find_reached
 from envs.worlds.labmaze.scene import SKY_DEPTH
-from envs.worlds.labmaze.spec import ACTIONS as LABMAZE_ACTIONS
-from envs.worlds.labmaze.spec import VIEW_DEG, LabMaze
+from envs.worlds.labmaze.spec import LabMaze
 from envs.worlds.registry import try_revisit
 from tests.painted_maze import episodes_of
 from train.data.rollouts import Piece

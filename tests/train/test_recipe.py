@@ -22,8 +22,9 @@ from envs.worlds.registry import get_world
 from tests.box_room import write_walks
 from train.core.background import BackgroundProgram
 from train.core.journal import Journal, RecipeOptions
-from train.core.loop import STATE_FILE, Machine
+from train.core.machine import Machine
 from train.core.plans import PLANS, get_plan
+from train.core.state import STATE_FILE
 from train.data.recording import RecordOptions, plan_shards
 from train.denoiser import DenoiserOptions
 from train.measures.fidelity import Fidelity

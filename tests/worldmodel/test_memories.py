@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from envs.worlds.labmaze.spec import ACTIONS as LABMAZE_ACTIONS
+from envs.worlds.labmaze.constants import ACTIONS as LABMAZE_ACTIONS
 from worldmodel.config import DenoiserConfig
 from worldmodel.denoiser import Denoiser
 from worldmodel.errors import ConfigError

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from envs.worlds.labmaze.spec import ACTIONS as LABMAZE_ACTIONS
+from envs.worlds.labmaze.constants import ACTIONS as LABMAZE_ACTIONS
 from envs.worlds.registry import find_displacements
 from train.denoiser import DenoiserOptions, build_denoiser, memory_changes
 from train.measures.memory_costs import costs_table, memory_costs

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from envs.worlds.labmaze.spec import ACTIONS as LABMAZE_ACTIONS
+from envs.worlds.labmaze.constants import ACTIONS as LABMAZE_ACTIONS
 from tests.box_room import see, walk
 from worldmodel.denoiser import Denoiser
 from worldmodel.errors import ConfigError

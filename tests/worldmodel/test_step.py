@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from envs.worlds.labmaze.spec import ACTIONS as LABMAZE_ACTIONS
+from envs.worlds.labmaze.constants import ACTIONS as LABMAZE_ACTIONS
 from worldmodel.checkpoint import load_codec, load_denoiser, load_depth, save_bundle
 from worldmodel.codec import Codec
 from worldmodel.errors import CheckpointError, ConfigError, ShapeError

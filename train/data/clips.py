@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save
 from tqdm import tqdm
 
 from envs.data.episodes import EpisodeInfo, ShardInfo, open_shards, read_episode
-from train.core.loop import send
+from train.core.machine import send
 from worldmodel.codec import Codec
 from worldmodel.devices import has_fast_bfloat16
 from worldmodel.errors import DataError

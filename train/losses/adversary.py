@@ -25,7 +25,7 @@ from torch.func import functional_call
 from torch.nn import functional as F
 from torch.nn.utils.parametrizations import spectral_norm
 
-from train.codec import local_gradient
+from train.losses.texture import local_gradient
 from worldmodel.codec import SHARPEST_LOG2, Codec
 from worldmodel.errors import ConfigError
 from worldmodel.folded import FOLD, unfold

@@ -11,9 +11,9 @@ import gymnasium
 import numpy as np
 from gymnasium import spaces
 
+from envs.worlds.labmaze.constants import ACTIONS, FPS
 from envs.worlds.labmaze.maze import WALKER_RADIUS, Maze, make_maze
 from envs.worlds.labmaze.scene import MazeRenderer, find_palette
-from envs.worlds.labmaze.spec import ACTIONS, FPS
 from worldmodel.errors import ConfigError, SeedError, StateError
 
 TARGET_REACH_CELLS = 0.45

@@ -17,8 +17,8 @@ from typing import Any
 import cv2
 import numpy as np
 
+from envs.worlds.labmaze.constants import VIEW_DEG
 from envs.worlds.labmaze.maze import Maze
-from envs.worlds.labmaze.spec import VIEW_DEG
 from worldmodel.errors import ConfigError, MissingPackageError, StateError
 
 PALETTE_NAMES = ("classic", "full", "plain")

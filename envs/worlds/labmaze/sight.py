@@ -13,9 +13,9 @@ import numpy as np
 
 from envs.data.episodes import EpisodeInfo, read_episode
 from envs.worlds.base import Places
+from envs.worlds.labmaze.constants import VIEW_DEG
 from envs.worlds.labmaze.maze import NO_TEXTURE, Maze
 from envs.worlds.labmaze.scene import EYE_HEIGHT
-from envs.worlds.labmaze.spec import VIEW_DEG
 from worldmodel.errors import DataError
 
 NUM_COLUMNS = 33  # odd: the ray of the middle column goes straight ahead

@@ -11,9 +11,9 @@ import cv2
 import numpy as np
 
 from envs.data.episodes import EpisodeInfo, read_episode
+from envs.worlds.labmaze.constants import ACTIONS, VIEW_DEG
 from envs.worlds.labmaze.revisit import RealMaze
 from envs.worlds.labmaze.scene import EYE_HEIGHT, TARGET_HEIGHT, TARGET_RADIUS
-from envs.worlds.labmaze.spec import ACTIONS, VIEW_DEG
 from worldmodel.errors import DataError
 
 BINS = ((3.0, 8.0), (8.0, 16.0), (16.0, 48.0))  # of a target's diameter in pixels, at 64 pixels a frame
