@@ -19,13 +19,17 @@ import pytest
 import torch
 
 import train.finetune
+import train.finetuning.training
 from envs.data.episodes import ShardWriter
 from envs.worlds.labmaze.constants import ACTIONS as LABMAZE_ACTIONS
 from envs.worlds.labmaze.spec import LabMaze
 from tests.conftest import moving_frames
 from train.core.muon import StackedMuon
 from train.data.prepared import PreparedData
-from train.finetune import FineTuneOptions, Terminated, fine_tune, first_fatal_line
+from train.finetune import fine_tune
+from train.finetuning.deadline import Terminated
+from train.finetuning.gathering import first_fatal_line
+from train.finetuning.options import FineTuneOptions
 from train.warps import WarpOptions, prepare
 from worldmodel.checkpoint import load_denoiser, save_bundle
 from worldmodel.codec import Codec
@@ -248,8 +252,8 @@ def test_what_hangs_is_ended_in_time_and_what_was_cut_is_said(
         while not ended and time.monotonic() - started < 60:
             time.sleep(0.05)
 
-    monkeypatch.setattr(train.finetune.os, "_exit", ended.append)
-    monkeypatch.setattr(train.finetune, "train", hang)
+    monkeypatch.setattr(os, "_exit", ended.append)
+    monkeypatch.setattr(train.finetune, "fine_tune_denoiser", hang)
     started = time.monotonic()
     fine_tune(options(pixel_world, tmp_path, data=posed, warps=prepared, deadline=6.0))
     assert ended == [1] and time.monotonic() - started >= 4.0
@@ -266,7 +270,7 @@ def test_what_diverges_leaves_the_bundle_of_before(
 
 
 def test_a_missing_real_world_is_one_line(pixel_world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("train.finetune.sys.executable", "/bin/false")
+    monkeypatch.setattr(sys, "executable", "/bin/false")
     with pytest.raises(StateError, match="no frame of the real world"):
         fine_tune(options(pixel_world, tmp_path / "out"))
     assert dreams(tmp_path / "out")
@@ -309,7 +313,7 @@ def test_sigterm_at_any_moment_leaves_a_bundle_that_loads(
 def test_sigterm_in_training_keeps_what_was_trained(
     pixel_world: Path, posed: Path, prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = train.finetune.make_sampler
+    real = train.finetuning.training.make_sampler
 
     def make(*given: Any) -> Callable[[torch.Generator], dict[str, torch.Tensor]]:
         draw, calls = real(*given), []
@@ -322,7 +326,7 @@ def test_sigterm_in_training_keeps_what_was_trained(
 
         return sample
 
-    monkeypatch.setattr(train.finetune, "make_sampler", make)
+    monkeypatch.setattr(train.finetuning.training, "make_sampler", make)
     with pytest.raises(Terminated):
         fine_tune(options(pixel_world, tmp_path, data=posed, warps=prepared, steps=50, learning_rate=0.05))
     report = json.loads((tmp_path / "report.json").read_text())
