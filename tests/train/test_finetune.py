@@ -153,7 +153,7 @@ def test_muon_in_stacks_is_muon() -> None:
 
 def test_joined_shards_give_the_clips_that_shards_give(prepared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plain = PreparedData(prepared)
-    clips, rewards = plain.sample_clips(5, 16, torch.Generator().manual_seed(4)), plain.rewards()
+    clips, rewards = plain.sample_clips(5, 16, torch.Generator().manual_seed(4)), plain.all_rewards()
     monkeypatch.setattr(PreparedData, "is_joined", True)
     joined = PreparedData(prepared)
     assert "latents" not in joined.shards[0] and joined.num_frames == plain.num_frames
@@ -161,7 +161,7 @@ def test_joined_shards_give_the_clips_that_shards_give(prepared: Path, monkeypat
     assert clips.keys() == same.keys() and clips["warped"].std() > 0.1
     for name, part in clips.items():
         assert torch.equal(part, same[name]), name
-    assert torch.equal(rewards, joined.rewards())
+    assert torch.equal(rewards, joined.all_rewards())
 
 
 def test_several_preparers_make_what_one_makes(prepared: Path, posed: Path, pixel_world: Path, tmp_path: Path) -> None:

@@ -179,6 +179,24 @@ class LatentData:
         lengths = joined.pop("lengths")
         return cls(**joined, starts=lengths.cumsum(0) - lengths, lengths=lengths)
 
+    @property
+    def num_frames(self) -> int:
+        """Frames there are."""
+        return len(self.latents)
+
+    @property
+    def num_episodes(self) -> int:
+        """Episodes there are."""
+        return len(self.starts)
+
+    def some_latents(self) -> torch.Tensor:
+        """Return latents from all over, float16 (N, C, h, w)."""
+        return self.latents
+
+    def all_rewards(self) -> torch.Tensor:
+        """Return all rewards, float32 (N,)."""
+        return self.rewards
+
     def to(self, device: torch.device) -> "LatentData":
         """Return the data on a device; starts and lengths, which clips are drawn by, stay."""
         here = ("starts", "lengths")

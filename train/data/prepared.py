@@ -118,7 +118,7 @@ class PreparedData:
             return self._joined["latents"][:num_frames:every]
         return torch.cat([shard["latents"][::every] for shard in self.shards[:most_shards]])
 
-    def rewards(self) -> torch.Tensor:
+    def all_rewards(self) -> torch.Tensor:
         """Return all rewards, float32 (N,)."""
         return self._joined["rewards"] if self.is_joined else torch.cat([shard["rewards"] for shard in self.shards])
 
