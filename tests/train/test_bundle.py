@@ -103,15 +103,18 @@ def test_a_bundle_plays_and_says_what_it_is(trained: Path, data: Path, tmp_path:
     settings = {"opening_frames": 8, "num_steps": 2, "level_shift": 3.0, "notes": "Grown in two parts."}
     summary = bundle(trained, data, tmp_path / "world", report=report, **settings)
     assert summary["openings"] == 4 and summary["weights_megabytes"] < 1
+
     env = DreamEnv(checkpoint=str(tmp_path / "world"))
     env.reset(seed=0)
     frame, *_ = env.step(1)
     assert frame.shape == (64, 64, 3) and env.num_steps == 2 and env.fps == 15
     assert WorldModel.load(tmp_path / "world", device="cpu").sampler.grid.flatten().tolist() == [1.0, 0.75, 0.0]
+
     info = load_info(tmp_path / "world")
     assert info["world"] == "LabMaze" and info["action_names"] == list(NAMES) and info["settings"]["palette"] == "plain"
     assert set(info["opening_scene_seeds"]) <= {16, 32, 48}
     assert set(load_openings(tmp_path / "world")["frames"][:, 0, 0, 0, 1].tolist()) <= {16, 32, 48}
+
     card = (tmp_path / "world" / "README.md").read_text()
     told = (
         "26.71",

@@ -85,6 +85,7 @@ def posed(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 ends = np.zeros(steps, bool)
                 turned = np.arange(steps + 1) * 6.0 % 360
                 pose = np.stack([np.full(steps + 1, 1.5), np.full(steps + 1, 2.5), turned], 1).astype(np.float32)
+
                 arrays = {
                     "frames": moving_frames(steps + 1, 32, 10 * number + steps),
                     "actions": np.full(steps, 3, np.uint8),

@@ -58,8 +58,10 @@ def find_sources(
     up = tangent * (1 - (2 * np.arange(height) + 1) / height)[:, None]
     is_sky = depth >= sky_depth
     ahead = np.where(is_sky, 1.0, depth.astype(np.float64))
+
     own, theirs = pose.astype(np.float64), context_poses.astype(np.float64)
     heading, headings = np.radians(own[2]), np.radians(theirs[:, 2])[:, None, None]
+
     # From the frame's own axes to the world's, then to those of each context frame.
     east = ahead * (np.cos(heading) - left * np.sin(heading))
     north = ahead * (np.sin(heading) + left * np.cos(heading))
@@ -67,11 +69,13 @@ def find_sources(
     east, north = east[None] + moved[:, 0], north[None] + moved[:, 1]
     there = np.cos(headings) * east + np.sin(headings) * north
     aside = np.cos(headings) * north - np.sin(headings) * east
+
     is_ahead = there > NEAREST
     safe = np.where(is_ahead, there, 1.0)
     columns = np.floor((1 - aside / (safe * tangent)) * width / 2).clip(-2, width + 1).astype(np.int64)
     rows = np.floor((1 - (ahead * up)[None] / (safe * tangent)) * height / 2).clip(-2, height + 1).astype(np.int64)
     is_inside = is_ahead & (columns >= 0) & (columns < width) & (rows >= 0) & (rows < height)
+
     wanted = np.where(is_sky, sky_depth, there)
     slack = np.where(is_sky, 1e-3, RELATIVE_SLACK * there + SLACK_CELLS)
     first = (np.arange(len(theirs)) * height * width)[:, None, None]
@@ -80,6 +84,7 @@ def find_sources(
         beside = first + (rows + down).clip(0, height - 1) * width + (columns + right).clip(0, width - 1)
         agrees = np.abs(context_depths.reshape(-1)[beside] - wanted) <= slack
         found = np.where((found < 0) & is_inside & agrees, beside, found)
+
     newest = len(theirs) - 1 - np.argmax(found[::-1] >= 0, axis=0)
     return np.take_along_axis(found, newest[None], 0)[0]
 

@@ -105,12 +105,15 @@ def _figures(report: dict[str, Any]) -> str:
         return "Not measured yet: `python -m train.evaluate --checkpoint DIR --data DIR --out DIR`."
     columns = {"psnr": "PSNR", "copy_last": "copy last frame", "codec_ceiling": "codec ceiling", "ssim": "SSIM"}
     maps = {title: report[key] for key, title in columns.items() if isinstance(report.get(key), dict)}
+
     in_sight = report.get("in_sight", {})
     for title, name in {"PSNR in sight": "dream", "oracle in sight": "oracle", "share in sight": "share"}.items():
         if name in in_sight:
             maps[title] = in_sight[name]["at"]
+
     horizons = sorted({int(h) for values in maps.values() for h in values})
     rows = [[h, *(_number(values.get(str(h))) for values in maps.values())] for h in horizons]
+
     scalars = []
     response = report.get("action_response")
     if isinstance(response, dict):
@@ -121,6 +124,7 @@ def _figures(report: dict[str, Any]) -> str:
         scalars.append(
             f"Sharpness late in long dreams (gradient energy over real play's): {report['sharpness_ratio']:.3f}."
         )
+
     cases = (
         f"{report.get('cases', '?')} cases in scenes never trained on, after real context frames, true actions; dB.\n\n"
     )

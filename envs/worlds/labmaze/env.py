@@ -87,6 +87,7 @@ class LabMazeEnv(gymnasium.Env[np.ndarray, np.int64]):
         _check_count("image_size", image_size, 16, 1024)
         if max_episode_steps is not None:
             _check_count("max_episode_steps", max_episode_steps, 1, None)
+
         maze_settings: dict[str, Any] = {
             "size": size,
             "max_rooms": max_rooms,
