@@ -111,21 +111,25 @@ def check_options(options: Options) -> None:
         value = getattr(options, name)
         if value is not None and value < 1:
             raise ConfigError(f"--{name} must be at least 1; got {value}")
+
     if options.compile not in ("auto", "wait", "off"):
         raise ConfigError(f"--compile takes auto, wait or off; got {options.compile!r}")
     if options.fps is not None and not 0.001 <= options.fps <= 1000:
         raise ConfigError(f"--fps must be from 0.001 to 1000; got {options.fps}")
     if options.video is not None and options.video.suffix.lower() != ".mp4":
         raise ConfigError(f"--video {str(options.video)!r} must end in .mp4; give a name such as play.mp4")
+
     for name in ("frames", "actions"):
         if getattr(options, name) is not None and not options.headless:
             raise ConfigError(f"--{name} goes only with --headless; add it, or leave --{name} out")
     check_serving(options)
+
     if options.schedule is not None and (stride := parse_schedule(options.schedule).window.stride) != 1:
         raise WindowError(
             f"--schedule {options.schedule} makes {stride} frames a step and takes {stride} actions at once, which "
             "cannot be played: use next, fifo:W, rolling:W:SUBSTEPS or a file of stride 1, or python -m train.rollout"
         )
+
     if options.real:
         for name in ("checkpoint", "steps", "schedule", "memory", "threads"):  # compile has a default: it is let pass
             if getattr(options, name) is not None:

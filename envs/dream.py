@@ -14,7 +14,7 @@ from gymnasium import spaces
 from envs.worlds.base import World
 from envs.worlds.registry import get_world
 from worldmodel.errors import CheckpointError, ConfigError, SeedError, ShapeError, StateError
-from worldmodel.windows import parse_schedule
+from worldmodel.windows import Schedule, parse_schedule
 
 if TYPE_CHECKING:
     import torch
@@ -124,46 +124,57 @@ class DreamEnv(gymnasium.Env[np.ndarray, np.int64]):
             raise ConfigError(f"render_mode {render_mode!r} is not accepted; use None or 'rgb_array'")
         if max_episode_steps is not None and max_episode_steps < 1:
             raise ConfigError(f"max_episode_steps must be at least 1 or None; got {max_episode_steps}")
-        chosen = parse_schedule(schedule)
+        self.render_mode = render_mode
+        self.max_episode_steps = max_episode_steps
+
+        name = world.lower() if checkpoint is None else checkpoint
+        self._schedule = schedule
+        self._load(name, parse_schedule(schedule), device, num_steps, memory_frames)
+        self.metadata = {**self.metadata, "render_fps": self.fps}
+        self.action_space = self.action_set.space
+        size = self._frame_size = self._model.codec.config.image_size
+        self.observation_space = spaces.Box(0, 255, (size, size, 3), np.uint8)
+
+        self._state: WorldState | None = None
+        self._frame: np.ndarray | None = None
+        self._context: tuple[np.ndarray, np.ndarray] | None = None
+        self._steps = 0
+        self._compiler: BackgroundCompiler | None = None
+        if compile != "off":
+            self.compile(wait=compile == "wait")
+
+    def _load(
+        self, name: str, schedule: Schedule, device: str, num_steps: int | None, memory_frames: int | None
+    ) -> None:
+        """Load a bundle by name or folder, and check that its world is the one that is known here.
+
+        Raises:
+            CheckpointError, ConfigError, DeviceError, WindowError: as the class says.
+        """
         from worldmodel.checkpoint import load_openings, weights_hash  # torch: seconds to import
         from worldmodel.world import WorldModel
 
-        name = world.lower() if checkpoint is None else checkpoint
         self._model = WorldModel.load(
             name,
             device=device,
-            num_steps=chosen.num_steps if num_steps is None else num_steps,
+            num_steps=schedule.num_steps if num_steps is None else num_steps,
             memory_frames=memory_frames,
-            window=chosen.window,
+            window=schedule.window,
         )
         self._openings = load_openings(name)
         self._name = Path(name).name
-        self._schedule = schedule
         self.world = find_world(self._model.info, name)
-        self.metadata = {**self.metadata, "render_fps": self.fps}
         self.action_set = self.world.actions
         if self._model.num_actions != self.action_set.num_actions:
             raise CheckpointError(
                 f"{name} takes {self._model.num_actions} actions; {self.world.name} has {self.action_set.num_actions}"
             )
-        self.action_space = self.action_set.space
-        size = self._frame_size = self._model.codec.config.image_size
-        self.observation_space = spaces.Box(0, 255, (size, size, 3), np.uint8)
-        self.render_mode = render_mode
-        self.max_episode_steps = max_episode_steps
-        self._state: WorldState | None = None
-        self._frame: np.ndarray | None = None
-        self._context: tuple[np.ndarray, np.ndarray] | None = None
-        self._steps = 0
         self._dreamer = {  # what a snapshot must agree with
             "weights": weights_hash(name),
             "memory_frames": str(self._model.memory_frames),
             "schedule": str(self._model.window),
             "dtype": str(self._model.dtype),
         }
-        self._compiler: BackgroundCompiler | None = None
-        if compile != "off":
-            self.compile(wait=compile == "wait")
 
     def compile(self, *, wait: bool, cached_only: bool = False) -> None:
         """Compile the step, see the argument `compile`; with `cached_only` take one that was compiled before, or none.

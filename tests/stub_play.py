@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from envs.worlds.labmaze.spec import ACTIONS as LABMAZE_ACTIONS
+from envs.worlds.labmaze.constants import ACTIONS as LABMAZE_ACTIONS
 
 NAMES = LABMAZE_ACTIONS.names
 

@@ -211,6 +211,7 @@ def test_every_command_sets_up_first_and_only_once(target: str, tmp_path: Path) 
     for name in ("Makefile", "pyproject.toml", "dev/bootstrap.py"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         shutil.copy(ROOT / name, tmp_path / name)
+
     make = [
         "env",
         "-u",
@@ -224,8 +225,10 @@ def test_every_command_sets_up_first_and_only_once(target: str, tmp_path: Path) 
         "TORCH=cpu",
         "ARGS=--seed 3",
     ]
+
     first = subprocess.run(make, cwd=tmp_path, capture_output=True, text=True, check=True).stdout
     assert first.startswith("python3 dev/bootstrap.py --torch cpu")
+
     (tmp_path / ".venv").mkdir()
     (tmp_path / ".venv" / ".setup-cpu").touch()
     second = subprocess.run(make, cwd=tmp_path, capture_output=True, text=True, check=True).stdout

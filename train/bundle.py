@@ -135,14 +135,18 @@ def make_bundle(options: BundleOptions) -> dict[str, Any]:
             f"the weights in {options.denoiser} take {weights_megabytes:.1f} MB; a bundle may have "
             f"{options.max_megabytes:g} MB: train a smaller preset or raise --max-megabytes"
         )
+
     report = {} if options.report is None else _read_report(options.report)
     training = TrainingRecord.find(options.denoiser)
+
     shards = open_shards(options.data, image_size=codec.config.image_size, num_actions=denoiser.config.num_actions)
     chosen = [shard for shard in shards if shard.split == options.split]
     if not chosen:
         raise DataError(f"{options.data} has no {options.split!r} shards among {len(shards)}: choose another --split")
+
     openings = choose_openings(chosen, options.openings, options.opening_frames, options.seed)
     scene_seeds = openings.pop("scene_seeds").tolist()
+
     info = {
         "world": chosen[0].world,
         "action_names": list(chosen[0].action_names),
@@ -155,6 +159,7 @@ def make_bundle(options: BundleOptions) -> dict[str, Any]:
         "opening_scene_seeds": scene_seeds,
     }
     save_bundle(options.out, codec=codec, denoiser=denoiser, depth=depth, openings=openings, info=info)
+
     summary = {
         "weights_megabytes": weights_megabytes,
         "openings_megabytes": sum(value.nbytes for value in openings.values()) / MEGABYTE,

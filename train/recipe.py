@@ -25,8 +25,9 @@ from train.bundle import BundleOptions, make_bundle
 from train.codec import CodecOptions, train_codec
 from train.core.background import BackgroundProgram
 from train.core.journal import Journal, RecipeOptions
-from train.core.loop import STATE_FILE, start_machine
+from train.core.machine import start_machine
 from train.core.options import parse_options, run_program
+from train.core.state import STATE_FILE
 from train.core.stopwatch import measure_matrix_speed, time_in_turn
 from train.data.clips import encode_recording
 from train.decoder import DecoderOptions, train_decoder

@@ -21,8 +21,9 @@ import torch
 from envs.data.episodes import open_shards
 from envs.worlds.registry import find_displacements, get_world
 from train.codec import CodecOptions, train_codec
-from train.core.loop import STATE_FILE, start_machine
+from train.core.machine import start_machine
 from train.core.options import options_to_json, parse_options, run_program, save_json
+from train.core.state import STATE_FILE
 from train.data.clips import list_episodes
 from train.data.recording import RecordOptions
 from train.data.rollouts import read_pieces, spread_over
@@ -186,6 +187,7 @@ def prepare_data(options: StudyOptions) -> tuple[Path, Path, Path]:
                 seed=options.seed + seed,
             )
             record(recording)
+
     codec = options.codec or options.work / "codec"
     if options.codec is None and not (codec / "codec_training.json").is_file():
         settings = CodecOptions(
@@ -208,10 +210,12 @@ def train_network(
     if (out / "denoiser_training.json").is_file():
         return
     shard = open_shards(data)[0]
+
     has_motions = bool(find_displacements(shard.world, shard.action_names))
     memory_frames = structure.memory_frames if structure else 1
     clip = options.clip_frames if memory_frames < options.clip_frames else options.own_clip_frames
     batch_size = max(1, round(options.batch_size * options.clip_frames / clip))
+
     settings = DenoiserOptions(
         data=data,
         out=out,
@@ -253,11 +257,13 @@ def measure_structure(
     world = get_world(open_shards(needles)[0].world)
     episodes = list_episodes(open_shards(needles, "test", model.codec.config.image_size, model.num_actions))
     cases = find_cases(world, episodes, cases_per_bin=options.cases, seed=options.seed)
+
     length, seed = structure.memory_frames, options.seed
     needle = measure_recall(model, cases, judge, context_frames=length, controls=MODEL_FREE, seed=seed)
     few = take_few(cases, options.control_cases)
     checks = measure_recall(model, few, judge, context_frames=length, controls=MODEL_BOUND, seed=seed)
     needle["controls"] |= checks["controls"]
+
     episodes = list_episodes(open_shards(data, "test"))
     context, horizon = 112, 64
     rng = np.random.default_rng([options.seed, 6])
@@ -266,6 +272,7 @@ def measure_structure(
     seeds = list(range(len(frames)))
     decay = measure_decay(model, frames, actions, parse_schedule("next"), context=context, seeds=seeds)
     copied = squared_error(frames[:, context - 1 : context].expand_as(frames[:, context:]), frames[:, context:]).mean(0)
+
     training = json.loads((folder / "denoiser_training.json").read_text())
     return {
         "structure": dataclasses.asdict(structure),

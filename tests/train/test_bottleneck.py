@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
+from gaussian_process import gaussian_process_denoise, gaussian_process_errors, gaussian_process_information
 
 from envs.data.episodes import open_shards
 from envs.worlds.labmaze.spec import LabMaze
@@ -18,11 +19,6 @@ from train.evaluate import evaluate_world, read_measures
 from train.measures.base import Bench
 from train.measures.bottleneck import Bottleneck, BottleneckOptions, measure_bottleneck
 from worldmodel.analysis.bottleneck import information_gap, information_weights, level_path, memory_errors
-from worldmodel.analysis.gaussian import (
-    gaussian_process_denoise,
-    gaussian_process_errors,
-    gaussian_process_information,
-)
 from worldmodel.denoiser import Denoiser, Prediction
 from worldmodel.errors import ConfigError, DataError, ShapeError, WindowError
 from worldmodel.inputs import FrameInputs

@@ -18,8 +18,8 @@ import train.evaluate
 from envs.actions import ActionSet
 from envs.data.episodes import ShardWriter, open_shards
 from envs.worlds.base import World
+from envs.worlds.labmaze.constants import ACTIONS as LABMAZE_ACTIONS
 from envs.worlds.labmaze.sight import gets_on
-from envs.worlds.labmaze.spec import ACTIONS as LABMAZE_ACTIONS
 from envs.worlds.labmaze.spec import LabMaze
 from train.data.clips import list_episodes
 from train.data.rollouts import spread, spread_over
@@ -37,7 +37,8 @@ from worldmodel.denoiser import Denoiser, Prediction
 from worldmodel.errors import ConfigError, DataError, SeedError
 from worldmodel.inputs import FrameInputs
 from worldmodel.presets import get_preset
-from worldmodel.world import Step, WorldModel
+from worldmodel.state import Step
+from worldmodel.world import WorldModel
 
 SIZE = 64
 NAMES = LABMAZE_ACTIONS.names

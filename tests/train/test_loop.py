@@ -20,19 +20,9 @@ from torch import nn
 from train.bundle import BundleOptions
 from train.codec import CodecOptions, train_codec
 from train.core.journal import RecipeOptions
-from train.core.loop import (
-    STATE_FILE,
-    Machine,
-    TrainOptions,
-    _steps,
-    compile_model,
-    load_state,
-    rate_at,
-    save_state,
-    start_machine,
-    step_generator,
-    train_model,
-)
+from train.core.loop import TrainOptions, iterate_steps, rate_at, step_generator, train_model
+from train.core.machine import Machine, compile_model, start_machine
+from train.core.state import STATE_FILE, load_state, save_state
 from train.denoiser import DenoiserOptions, reward_values, train_denoiser
 from train.evaluate import EvaluateOptions
 from worldmodel.checkpoint import codec_hash, load_codec, load_denoiser
@@ -159,7 +149,7 @@ def test_the_clock_of_the_main_process_counts_for_all(tmp_path: Path, monkeypatc
     other = Machine(torch.device("cpu"), rank=1, world_size=2)
     options = TrainOptions(data=tmp_path, out=tmp_path, minutes=1.0)
     own_clock = itertools.count(5.0, 7.0)
-    assert list(_steps(4, options, other, lambda: next(own_clock))) == [(4, 0.0), (5, 0.3), (6, 0.6)]
+    assert list(iterate_steps(4, options, other, lambda: next(own_clock))) == [(4, 0.0), (5, 0.3), (6, 0.6)]
 
 
 def test_without_a_compiler_training_goes_on_uncompiled(

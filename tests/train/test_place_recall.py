@@ -17,7 +17,8 @@ from train.measures.recall_cases import RecallCase, find_cases
 from train.measures.recall_dreams import CONTROLS, dream_cases, guess_constant, measure_recall, read_frames
 from worldmodel.analysis.recall import BINS, Verdict, bin_name, find_bin, summarize, wilson_interval
 from worldmodel.errors import ConfigError, DataError
-from worldmodel.world import Step, WorldModel
+from worldmodel.state import Step
+from worldmodel.world import WorldModel
 
 TURNS = [turn_away(25), turn_away(25), turn_away(70), turn_away(70)]
 ROOMS = [dress(ROOM, (4 * i, 4 * i + 1, 4 * i + 2, 4 * i + 3), i % 3) for i in range(4)]

@@ -52,6 +52,7 @@ def studied(tmp_path_factory: pytest.TempPathFactory) -> tuple[StudyOptions, Pat
         write_turns(data, [turn_away(110)] * 4, rooms, split)
     work = folder / "work"
     load_or_train(data, work / "textures.safetensors", num_steps=60, batch_size=64)
+
     options = StudyOptions(
         out=folder / "report",
         work=work,

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from worldmodel.memory.camera import Camera, level_pose, pixel_rays, pose_axes
+from worldmodel.memory.camera import Camera, complete_poses, pixel_rays, pose_axes
 from worldmodel.memory.pose import Body, Surroundings, advance, level_displacements, move, observe
 
 CAMERA = Camera(70.0)
@@ -16,7 +16,7 @@ BODY = Body()
 
 
 def at(x: float, y: float, heading_deg: float) -> torch.Tensor:
-    return level_pose(torch.tensor([[x, y, math.radians(heading_deg)]]))
+    return complete_poses(torch.tensor([[x, y, math.radians(heading_deg)]]))
 
 
 def inverse_depth(pose: torch.Tensor, wall: float = 1.0, grid: int = 32) -> torch.Tensor:

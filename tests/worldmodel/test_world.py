@@ -11,8 +11,9 @@ from worldmodel.codec import Codec
 from worldmodel.denoiser import Denoiser, Prediction, Written
 from worldmodel.errors import ActionError, ConfigError, DeviceError, ShapeError, WindowError
 from worldmodel.inputs import FrameInputs
+from worldmodel.state import WorldState
 from worldmodel.windows import Window, fifo_window, next_frame_window, outpainting_window, parse_schedule
-from worldmodel.world import WorldModel, WorldState
+from worldmodel.world import WorldModel
 
 Openings = dict[str, torch.Tensor]
 

@@ -14,7 +14,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from train.measures.base import Bench, Measure, read_numbers
 from train.reports.plots import markdown_row
-from worldmodel.denoiser import Denoiser, DenoiserConfig
+from worldmodel.config import DenoiserConfig
+from worldmodel.denoiser import Denoiser
 from worldmodel.inputs import FrameInputs
 
 BUDGET = 16  # slots of the compressed structures

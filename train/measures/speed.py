@@ -16,10 +16,10 @@ from typing import Any, ClassVar
 
 import torch
 
+from train.core.machine import describe_machine
 from train.core.stopwatch import measure_bandwidth, measure_matrix_speed, peak_memory, time_in_turn
 from train.measures.base import Bench, Measure
 from train.measures.step_parts import PARTS, WARM_UP, find_floors, time_env, time_parts
-from train.reports.card import describe_machine
 from train.reports.plots import markdown_row
 from worldmodel.checkpoint import has_part, load_openings
 from worldmodel.errors import CompileError, ConfigError

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
+from train.core.machine import describe_machine
 from train.data.rollouts import dream_on, read_pieces, spread_over
 from train.measures.base import NEEDS, Bench, Measure, read_numbers
 from train.measures.place_classifier import PlaceClassifier, find_teacher, load_or_train
@@ -20,7 +21,6 @@ from train.measures.recall_cases import DREAMT, RecallCase, find_cases
 from train.measures.recall_dreams import measure_recall
 from train.measures.speed import check_compile, start_dream, time_steps
 from train.measures.step_parts import WARM_UP
-from train.reports.card import describe_machine
 from train.reports.plots import markdown_row, save_figure
 from worldmodel.analysis.accumulation import measure_decay
 from worldmodel.analysis.metrics import gradient_energy

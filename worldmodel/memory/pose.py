@@ -15,7 +15,8 @@ from dataclasses import dataclass, fields
 
 import torch
 
-from worldmodel.memory.camera import POSE_SIZE, Camera, pixel_rays, pose_axes
+from worldmodel.memory.camera import Camera, pixel_rays, pose_axes
+from worldmodel.odometry import POSE_SIZE
 
 _FAR = 1e4  # where empty slots are, cells
 _NEAREST = 64  # points that a push looks at
