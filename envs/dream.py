@@ -400,6 +400,18 @@ class DreamEnv(gymnasium.Env[np.ndarray, np.int64]):
             raise StateError("snapshot was called before the first reset; call reset(seed=...) first")
         return DreamSnapshot(self._state.clone(), self._frame.copy(), self._steps, self._dreamer)
 
+    @property
+    def pose(self) -> np.ndarray | None:
+        """Where the dream takes itself to be, float32 (5,): x, y, z in cells, yaw and pitch in degrees.
+
+        None before the first reset, and for worlds that do not reckon.
+        """
+        if self._state is None or not self._model.can_reckon:
+            return None
+        pose = self._state.dream.pending_poses[0, -1].cpu().numpy().copy()
+        pose[3:] = np.degrees(pose[3:])
+        return np.asarray(pose, np.float32)
+
     def pack_state(self) -> bytes:
         """Return the dream as it is now, for `worldmodel.state.WorldState.unpack`.
 

@@ -6,6 +6,12 @@ records (`train.record`) and prepares (`train.warps`) beside compiling the loss,
 --initial` does, then the decoder (`train.decoder`) if asked to, and measures with the time that is left.
 OUT/report.json tells what was done, how long it took, and what was cut.
 
+With --sessions it learns from what was played (`play.py --record`) in place of a recording of its own:
+
+    python play.py --real --record plays
+    python -m train.finetune --from labmaze --sessions plays --minutes 30 --out runs/mine
+    python play.py --checkpoint runs/mine
+
 A world without a memory of pixels is grafted: what weights of it fit are taken, the layers that read the memory start
 by chance. It needs --depth, as its bundle has no depth network.
 """
@@ -52,7 +58,7 @@ def fine_tune(options: FineTuneOptions, started: float | None = None) -> dict[st
 
     def note_deadline() -> None:
         for report in reports:
-            report.cut(clock.part, f"the deadline of {options.deadline:g} s came first")
+            report.cut(clock.part, f"the deadline of {options.total_s:g} s came first")
             report.save()
 
     try:

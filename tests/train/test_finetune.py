@@ -182,7 +182,7 @@ def test_the_line_of_a_compiler_that_says_what_is_wrong() -> None:
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"deadline": 0.0}, "deadline must be above 0"),
+        ({"deadline": 0.0}, r"deadline \(or minutes\) must be above 0"),
         ({"clip_frames": 12}, "multiple of chunk 8; got 12"),
         ({"length": 8}, "length must be at least 16; got 8"),
         ({"warps": Path("x")}, "give --data too"),
@@ -366,3 +366,16 @@ def test_it_records_prepares_and_trains(pixel_world: Path, tmp_path: Path) -> No
 def test_terminated_is_no_error_that_is_caught() -> None:
     assert not issubclass(Terminated, Exception)
     assert dataclasses.is_dataclass(FineTuneOptions)
+
+
+def test_what_was_played_is_learned_from(pixel_world: Path, posed: Path, tmp_path: Path) -> None:
+    """Sessions in place of a recording; the report says what was taken."""
+    plays = tmp_path / "plays"
+    plays.mkdir()
+    for path in posed.glob("train-*.h5"):
+        (plays / path.name).write_bytes(path.read_bytes())
+    changes = {"sessions": plays, "deadline": None, "minutes": 8.0, "work": tmp_path / "work", "preparers": 1}
+    report = fine_tune(options(pixel_world, tmp_path / "out", **changes))
+    assert report["is_complete"] and report["parts"]["training"]["steps"] == 4
+    assert report["sessions"] == {"files": 2, "frames": 41 + 45 + 49, "dreams_left_out": 0}
+    assert dreams(tmp_path / "out")

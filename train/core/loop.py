@@ -18,6 +18,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
 
+from train.core.interrupts import Stopped, command_to_go_on, put_off_signals
 from train.core.machine import Machine, compile_model, send
 from train.core.state import STATE_FILE, load_state, save_state
 from worldmodel.errors import CheckpointError, ConfigError, MissingPackageError, SeedError
@@ -306,6 +307,7 @@ def train_model(
         CheckpointError: a state and no --resume; --resume without a readable state, or with one of another model.
         ConfigError: the training diverged (a loss or gradient that is not finite); the last state is kept.
         StorageError: the state cannot be written.
+        Stopped: Ctrl-C or TERM; the step under way was finished, and the state is saved.
     """
     options.out.mkdir(parents=True, exist_ok=True)
     model.to(machine.device)
@@ -318,18 +320,25 @@ def train_model(
             on_save(cast(Model, run.average.module))
 
     last_saved = last_shown = run.start_clock()
-    for step, progress in iterate_steps(run.step, options, machine, lambda: run.seconds, deadline):
-        batch = sample_batch(step_generator(options.seed, step, machine.rank))
-        logs = run.take_step(runner, batch, rate_at(progress, options.decay_share, step))
-        monitor.note(run.step, logs)
+    with put_off_signals() as wish:
 
-        if time.monotonic() - last_saved > 60 * options.save_minutes:
-            run.save()
-            show_average()
-            last_saved = last_shown = time.monotonic()
-        elif on_save_s is not None and time.monotonic() - last_shown > on_save_s:
-            show_average()
-            last_shown = time.monotonic()
+        def end() -> float:
+            """Return when to stop: at once where that is wished for."""
+            planned = deadline() if callable(deadline) else deadline
+            return 0.0 if wish.number is not None else math.inf if planned is None else planned
+
+        for step, progress in iterate_steps(run.step, options, machine, lambda: run.seconds, end):
+            batch = sample_batch(step_generator(options.seed, step, machine.rank))
+            logs = run.take_step(runner, batch, rate_at(progress, options.decay_share, step))
+            monitor.note(run.step, logs)
+
+            if time.monotonic() - last_saved > 60 * options.save_minutes:
+                run.save()
+                show_average()
+                last_saved = last_shown = time.monotonic()
+            elif on_save_s is not None and time.monotonic() - last_shown > on_save_s:
+                show_average()
+                last_shown = time.monotonic()
 
     seconds = run.seconds
     monitor.close()
@@ -337,6 +346,8 @@ def train_model(
     show_average()
     if machine.owns_group:
         torch.distributed.destroy_process_group()
+    if wish.number is not None:
+        raise Stopped(wish.number, f"stopped at step {run.step}, state saved; to go on: {command_to_go_on()}")
     summary = {"steps": run.step, "minutes": seconds / 60, "frames": run.frames, **monitor.last}
     return cast(Model, run.average.module), summary
 

@@ -33,7 +33,7 @@ class Clock:
 
     def __init__(self, options: FineTuneOptions, started: float) -> None:
         """Share the time; `started` is the moment that the deadline counts from."""
-        total = options.deadline
+        total = options.total_s
         margin = min(15.0, max(5.0, 0.03 * total))
         evaluate = min(options.evaluate_s, 0.1 * total)
         self.started, self.end = started, started + total
@@ -41,7 +41,7 @@ class Clock:
         self.evaluate_end = self.end - margin
         self.decoder_end = self.evaluate_end - evaluate
         is_recorded = options.warps is not None
-        self.record_end = started + (0.0 if options.data is not None else options.record_share * total)
+        self.record_end = started + (0.0 if options.is_recorded else options.record_share * total)
         self.prepare_end = started + (0.0 if is_recorded else (options.record_share + 0.08) * total)
         self.train_end = self.decoder_end - options.decoder_share * (self.decoder_end - self.prepare_end)
         self.part = "start"

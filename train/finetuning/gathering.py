@@ -48,7 +48,7 @@ def prepare_words(work: Work, part: int) -> dict[str, Any]:
         "--seed": options.seed,
         "--parts": options.preparers,
         "--part": part,
-        "--follow-s": 0 if options.data else 1e5,
+        "--follow-s": 0 if options.is_recorded else 1e5,
         "--device": options.device,
     }
 
@@ -108,7 +108,7 @@ def gather(work: Work, stack: ExitStack, facts: dict[str, Any]) -> None:
         BackgroundProgram("train.warps", spell(prepare_words(work, part)), work.folder / f"prepare_{part}.log")
         for part in range(0 if options.warps else options.preparers)
     ]
-    if options.data is None:
+    if not options.is_recorded:
         stack.enter_context(recorder)
         stack.callback(_stop_in_time(recorder, work.clock.record_end).cancel)
     for one in preparers:
@@ -128,7 +128,7 @@ def gather(work: Work, stack: ExitStack, facts: dict[str, Any]) -> None:
     else:
         for one in preparers:
             one.stop()
-    if options.data is None:
+    if not options.is_recorded:
         facts |= _count_episodes(work)
 
 
@@ -158,7 +158,7 @@ def _wait_for_shards(work: Work, recorder: BackgroundProgram, preparers: list[Ba
     """
     while preparers and time.monotonic() < work.clock.prepare_end:
         check(recorder, *preparers)
-        is_over = work.options.data is not None or recorder.exit_status is not None
+        is_over = work.options.is_recorded or recorder.exit_status is not None
         if is_over and _backlog(work) <= 0 and _prepared(work):
             return
         time.sleep(0.2)

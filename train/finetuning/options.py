@@ -19,8 +19,16 @@ class FineTuneOptions:
     """Name of a shipped world, or folder of a bundle."""
     out: Path
     """Folder of the bundle; made if missing."""
-    deadline: float
+    deadline: float | None = None
     """Seconds from the start of the program to its end, whatever is done by then."""
+    minutes: float | None = None
+    """The same in minutes."""
+    sessions: Path | None = None
+    """Folder of what was played (play.py --record) and recorded, to learn from in place of a recording of its own."""
+    take_dreams: bool = False
+    """Take what was played in dreams as truth too."""
+    openings: bool = True
+    """Put the given world's openings into the bundle, so that it can be played as it is."""
 
     workers: int = field(default_factory=lambda: os.cpu_count() or 1)
     """Processes that record."""
@@ -40,8 +48,8 @@ class FineTuneOptions:
     depth: str | None = None
     """Bundle of the depth network; default that of the world."""
 
-    batch_size: int = 64
-    """Clips a step; halved until they fit into memory."""
+    batch_size: int | None = None
+    """Clips a step; default 64 on a GPU, where they are halved until they fit into memory, and 4 on a CPU."""
     clip_frames: int = 96
     """Frames of a clip."""
     chunk: int = 8
@@ -95,14 +103,31 @@ class FineTuneOptions:
     def __post_init__(self) -> None:
         least = {"workers": 1, "preparers": 1, "episodes": 2, "length": self.clip_frames, "batch_size": 1}
         for name, low in least.items():
-            if getattr(self, name) < low:
-                raise ConfigError(f"{name} must be at least {low}; got {getattr(self, name)}")
-        if not self.deadline > 0 or not 0 < self.record_share < 1 or not 0 <= self.decoder_share < 1:
+            value = getattr(self, name)
+            if value is not None and value < low:
+                raise ConfigError(f"{name} must be at least {low}; got {value}")
+        if (self.deadline is None) == (self.minutes is None):
+            raise ConfigError("give --deadline in seconds or --minutes, one of them: how long the program may take")
+        if not self.total_s > 0 or not 0 < self.record_share < 1 or not 0 <= self.decoder_share < 1:
             raise ConfigError(
-                "deadline must be above 0, record_share in (0, 1), decoder_share in [0, 1); got "
-                f"{self.deadline}, {self.record_share}, {self.decoder_share}"
+                "deadline (or minutes) must be above 0, record_share in (0, 1), decoder_share in [0, 1); got "
+                f"{self.deadline}, {self.minutes}, {self.record_share}, {self.decoder_share}"
             )
+        if self.sessions is not None and self.data is not None:
+            raise ConfigError("--sessions and --data both say what to learn from: give one of them")
+        if self.take_dreams and self.sessions is None:
+            raise ConfigError("--take-dreams is about what was played: give --sessions too")
         if self.clip_frames % self.chunk:
             raise ConfigError(f"clip_frames must be a multiple of chunk {self.chunk}; got {self.clip_frames}")
         if self.warps is not None and self.data is None:
             raise ConfigError("--warps are prepared shards of a recording: give --data too")
+
+    @property
+    def is_recorded(self) -> bool:
+        """Whether what to learn from is there already."""
+        return self.data is not None or self.sessions is not None
+
+    @property
+    def total_s(self) -> float:
+        """Seconds that the program may take."""
+        return 60 * self.minutes if self.minutes is not None else float(self.deadline or 0)

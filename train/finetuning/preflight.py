@@ -46,7 +46,7 @@ def preflight(work: Work, facts: dict[str, Any]) -> None:
     options, started = work.options, time.monotonic()
     write_noise(work.folder / "noise", work.config, work.codec.config.image_size, options.clip_frames)
     probe = work.folder / "probe"
-    recorder = None if options.data is not None else _start_recorder(work, probe)
+    recorder = None if options.is_recorded else _start_recorder(work, probe)
     try:
         losses = _try_steps(work)
         facts |= {"device": str(work.machine.device), "batch_size": work.batch_size, "losses": losses}

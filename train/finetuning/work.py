@@ -19,7 +19,17 @@ from train.denoiser import DenoiserOptions, build_denoiser, make_sampler
 from train.finetuning.deadline import Clock
 from train.finetuning.options import FineTuneOptions
 from train.finetuning.report import Report
-from worldmodel.checkpoint import load_codec, load_denoiser, load_depth, load_info, resolve, save_bundle
+from train.finetuning.sessions import take_sessions
+from worldmodel.checkpoint import (
+    has_part,
+    load_codec,
+    load_denoiser,
+    load_depth,
+    load_info,
+    load_openings,
+    resolve,
+    save_bundle,
+)
 from worldmodel.codec import Codec
 from worldmodel.config import DenoiserConfig
 from worldmodel.denoiser import Denoiser
@@ -44,7 +54,10 @@ class BundleKeeper:
         self.out, self.clock = options.out, clock
         self.info = load_info(options.world)
         self.written = 0
-        self._write(codec=codec, denoiser=denoiser, depth=depth, info=self.info)
+        parts: dict[str, Any] = {"codec": codec, "denoiser": denoiser, "depth": depth}
+        if options.openings and has_part(options.world, "openings"):
+            parts["openings"] = load_openings(options.world)
+        self._write(**parts, info=self.info)
 
     def keep(self, **parts: nn.Module) -> bool:
         """Replace parts of the bundle, by `save_bundle`'s names; return whether that was done."""
@@ -104,6 +117,8 @@ class Work:
         self.report = Report(options, clock, machine)
         self.recording = options.data or folder / "recording"
         self.prepared = options.warps or folder / "prepared"
+        if options.sessions is not None:
+            self.take_sessions(options.sessions)
 
         torch.manual_seed(options.seed)
         denoiser = build_denoiser(
@@ -113,7 +128,26 @@ class Work:
         self.loss = DenoiserLoss(denoiser.train(), options.objective, options.chunk, distortions).to(machine.device)
 
         self.runner: nn.Module = self.loss
-        self.batch_size = options.batch_size
+        self.batch_size = options.batch_size or (4 if machine.device.type == "cpu" else 64)
+
+    def take_sessions(self, folder: Path) -> None:
+        """Put what was played into the place of a recording, and say what was taken.
+
+        Raises:
+            DataError: there is nothing to learn from.
+        """
+        info = self.keeper.info
+        facts = take_sessions(
+            folder,
+            self.recording,
+            world=str(info.get("world")),
+            action_names=tuple(info.get("action_names", ())),
+            image_size=self.codec.config.image_size,
+            least_frames=self.options.clip_frames,
+            dreams=self.options.take_dreams,
+        )
+        self.report.content["sessions"] = facts
+        print(f"from {folder}: {facts}", flush=True)
 
     def training_options(self) -> DenoiserOptions:
         """Return the options of `train.denoiser` that stand for the training."""
