@@ -84,15 +84,6 @@ class Surroundings:
         """The parts by name."""
         return {part.name: getattr(self, part.name) for part in fields(self)}
 
-    @property
-    def num_bytes(self) -> int:
-        """Memory held, in bytes; constant over a dream."""
-        return sum(part.nbytes for part in self.tensors.values())
-
-    def clone(self) -> "Surroundings":
-        """Return an independent copy."""
-        return Surroundings(**{name: part.clone() for name, part in self.tensors.items()})
-
 
 def level_displacements(displacements: Sequence[tuple[float, float]]) -> torch.Tensor:
     """Return what actions do to a pose, where all they do is turn and walk.

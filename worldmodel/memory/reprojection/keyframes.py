@@ -80,15 +80,6 @@ class Keyframes:
         """The parts by name."""
         return {part.name: getattr(self, part.name) for part in fields(self)}
 
-    @property
-    def num_bytes(self) -> int:
-        """Memory held, in bytes; constant over a dream."""
-        return sum(part.nbytes for part in self.tensors.values())
-
-    def clone(self) -> "Keyframes":
-        """Return an independent copy."""
-        return Keyframes(**{name: part.clone() for name, part in self.tensors.items()})
-
 
 @dataclass(frozen=True)
 class KeepRule:
