@@ -10,12 +10,12 @@ import torch
 
 from envs.data.sessions import SessionInfo, SessionWriter
 from envs.fields import POSE, Field
-from envs.worlds.labmaze.spec import ACTIONS as LABMAZE_ACTIONS
+from envs.worlds.labmaze.spec import LabMaze
 from tests.box_room import see
 
 SIZE = 32
 LAP = 60
-TURN_LEFT = LABMAZE_ACTIONS.names.index("turn_left")
+TURN_LEFT = LabMaze.actions.names.index("turn_left")
 PAIRS = tuple((first, first + LAP) for first in (0, 30, 60))
 
 
@@ -41,13 +41,14 @@ def write_session(
     kind: str = "spin",
     poses: np.ndarray | None = None,
     context: tuple[np.ndarray, np.ndarray] | None = None,
-    rewards: Sequence[float] | None = None,
+    scene: dict[str, np.ndarray] | None = None,
     **changes: Any,
 ) -> Path:
-    """Write a session of one episode; `changes` are of its `SessionInfo`."""
-    said: dict[str, Any] = {"world": "LabMaze", "action_names": LABMAZE_ACTIONS.names, "image_size": frames.shape[1]}
+    """Write a session of one episode; `scene` are fields of LabMaze of the episode, `changes` of its `SessionInfo`."""
+    said: dict[str, Any] = {"world": "LabMaze", "action_names": LabMaze.actions.names, "image_size": frames.shape[1]}
     info = SessionInfo(**{**said, "fps": 15.0, "source": "real", **changes})
     fields: dict[str, Field] = {} if poses is None else {"pose": POSE}
+    fields |= {name: LabMaze.fields[name] for name in scene or {}}
     writer = SessionWriter(path, info, fields, split="test")
     given = {} if context is None else dict(zip(("context_frames", "context_actions"), context, strict=True))
     partner = {second: first for first, second in pairs}
@@ -55,10 +56,9 @@ def write_session(
     for number, frame in enumerate(frames):
         values = {} if poses is None else {"pose": poses[number]}
         if number == 0:
-            writer.begin(frame, start={"seed": 0}, values=values, **given)
+            writer.begin(frame, start={"seed": 0}, values=values | (scene or {}), **given)
         else:
-            reward = 0.0 if rewards is None else rewards[number - 1]
-            writer.add(int(actions[number - 1]), frame, reward, False, False, values)
+            writer.add(int(actions[number - 1]), frame, 0.0, False, False, values)
         if number in partner.values():
             marks[number] = writer.mark()
         if number in partner:

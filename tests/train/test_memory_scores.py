@@ -1,6 +1,7 @@
 """Scores of tests of memory: who remembers and obeys passes; a picture that stands still, and noise, do not."""
 
 import dataclasses
+import functools
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,13 +10,17 @@ import numpy as np
 import pytest
 import torch
 
+import train.memory.scoreboard
 from envs.actions import ActionSet
 from envs.worlds.registry import get_world
 from tests.memory_sessions import SIZE, see_room, spin_poses, write_session, write_spins
+from tests.painted_maze import ROOM, dress, paint, turn_away, write_turns
+from train.measures.place_classifier import load_or_train
 from train.memory.cases import MemoryTest, load_tests
 from train.memory.obedience import Judge
 from train.memory.replay import Replay, replay_frozen, replay_noise, replay_recorded
 from train.memory.running import read_thresholds
+from train.memory.scoreboard import Scoreboard
 from train.memory.scores import Row, collect, pick_unrelated, score, shuffled
 from train.memory.tables import find_distance, judge_row, summarize
 from worldmodel.analysis.metrics import psnr
@@ -162,6 +167,35 @@ def test_places_are_judged_where_they_are_known(tests: list[MemoryTest], real_ro
     score(row, tests, None, name, {(0, 0): (0, 2), (1, 1): (1, 2), (2, 2): (2, 1)})
     assert summarize(row, tests, 0)["overall"]["places"]["mean"] == pytest.approx(2 / 3, abs=1e-3)
     assert row.values["places"].isnan().sum() == 6
+
+
+@pytest.mark.slow
+def test_places_are_named_by_who_was_taught(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rooms = [dress(ROOM, (0, 1, 2, 3), 0), dress(ROOM, (4, 5, 6, 7), 1)]
+    teacher = write_turns(tmp_path / "taught", [np.arange(0, 720, 4.0)] * 2, rooms, "train")
+    write_turns(teacher, [turn_away(30)] * 2, rooms, "test")
+    for number, room in enumerate(rooms):
+        poses = spin_poses(0)
+        poses[:, :2] = 2.5
+        path = tmp_path / "tests" / f"spin-{number}.h5"
+        pairs = tuple((first, first + 60) for first in range(0, 61, 3))
+        write_session(path, paint(room | {"pose": poses}), [3] * 120, pairs, poses=poses, scene=room)
+    rooms_tests = load_tests(tmp_path / "tests")
+
+    quick = functools.partial(load_or_train, num_steps=150, batch_size=64)
+    monkeypatch.setattr(train.memory.scoreboard, "load_or_train", quick)
+    settings: dict[str, Any] = {"out": tmp_path / "out", "features": False, "seed": 0}
+    board = Scoreboard(rooms_tests, get_world("LabMaze"), teacher=teacher, **settings)
+    board.add("real world", "ceiling", replay_recorded(rooms_tests, is_real=True))
+    board.add("noise", "control", replay_noise(rooms_tests, 0))
+    report = board.report({})
+    shares = {name: found["overall"]["places"]["mean"] for name, found in report["rows"].items()}
+    assert shares["real world"] > 0.9 > 0.5 > shares["noise"]
+    assert report["classifier"]["accuracy"] > 0.9 and "places" not in report["skipped"]
+
+    untold = load_tests(write_spins(tmp_path / "untold", 2))
+    board = Scoreboard(untold, get_world("LabMaze"), teacher=teacher, **settings)
+    assert "what a frame shows is found by pose and layout" in board.report({})["skipped"]["places"]
 
 
 def test_where_motions_are_not_known_a_picture_must_change_as_the_recorded_one() -> None:

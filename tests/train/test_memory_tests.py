@@ -37,16 +37,20 @@ def test_the_report_has_what_is_asked_for(out: Path, bundle: Path) -> None:
         "real world",
         "as played",
         "a picture that stands still",
-        "noise",
+        "pictures of noise",
         "world",
         "world, pairs of other tests",
         "world, memory of 16 frames",
     ]
     rows = report["rows"]
-    assert [rows[name]["role"] for name in ("real world", "noise", "world")] == ["ceiling", "control", "checkpoint"]
+    assert [rows[name]["role"] for name in ("real world", "pictures of noise", "world")] == [
+        "ceiling",
+        "control",
+        "checkpoint",
+    ]
     assert rows["real world"]["passes"] and rows["real world"]["overall"]["psnr"]["mean"] == 50
     assert rows["real world"]["overall"]["tests"] == 2 and rows["as played"]["overall"]["tests"] == 1
-    for name in ("a picture that stands still", "noise"):
+    for name in ("a picture that stands still", "pictures of noise"):
         assert rows[name]["passes"] is False and rows[name]["why_not"]
     assert "passes" not in rows["world, pairs of other tests"]
     assert rows["world"]["passes"] is report["passes"] is False

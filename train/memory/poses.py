@@ -7,7 +7,10 @@ actions and no pictures.
 import numpy as np
 
 TOLERANCE_STEPS = 0.1
-"""Two poses are the same where they are nearer than a tenth of a step and of a turn: scripted walks come back exact."""
+"""Two poses are the same where they are nearer than a tenth of a step and of a turn.
+
+Scripted walks come back exactly, but for rounding.
+"""
 LEAST_APART = 16  # frames between two visits that a search takes for two
 MOST_RETURNS = 24
 _STILL = 1e-6  # less than this is no move

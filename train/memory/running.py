@@ -124,7 +124,7 @@ def run_tests(options: RunOptions, command: str = "") -> dict[str, Any]:
     board.add("real world", "ceiling", replay_recorded(tests, is_real=True))
     board.add("as played", "ceiling", replay_recorded(tests, is_real=False))
     board.add("a picture that stands still", "control", replay_frozen(tests))
-    board.add("noise", "control", replay_noise(tests, options.seed))
+    board.add("pictures of noise", "control", replay_noise(tests, options.seed))
 
     total = count_frames(tests, options.batch_size) * len(models) * (2 if options.floors else 1)
     settings: dict[str, Any] = {"batch_size": options.batch_size, "seed": options.seed}
