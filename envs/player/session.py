@@ -20,9 +20,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, SupportsFloat
 import numpy as np
 
 from envs.actions import ActionSet
+from envs.data.video import VideoWriter
 from envs.fields import POSE, Field
 from envs.player.timeline import Timeline
-from envs.player.video import VideoWriter
 from worldmodel.errors import SeedError, StateError, WorldModelError
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ import numpy as np
 
 from envs.data.episodes import EpisodeInfo
 from envs.fields import DEPTH, POSE, Field
-from envs.worlds.base import Places, Policy, Revisit, Targets, World
+from envs.worlds.base import Floor, Places, Policy, Revisit, Targets, World
 from envs.worlds.labmaze.constants import ACTIONS, FPS, VIEW_DEG
 from worldmodel.errors import ConfigError
 
@@ -99,6 +99,12 @@ class LabMaze(World):
         from envs.worlds.labmaze.sight import is_way_free
 
         return is_way_free(episode, frames, ACTIONS.displacements[action][1] * num_steps)
+
+    def floor(self, info: Mapping[str, Any]) -> Floor:
+        """Return the cells of the maze without a sphere; errors as `World.floor`."""
+        from envs.worlds.labmaze.floor import MazeFloor
+
+        return MazeFloor(info)
 
     def revisit(self, episode: EpisodeInfo) -> Revisit:
         """Return the maze of an episode, made again; errors as `World.revisit`."""
