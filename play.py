@@ -258,6 +258,8 @@ def make_dream(options: Options, report: Report) -> PlayableEnv:
         memory_frames=options.memory,
         **given,
     )
+    for fault in env.faults:
+        print(f"a poor world: {fault}", flush=True)
     if options.threads is None:
         report(0.7, "measuring the machine")
         env.tune_threads()

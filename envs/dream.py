@@ -226,6 +226,11 @@ class DreamEnv(gymnasium.Env[np.ndarray, np.int64]):
             self._compiler.stop()
 
     @property
+    def faults(self) -> tuple[str, ...]:
+        """What its own report has against the world, a sentence each; empty for a good one."""
+        return tuple(self._model.info.get("faults", ()))
+
+    @property
     def fps(self) -> float:
         """Steps a second of world time."""
         return float(self._model.info.get("fps", self.world.fps))

@@ -18,6 +18,7 @@ class StubEnv:
     num_steps = 2
     memory_frames = 4
     device = "cpu"
+    faults: tuple[str, ...] = ()
 
     def __init__(self, step_s: float = 0.0) -> None:
         self.metadata: dict[str, Any] = {}

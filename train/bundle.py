@@ -16,6 +16,7 @@ from envs.data.episodes import ShardInfo, open_shards, read_episode
 from envs.worlds.registry import get_world
 from train.core.options import parse_options, run_program
 from train.reports.card import TrainingRecord, write_card
+from train.reports.verdict import find_faults
 from worldmodel.checkpoint import codec_hash, has_part, load_codec, load_denoiser, load_depth, save_bundle
 from worldmodel.codec import Codec
 from worldmodel.denoiser import Denoiser
@@ -118,7 +119,7 @@ def make_bundle(options: BundleOptions) -> dict[str, Any]:
 
     Returns:
         `weights_megabytes`, `openings_megabytes`, `codec_parameters`, `denoiser_parameters`, `openings`, `out`, and
-        `depth_parameters` where there is a depth network.
+        `depth_parameters` where there is a depth network, `faults` where the report has something against the world.
 
     Raises:
         CheckpointError: the trained model is missing or damaged, too large, or its parts do not belong together.
@@ -158,6 +159,9 @@ def make_bundle(options: BundleOptions) -> dict[str, Any]:
         "opening_split": options.split,
         "opening_scene_seeds": scene_seeds,
     }
+    faults = find_faults(report)
+    if faults:
+        info["faults"] = faults
     save_bundle(options.out, codec=codec, denoiser=denoiser, depth=depth, openings=openings, info=info)
 
     summary = {
@@ -168,6 +172,8 @@ def make_bundle(options: BundleOptions) -> dict[str, Any]:
         "openings": len(scene_seeds),
         "out": str(options.out),
     }
+    if faults:
+        summary["faults"] = faults
     if depth is not None:
         summary["depth_parameters"] = sum(weight.numel() for weight in depth.parameters())
     write_card(options.out, shards, info, summary, training, report, options.notes)

@@ -348,6 +348,8 @@ def run_recipe(options: RecipeOptions) -> dict[str, Any]:
     recipe.content["memory"] = "pixels" if stages is PIXEL_STAGES else f"{options.memory or 'summaries'} alone"
     for stage, work in stages.items():
         recipe.run_stage(stage, lambda work=work: work(recipe))  # type: ignore[misc]
+    for fault in recipe.content["stages"]["bundle"].get("faults", ()):
+        print(f"a poor world: {fault}; give it more --minutes")
     print(f"world: {recipe.folder('world')}    python play.py --checkpoint {recipe.folder('world')}")
     return recipe.content
 

@@ -156,6 +156,11 @@ class PlaySession:
         return None if device is None else str(device)
 
     @property
+    def faults(self) -> tuple[str, ...]:
+        """What is known against the world that is played, a sentence each."""
+        return tuple(getattr(self.env, "faults", ()))
+
+    @property
     def is_recording(self) -> bool:
         """A video is open and takes every further frame."""
         return self._video is not None

@@ -194,6 +194,8 @@ class WorldWorker:
                 self.is_session_open = True
             self.device = session.device
             self.view = session.view
+            if session.faults:
+                self.say(f"a poor world: {session.faults[0]}")
             self._take_keys()  # A key tapped while loading is not meant for the first frame.
             self.on_change()
             self._play(session)
