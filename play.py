@@ -6,6 +6,7 @@ world loads in the background.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
 import time
@@ -19,6 +20,8 @@ from worldmodel.errors import ConfigError, MissingPackageError, SeedError, Windo
 from worldmodel.windows import parse_schedule
 
 if TYPE_CHECKING:
+    from envs.dream import DreamEnv
+    from envs.player.replay import ReplaySession
     from envs.player.session import PlayableEnv, PlaySession
     from envs.player.worker import Report
     from envs.worlds.base import World
@@ -62,6 +65,15 @@ class Options:
     file in a folder. It is read by train.memory_tests, train.finetune and --replay."""
     out: Path = Path("plays")
     """Folder of what keys save: screenshots, videos, sessions; made when something is saved."""
+    replay: Path | None = None
+    """Show a recorded session again: pause, step, jump; F1 shows the keys. With --headless too, and to a --video."""
+    line: str | None = None
+    """With --replay: EPISODE:FRAME, to show what led there. Without it, the last frame of the last episode."""
+    redream: bool = False
+    """With --replay: dream its actions again, with the checkpoint and the settings it was dreamt with, and compare all
+    frames. --checkpoint does so with another one, also for a session of the real world."""
+    context: int | None = None
+    """With --replay: frames of a real session that its dream begins from. Without it, as many as openings have."""
     headless: bool = False
     """Play without a window, as fast as it goes; the last line printed is a JSON object with the speed."""
     frames: int | None = None
@@ -76,7 +88,9 @@ def main(arguments: list[str] | None = None) -> int:
         options = tyro.cli(Options, prog="play.py", args=arguments, config=(tyro.conf.FlagCreatePairsOff,))
         check_options(options)
         if options.headless:
-            print(json.dumps(play_headless(options)), flush=True)
+            print(json.dumps(replay_headless(options) if options.replay else play_headless(options)), flush=True)
+        elif options.replay is not None:
+            replay_in_window(options)
         else:
             play_in_window(options)
     except WorldModelError as error:
@@ -99,7 +113,7 @@ def check_options(options: Options) -> None:
         raise ConfigError("--world real is gone: name the world and add --real, as in --world labmaze --real")
     if options.seed < 0:
         raise SeedError(f"--seed {options.seed} is negative; use a whole number of at least 0")
-    for name in ("steps", "memory", "scale", "threads", "frames"):
+    for name in ("steps", "memory", "scale", "threads", "frames", "context"):
         value = getattr(options, name)
         if value is not None and value < 1:
             raise ConfigError(f"--{name} must be at least 1; got {value}")
@@ -121,6 +135,23 @@ def check_options(options: Options) -> None:
         for name in ("checkpoint", "steps", "schedule", "memory", "threads"):  # compile has a default: it is let pass
             if getattr(options, name) is not None:
                 raise ConfigError(f"--{name} does not go with --real, which has no model; leave it out")
+    check_replay(options)
+
+
+def check_replay(options: Options) -> None:
+    """Refuse what does not go with a replay, or only with one. Errors as `check_options`."""
+    if options.replay is None:
+        for name in ("line", "redream", "context"):
+            if getattr(options, name):
+                raise ConfigError(f"--{name} goes only with --replay FILE; add it, or leave --{name} out")
+        return
+    for name in ("real", "record", "actions"):
+        if getattr(options, name):
+            raise ConfigError(f"--{name} does not go with --replay, which shows what was played; leave it out")
+    is_dreamt = options.redream or options.checkpoint is not None
+    for name in ("steps", "schedule", "memory", "threads"):
+        if getattr(options, name) is not None and not is_dreamt:
+            raise ConfigError(f"--{name} is for dreaming: add --redream or --checkpoint, or leave --{name} out")
 
 
 def play_headless(options: Options) -> dict[str, object]:
@@ -151,6 +182,19 @@ def play_headless(options: Options) -> dict[str, object]:
     return report
 
 
+def replay_headless(options: Options) -> dict[str, object]:
+    """Show a recorded session without a window; return the report of `run_replay`."""
+    from envs.player.replay import run_replay
+
+    session = make_replay(options, lambda share, text: None)
+    try:
+        if options.video is not None:
+            session.start_video(options.video, options.scale)
+        return run_replay(session, options.frames)
+    finally:
+        session.close()
+
+
 def play_in_window(options: Options) -> None:
     """Open the window, load behind it, play until it is closed."""
     from envs.player.window import Player, check_display
@@ -161,6 +205,17 @@ def play_in_window(options: Options) -> None:
     worker = WorldWorker(lambda report: make_session(options, report), options.video, options.scale, record)
     kind = f"{options.world}, the real world" if options.real else f"a dream of {options.world}"
     Player(worker, title=f"Playable world model: {kind}", scale=options.scale, folder=options.out).run()
+
+
+def replay_in_window(options: Options) -> None:
+    """Open the window, show a recorded session in it until it is closed."""
+    from envs.player.replay_window import ReplayPlayer
+    from envs.player.replay_worker import ReplayWorker
+    from envs.player.window import check_display
+
+    check_display()
+    worker = ReplayWorker(lambda report: make_replay(options, report), options.video, options.scale)
+    ReplayPlayer(worker, f"Replay of {options.replay}", scale=options.scale, folder=options.out).run()
 
 
 def session_file(record: Path) -> Path:
@@ -191,6 +246,28 @@ def make_session(options: Options, report: Report) -> PlaySession:
         lag = parse_schedule(options.schedule).window.describe_lag(session.fps)
         print(f"schedule {options.schedule}: {lag}", flush=True)
     return session
+
+
+def make_replay(options: Options, report: Report) -> ReplaySession:
+    """Read a recorded session, and load what dreams it again."""
+    from envs.data.sessions import read_session
+    from envs.player.replay import Line, Redream, ReplaySession, find_dreamer, parse_place
+
+    assert options.replay is not None
+    report(0.02, "reading the session")
+    end = None if options.line is None else parse_place(options.line)
+    line = Line(read_session(options.replay), end)
+    if options.checkpoint is None and not options.redream:
+        return ReplaySession(line, None, options.fps)
+    found = find_dreamer(line, options.checkpoint)
+    given = {name: getattr(options, name) for name in found if getattr(options, name) not in (None, "auto")}
+    env = make_dream(dataclasses.replace(options, **found | given), report)
+    report(0.85, "making the first frame")
+    try:
+        return ReplaySession(line, Redream(line, cast("DreamEnv", env), options.context, options.seed), options.fps)
+    except BaseException:
+        env.close()
+        raise
 
 
 def make_dream(options: Options, report: Report) -> PlayableEnv:

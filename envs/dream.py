@@ -68,6 +68,11 @@ def draw_opening(rng: np.random.Generator, num_openings: int) -> tuple[int, int]
     return int(rng.integers(num_openings)), int(rng.integers(2**62))
 
 
+def _fixed_layout(state: "WorldState") -> list[tuple[str, tuple[int, ...], Any]]:
+    """Return name, shape and format of a dream's tensors, but for the shapes of `pending`, which grow at first."""
+    return [(name, () if name.startswith("pending") else shape, kind) for name, shape, kind in state.dream.layout]
+
+
 class DreamEnv(gymnasium.Env[np.ndarray, np.int64]):
     """A world dreamt by a video-diffusion model.
 
@@ -145,7 +150,7 @@ class DreamEnv(gymnasium.Env[np.ndarray, np.int64]):
                 f"{name} takes {self._model.num_actions} actions; {self.world.name} has {self.action_set.num_actions}"
             )
         self.action_space = self.action_set.space
-        size = self._frame_size = self._model.codec.config.image_size
+        size = self.frame_size = self._model.codec.config.image_size
         self.observation_space = spaces.Box(0, 255, (size, size, 3), np.uint8)
         self.render_mode = render_mode
         self.max_episode_steps = max_episode_steps
@@ -245,14 +250,21 @@ class DreamEnv(gymnasium.Env[np.ndarray, np.int64]):
     @property
     def identity(self) -> dict[str, Any]:
         """What dreams here: name and hash of the weights, and the settings that its frames depend on."""
+        import torch
+
         settings = {"num_steps": self.num_steps, "memory_frames": self.memory_frames, "schedule": self._schedule}
-        settings |= {"dtype": self._dreamer["dtype"], "device": str(self.device)}
+        settings |= {"dtype": self._dreamer["dtype"], "device": str(self.device), "threads": torch.get_num_threads()}
         return {"checkpoint": self._name, "checkpoint_hash": self._dreamer["weights"], "settings": settings}
 
     @property
     def num_openings(self) -> int:
         """Openings that a reset can draw from."""
         return int(self._openings["frames"].shape[0])
+
+    @property
+    def opening_frames(self) -> int:
+        """Frames that an opening gives a dream."""
+        return int(self._openings["frames"].shape[1])
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -308,7 +320,7 @@ class DreamEnv(gymnasium.Env[np.ndarray, np.int64]):
         """Take frames and actions out of the options of reset."""
         frames = np.asarray(options.pop("frames", None))
         actions = np.asarray(options.pop("actions", ()))
-        size = (self._frame_size, self._frame_size, 3)
+        size = (self.frame_size, self.frame_size, 3)
         if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[1:] != size or not len(frames):
             raise ShapeError(
                 f"option frames must be uint8 (T, {size[0]}, {size[1]}, 3); got {frames.dtype} {frames.shape}"
@@ -390,6 +402,29 @@ class DreamEnv(gymnasium.Env[np.ndarray, np.int64]):
             StateError: reset was not called.
         """
         return self.snapshot().state.pack()
+
+    def unpack_state(self, content: bytes, frame: np.ndarray) -> np.ndarray:
+        """Go to a dream of which `pack_state` made these bytes, in an environment alike; return its frame.
+
+        Args:
+            content: of `pack_state`.
+            frame: uint8 (H, W, 3), what it showed.
+
+        Raises:
+            CheckpointError: the bytes are damaged, or of a dream with other weights or another memory or schedule.
+        """
+        from worldmodel.state import WorldState
+
+        state = WorldState.unpack(content, str(self.device))
+        opening = self._openings["frames"][:1, -2:], self._openings["actions"][:1, -1:].long()
+        mine, theirs = (_fixed_layout(s) for s in (self._model.reset(*opening, [0]), state))
+        if mine != theirs:
+            raise CheckpointError(
+                "this dream has other tensors than those dreamt here: take the weights, the memory and the schedule "
+                "that it was dreamt with"
+            )
+        self._state, self._frame, self._steps = state, frame.copy(), 0
+        return self._frame.copy()
 
     def restore(self, snapshot: DreamSnapshot) -> np.ndarray:
         """Go back to a snapshot, or across to that of an environment alike; return its frame uint8 (H, W, 3).

@@ -9,7 +9,7 @@ import time
 
 import pygame  # noqa: TID253 - only envs/player.py imports this module, after its own check of pygame
 
-from envs.player.session import View
+from envs.player.session import Bar, View
 
 HELP = (
     ("W A S D / arrows", "walk and turn; hold and combine"),
@@ -37,7 +37,8 @@ _PANEL = (10, 10, 14, 170)
 class Hud:
     """Draws text panels, sized to the window; rendered lines are kept, because most stay the same between frames."""
 
-    def __init__(self) -> None:
+    def __init__(self, help_lines: tuple[tuple[str, str], ...] = HELP) -> None:
+        self._help = help_lines
         self._fonts: dict[int, pygame.font.Font] = {}
         self._lines: dict[tuple[str, int, tuple[int, int, int]], pygame.Surface] = {}
 
@@ -57,9 +58,20 @@ class Hud:
         if view.marks:
             alike = "" if view.likeness is None else f"   {view.likeness:.1f} dB like mark {view.chosen_mark}"
             lines.append(f"marks {' '.join(map(str, view.marks))}{alike}")
+        lines += view.caption
         lines.append(f"seed {view.seed}   F1 help")
         size = self._size(screen)
         self._draw_panel(screen, [self._line(line, size, _TEXT) for line in lines], (size // 2, size // 2))
+
+    def draw_bar(self, screen: pygame.Surface, bar: Bar) -> None:
+        """Draw a bar along the bottom, with its ticks."""
+        width, height = screen.get_size()
+        thick = max(4, self._size(screen) // 3)
+        place = pygame.Rect(0, height - thick, width, thick)
+        pygame.draw.rect(screen, (50, 50, 60), place)
+        pygame.draw.rect(screen, _ACCENT, (0, place.y, round(width * bar.share), thick))
+        for tick in bar.ticks:
+            pygame.draw.rect(screen, _TEXT, (round((width - 3) * tick), place.y - thick // 2, 3, thick + thick // 2))
 
     def draw_recording(self, screen: pygame.Surface, text: str) -> None:
         """Draw the red mark of running recordings, and which they are, at the top right."""
@@ -100,10 +112,10 @@ class Hud:
         self._draw_panel(screen, surfaces, self._centered(screen, surfaces, share=0.65))
 
     def _help_lines(self, size: int) -> list[pygame.Surface]:
-        keys = [self._line(key, size, _ACCENT) for key, _ in HELP]
+        keys = [self._line(key, size, _ACCENT) for key, _ in self._help]
         column = max(key.get_width() for key in keys) + size
         rows = []
-        for key, (_, meaning) in zip(keys, HELP, strict=True):
+        for key, (_, meaning) in zip(keys, self._help, strict=True):
             text = self._line(meaning, size, _TEXT)
             row = pygame.Surface((column + text.get_width(), text.get_height()), pygame.SRCALPHA)
             row.blit(key, (0, 0))

@@ -21,7 +21,7 @@ import numpy as np
 
 from envs.actions import ActionSet
 from envs.player.timeline import Timeline
-from envs.player.video import VideoWriter
+from envs.player.video import VideoTrack
 from worldmodel.errors import SeedError, StateError, WorldModelError
 
 if TYPE_CHECKING:
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from envs.worlds.base import World
 
 DEFAULT_FPS = 15.0
-DEFAULT_VIDEO_SIDE = 256
 
 
 class PlayableEnv(Protocol):
@@ -46,6 +45,18 @@ class PlayableEnv(Protocol):
 
     def close(self) -> None:
         """As `gymnasium.Env.close`."""
+
+
+class Bar(NamedTuple):
+    """A bar under the picture.
+
+    Attributes:
+        share: how much of it is full, from 0 to 1.
+        ticks: places on it, from 0 to 1.
+    """
+
+    share: float
+    ticks: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,6 +78,8 @@ class View:
         marks: numbers of the marks that lie behind, oldest first.
         chosen_mark: number of the mark that the player wants to come back to, or None.
         likeness: PSNR in dB of the frame to that of the chosen mark, or None.
+        caption: further lines to show, of what is particular to what is played.
+        bar: to draw under the picture, or None.
     """
 
     frame: np.ndarray
@@ -83,6 +96,8 @@ class View:
     marks: tuple[int, ...] = ()
     chosen_mark: int | None = None
     likeness: float | None = None
+    caption: tuple[str, ...] = ()
+    bar: Bar | None = None
 
 
 class Marked(NamedTuple):
@@ -139,10 +154,12 @@ class PlaySession:
         self.action_set = env.action_set if actions is None else actions
         self.chosen_mark: int | None = None
         self._world = world
-        self._video: VideoWriter | None = None
+        self._video = VideoTrack()
         self._writer: SessionWriter | None = None
         self._marks: list[Marked] = []
         self._info: dict[str, Any] = {}
+        self._is_at_start = False
+        self._recorded_engine = ""
         self._kept: tuple[Any, _Kept] | None = None
         can_rewind = hasattr(env, "snapshot") and hasattr(env, "restore")
         self._timeline: Timeline[_Kept] | None = Timeline(env, self.fps) if can_rewind else None  # type: ignore[arg-type]
@@ -157,7 +174,7 @@ class PlaySession:
     @property
     def is_recording(self) -> bool:
         """A video is open and takes every further frame."""
-        return self._video is not None
+        return self._video.is_open
 
     @property
     def is_session_open(self) -> bool:
@@ -179,6 +196,7 @@ class PlaySession:
         if seed < 0:
             raise SeedError(f"seed {seed} is negative; use a whole number of at least 0")
         frame, self._info = self.env.reset(seed=seed)
+        self._is_at_start = True
         self._marks.clear()
         self.view = View(frame=frame, seed=seed, **self._model_facts())
         self._record(lambda writer: self._begin_episode(writer, None))
@@ -195,7 +213,7 @@ class PlaySession:
         start_s = time.perf_counter()
         frame, reward, terminated, truncated, info = self.env.step(action)
         step_ms = (time.perf_counter() - start_s) * 1000.0
-        self._info = info
+        self._info, self._is_at_start = info, False
         ending = "terminated" if terminated else "truncated" if truncated else ""
         self.view = View(
             frame=frame,
@@ -209,8 +227,23 @@ class PlaySession:
         )
         self._show_marks()
         values = self._world_values("frame", "step")
-        self._record(lambda writer: writer.add(action, frame, float(reward), terminated, truncated, values))
+        self._record(lambda writer: self._add_step(writer, action, float(reward), terminated, truncated, values))
         return self.view
+
+    def _add_step(
+        self,
+        writer: SessionWriter,
+        action: int,
+        reward: float,
+        terminated: bool,
+        truncated: bool,
+        values: Mapping[str, Any],
+    ) -> None:
+        writer.add(action, self.view.frame, reward, terminated, truncated, values)
+        # Compiled frames differ from others in rounding: who dreams this again wants to know.
+        if self._engine != self._recorded_engine:
+            self._recorded_engine = self._engine
+            writer.note(f"{self._engine} from step {self.view.step} on")
 
     def mark(self) -> Marked:
         """Remember this frame, to come back to.
@@ -370,6 +403,7 @@ class PlaySession:
 
     def _go_on_from(self, kept: _Kept) -> View:
         """Play goes on from a moment in which the environment is already."""
+        self._is_at_start = False
         self.view = dataclasses.replace(kept.view, **self._model_facts())
         self._marks = list(kept.marks)
         if self.chosen_mark not in [mark.number for mark in self._marks]:
@@ -383,8 +417,10 @@ class PlaySession:
         """Tell the session file that an episode begins with the present frame."""
         frame, given = self.view.frame, {}
         start = {"seed": self.view.seed} | {k: v for k, v in self._info.items() if isinstance(v, int | float | str)}
-        is_fresh = self.view.step == 0
-        if parent is None and is_fresh and hasattr(self.env, "context"):
+        if self._engine:
+            self._recorded_engine = start["engine"] = self._engine
+        # A moment that was kept is no start, whatever its step: the context is that of the last reset.
+        if parent is None and self._is_at_start and hasattr(self.env, "context"):
             given = dict(zip(("context_frames", "context_actions"), self.env.context, strict=True))
         elif parent is None and hasattr(self.env, "pack_state"):
             given = {"start_state": self.env.pack_state()}
@@ -424,7 +460,7 @@ class PlaySession:
             except WorldModelError as error:
                 self._writer, failed = None, error  # what was written is kept beside it
         try:
-            self._add_to_video(self.view.frame)
+            self._video.add(self.view.frame)
         except WorldModelError as error:
             failed = failed or error
         if self._timeline is not None:
@@ -446,22 +482,15 @@ class PlaySession:
             ConfigError: the name or the scale is not accepted.
             StorageError: the file cannot be written.
         """
-        self.stop_video()
-        frame = self.view.frame
-        if scale is None:
-            scale = max(1, -(-DEFAULT_VIDEO_SIDE // frame.shape[0]))
-        self._video = VideoWriter(path, self.fps, scale)
-        self._add_to_video(frame)
+        self._video.start(path, self.fps, scale, self.view.frame)
 
-    def stop_video(self) -> None:
-        """Finish the open video, if there is one.
+    def stop_video(self) -> Path | None:
+        """Finish the open video; return its file, or None where none is open.
 
         Raises:
             StorageError: the file could not be finished; recording has stopped.
         """
-        video, self._video = self._video, None
-        if video is not None:
-            video.close()
+        return self._video.stop()
 
     def close(self) -> None:
         """Finish the open recordings and close the environment.
@@ -477,15 +506,10 @@ class PlaySession:
             finally:
                 self.env.close()
 
-    def _add_to_video(self, frame: np.ndarray) -> None:
-        if self._video is None:
-            return
-        try:
-            self._video.add(frame)
-        except WorldModelError:
-            self._video.discard()
-            self._video = None
-            raise
+    @property
+    def _engine(self) -> str:
+        """How steps run, in a word: compiled, uncompiled, or "" for a world without a model."""
+        return (self.view.engine or "").partition(":")[0].partition(",")[0]
 
     def _model_facts(self) -> dict[str, Any]:
         names = ("memory_used", "memory_frames", "num_steps", "engine")

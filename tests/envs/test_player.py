@@ -541,3 +541,13 @@ def test_check_display(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv(name, "x")
         check_display()
         monkeypatch.delenv(name)
+
+
+def test_first_size_of_a_window() -> None:
+    from envs.player.window import first_size
+
+    assert first_size((64, 64), None, (1920, 1080)) == (640, 640)
+    assert first_size((134, 64), None, (1280, 1024)) == (1206, 576)
+    assert first_size((64, 64), 3, (1920, 1080)) == (192, 192)
+    assert first_size((64, 64), 60, (1024, 768)) == (768, 768)
+    assert first_size((2000, 2000), None, (1024, 768)) == (2000, 2000)
