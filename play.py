@@ -69,11 +69,14 @@ class Options:
     """Show a recorded session again: pause, step, jump; F1 shows the keys. With --headless too, and to a --video."""
     line: str | None = None
     """With --replay: EPISODE:FRAME, to show what led there. Without it, the last frame of the last episode."""
+    beside: str | None = None
+    """real: walk the real world beside the dream, by the same keys from one start; a bar says how alike they are."""
     redream: bool = False
     """With --replay: dream its actions again, with the checkpoint and the settings it was dreamt with, and compare all
     frames. --checkpoint does so with another one, also for a session of the real world."""
     context: int | None = None
-    """With --replay: frames of a real session that its dream begins from. Without it, as many as openings have."""
+    """With --beside, or --replay of a real session: frames of the real world that the dream begins from. Without it, as
+    many as openings have."""
     headless: bool = False
     """Play without a window, as fast as it goes; the last line printed is a JSON object with the speed."""
     frames: int | None = None
@@ -131,21 +134,32 @@ def check_options(options: Options) -> None:
             f"--schedule {options.schedule} makes {stride} frames a step and takes {stride} actions at once, which "
             "cannot be played: use next, fifo:W, rolling:W:SUBSTEPS or a file of stride 1, or python -m train.rollout"
         )
-    if options.real:
-        for name in ("checkpoint", "steps", "schedule", "memory", "threads"):  # compile has a default: it is let pass
+    if options.real:  # compile has a default: it is let pass
+        for name in (
+            "beside",
+            "checkpoint",
+            "steps",
+            "schedule",
+            "memory",
+            "threads",
+        ):
             if getattr(options, name) is not None:
                 raise ConfigError(f"--{name} does not go with --real, which has no model; leave it out")
+    if options.beside not in (None, "real"):
+        raise ConfigError(f"--beside takes real, the real world that is dreamt of; got {options.beside!r}")
     check_replay(options)
 
 
 def check_replay(options: Options) -> None:
     """Refuse what does not go with a replay, or only with one. Errors as `check_options`."""
     if options.replay is None:
-        for name in ("line", "redream", "context"):
+        if options.context is not None and options.beside is None:
+            raise ConfigError("--context goes only with --beside or --replay; add one, or leave --context out")
+        for name in ("line", "redream"):
             if getattr(options, name):
                 raise ConfigError(f"--{name} goes only with --replay FILE; add it, or leave --{name} out")
         return
-    for name in ("real", "record", "actions"):
+    for name in ("real", "record", "actions", "beside"):
         if getattr(options, name):
             raise ConfigError(f"--{name} does not go with --replay, which shows what was played; leave it out")
     is_dreamt = options.redream or options.checkpoint is not None
@@ -174,6 +188,7 @@ def play_headless(options: Options) -> dict[str, object]:
         if options.record is not None:
             session.start_session(session_file(options.record))
         report = run_headless(session, actions, options.frames or DEFAULT_FRAMES)
+        report |= getattr(session.env, "findings", {})
     finally:
         session.close()
     report["load_s"] = round(load_s, 2)
@@ -204,6 +219,7 @@ def play_in_window(options: Options) -> None:
     record = None if options.record is None else session_file(options.record)
     worker = WorldWorker(lambda report: make_session(options, report), options.video, options.scale, record)
     kind = f"{options.world}, the real world" if options.real else f"a dream of {options.world}"
+    kind += ", the real world beside it" if options.beside else ""
     Player(worker, title=f"Playable world model: {kind}", scale=options.scale, folder=options.out).run()
 
 
@@ -233,6 +249,8 @@ def make_session(options: Options, report: Report) -> PlaySession:
 
     world = get_world(options.world) if options.real else None
     env: PlayableEnv = make_dream(options, report) if world is None else make_real(world, report)
+    if options.beside is not None:
+        env = put_beside(env, options.context, report)
     report(0.85, "making the first frame")
     try:
         if world is None:
@@ -246,6 +264,19 @@ def make_session(options: Options, report: Report) -> PlaySession:
         lag = parse_schedule(options.schedule).window.describe_lag(session.fps)
         print(f"schedule {options.schedule}: {lag}", flush=True)
     return session
+
+
+def put_beside(env: PlayableEnv, num_context: int | None, report: Report) -> PlayableEnv:
+    """Build the real world that a dream was learned from, and put it beside the dream."""
+    from envs.player.beside import BesideEnv
+
+    report(0.82, "building the real world")
+    dream = cast("DreamEnv", env)
+    try:
+        return BesideEnv(dream, dream.world.make(image_size=dream.frame_size), num_context)
+    except BaseException:
+        dream.close()
+        raise
 
 
 def make_replay(options: Options, report: Report) -> ReplaySession:

@@ -57,6 +57,7 @@ class Line:
         endings: n words, "" or the first end of the episode that was reached, terminated or truncated.
         marks: pairs of a frame's number and the number of the mark there.
         revisits: pairs of the numbers of frames that were said to show the same.
+        has_real: whether what the real world showed was recorded beside the dream, in the field "real_frames".
 
     Raises:
         DataError: there is no such frame, or the file is damaged.
@@ -75,7 +76,8 @@ class Line:
         self.marks = sorted((number, mark) for number, mark in found if number is not None)
         pairs = [(self.number(revisit.first), self.number(revisit.second)) for revisit in session.revisits]
         self.revisits = [(first, second) for first, second in pairs if first is not None and second is not None]
-        self._blocks: OrderedDict[tuple[int, int], np.ndarray] = OrderedDict()
+        self.has_real = all("real_frames" in session.episodes[stop.episode].fields for stop in self.stops)
+        self._blocks: OrderedDict[tuple[str, int, int], np.ndarray] = OrderedDict()
 
     def __len__(self) -> int:
         """Return the number of frames."""
@@ -93,18 +95,18 @@ class Line:
                 return int(first) + place.frame
         return None
 
-    def frame(self, number: int) -> np.ndarray:
-        """Return a frame, uint8 (H, W, 3).
+    def frame(self, number: int, field: str = "frames") -> np.ndarray:
+        """Return a frame, uint8 (H, W, 3), or another field of it.
 
         Raises:
             DataError: the file is damaged.
         """
         episode, frame = self.place(number)
-        key = (episode, frame // BLOCK_FRAMES)
+        key = (field, episode, frame // BLOCK_FRAMES)
         if key not in self._blocks:
-            info, first = self.session.episodes[episode], key[1] * BLOCK_FRAMES
+            info, first = self.session.episodes[episode], key[2] * BLOCK_FRAMES
             stop = min(first + BLOCK_FRAMES, info.num_frames)
-            self._blocks[key] = read_episode(info, first, stop, ("frames",))["frames"]
+            self._blocks[key] = read_episode(info, first, stop, (field,))[field]
             if len(self._blocks) > NUM_BLOCKS:
                 self._blocks.popitem(last=False)
         self._blocks.move_to_end(key)
@@ -310,7 +312,7 @@ def find_dreamer(line: Line, checkpoint: str | None) -> dict[str, Any]:
 
 
 class ReplaySession:
-    """A line that is shown, and beside it, where it is dreamt again, the dream.
+    """A line that is shown; beside it the dream, where it is dreamt again, or the real world, where that was recorded.
 
     Args:
         line: to show.
@@ -376,6 +378,11 @@ class ReplaySession:
             likeness = psnr(frame, dreamt)
             frame = compose(frame, dreamt, likeness)
             caption += ["left recorded, right dreamt again", f"{likeness:.1f} dB alike", self.redream.verdict]
+        elif line.has_real:
+            real = line.frame(number, "real_frames")
+            likeness = psnr(real, frame)
+            frame = compose(real, frame, likeness)
+            caption += ["left real, right dream", f"{likeness:.1f} dB alike"]
         last = max(1, self.num_frames - 1)
         return View(
             frame=frame,

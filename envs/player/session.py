@@ -120,6 +120,7 @@ class _Kept(NamedTuple):
     """A moment to go back to: the view, where it is in the session file, and the marks there were."""
 
     view: View
+    observed: np.ndarray
     place: Place | None
     marks: tuple[Marked, ...]
 
@@ -129,8 +130,9 @@ class PlaySession:
 
     Args:
         env: an unwrapped environment with uint8 (H, W, 3) observations. `fps`, `memory_used`, `memory_frames`,
-            `num_steps`, `engine`, `device`, `identity`, `context`, `pack_state`, `snapshot` and `restore` are used
-            where it has them.
+            `num_steps`, `engine`, `device`, `identity`, `context`, `pack_state`, `snapshot`, `restore`, `picture` (what
+            there is to see, where that is more than what is observed), `caption` and `recorded_pictures` are used where
+            it has them.
         seed: seed of the first dream, at least 0.
         fps: steps a second of play and of videos; None takes the environment's own.
         actions: what the environment takes; None takes its own `action_set`.
@@ -195,10 +197,10 @@ class PlaySession:
         """
         if seed < 0:
             raise SeedError(f"seed {seed} is negative; use a whole number of at least 0")
-        frame, self._info = self.env.reset(seed=seed)
+        self._observed, self._info = self.env.reset(seed=seed)
         self._is_at_start = True
         self._marks.clear()
-        self.view = View(frame=frame, seed=seed, **self._model_facts())
+        self.view = View(frame=self._picture, seed=seed, **self._model_facts())
         self._record(lambda writer: self._begin_episode(writer, None))
         return self.view
 
@@ -213,10 +215,10 @@ class PlaySession:
         start_s = time.perf_counter()
         frame, reward, terminated, truncated, info = self.env.step(action)
         step_ms = (time.perf_counter() - start_s) * 1000.0
-        self._info, self._is_at_start = info, False
+        self._observed, self._info, self._is_at_start = frame, info, False
         ending = "terminated" if terminated else "truncated" if truncated else ""
         self.view = View(
-            frame=frame,
+            frame=self._picture,
             seed=self.view.seed,
             step=self.view.step + 1,
             action_name=self.action_set.names[action],
@@ -239,7 +241,7 @@ class PlaySession:
         truncated: bool,
         values: Mapping[str, Any],
     ) -> None:
-        writer.add(action, self.view.frame, reward, terminated, truncated, values)
+        writer.add(action, self._observed, reward, terminated, truncated, values, self._further_pictures)
         # Compiled frames differ from others in rounding: who dreams this again wants to know.
         if self._engine != self._recorded_engine:
             self._recorded_engine = self._engine
@@ -259,7 +261,7 @@ class PlaySession:
                 recorded = self._writer, self._writer.mark()
             except WorldModelError as failure:
                 self._writer, error = None, failure
-        self._marks.append(Marked(number, self.view.step, self.view.frame, recorded))
+        self._marks.append(Marked(number, self.view.step, self._observed, recorded))
         self.chosen_mark = number
         self._show_marks()
         if error is not None:
@@ -297,7 +299,7 @@ class PlaySession:
             except WorldModelError:
                 self._writer = None
                 raise
-        return mark, psnr(mark.frame, self.view.frame)
+        return mark, psnr(mark.frame, self._observed)
 
     def start_session(self, path: str | os.PathLike[str]) -> None:
         """Record everything from here on to a session file; an open one is finished first.
@@ -317,7 +319,7 @@ class PlaySession:
         info = SessionInfo(
             world="" if world is None else world.name,
             action_names=self.action_set.names,
-            image_size=self.view.frame.shape[0],
+            image_size=self._observed.shape[0],
             fps=self.fps,
             source="dream" if identity else "real",
             started=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -404,6 +406,7 @@ class PlaySession:
     def _go_on_from(self, kept: _Kept) -> View:
         """Play goes on from a moment in which the environment is already."""
         self._is_at_start = False
+        self._observed = kept.observed
         self.view = dataclasses.replace(kept.view, **self._model_facts())
         self._marks = list(kept.marks)
         if self.chosen_mark not in [mark.number for mark in self._marks]:
@@ -415,7 +418,7 @@ class PlaySession:
 
     def _begin_episode(self, writer: SessionWriter, parent: Place | None) -> None:
         """Tell the session file that an episode begins with the present frame."""
-        frame, given = self.view.frame, {}
+        given: dict[str, Any] = {}
         start = {"seed": self.view.seed} | {k: v for k, v in self._info.items() if isinstance(v, int | float | str)}
         if self._engine:
             self._recorded_engine = start["engine"] = self._engine
@@ -425,7 +428,9 @@ class PlaySession:
         elif parent is None and hasattr(self.env, "pack_state"):
             given = {"start_state": self.env.pack_state()}
         values = self._world_values("frame", "episode")
-        writer.begin(frame, start=start | {"step": self.view.step}, parent=parent, values=values, **given)
+        start |= {"step": self.view.step}
+        pictures = self._further_pictures
+        writer.begin(self._observed, start=start, parent=parent, values=values, pictures=pictures, **given)
 
     def _field_names(self, *axes: str) -> list[str]:
         """Return the fields of the world that a session holds; depth costs more than all else."""
@@ -442,14 +447,14 @@ class PlaySession:
     def _show_marks(self) -> None:
         """Put the marks, and how alike the frame is to the chosen one, into the view."""
         chosen = [mark.frame for mark in self._marks if mark.number == self.chosen_mark]
-        likeness = psnr(chosen[0], self.view.frame) if chosen else None
+        likeness = psnr(chosen[0], self._observed) if chosen else None
         numbers = tuple(mark.number for mark in self._marks)
         chosen_mark = self.chosen_mark if chosen else None
         self.view = dataclasses.replace(self.view, marks=numbers, chosen_mark=chosen_mark, likeness=likeness)
 
     def _now(self) -> _Kept:
         place = None if self._writer is None else self._writer.place
-        return _Kept(self.view, place, tuple(self._marks))
+        return _Kept(self.view, self._observed, place, tuple(self._marks))
 
     def _record(self, write: Any, is_jump: bool = False) -> None:
         """Hand the present frame to all recordings; where one fails it stops, and the others go on."""
@@ -513,7 +518,19 @@ class PlaySession:
 
     def _model_facts(self) -> dict[str, Any]:
         names = ("memory_used", "memory_frames", "num_steps", "engine")
-        return {name: getattr(self.env, name, None) for name in names}
+        facts = {name: getattr(self.env, name, None) for name in names}
+        return facts | {"caption": getattr(self.env, "caption", ())}
+
+    @property
+    def _picture(self) -> np.ndarray:
+        """What there is to see: what is observed, unless the environment shows more."""
+        picture: np.ndarray = getattr(self.env, "picture", self._observed)
+        return picture
+
+    @property
+    def _further_pictures(self) -> dict[str, np.ndarray]:
+        """What is recorded beside the frames that are observed."""
+        return dict(getattr(self.env, "recorded_pictures", {}))
 
 
 def psnr(first: np.ndarray, second: np.ndarray) -> float:

@@ -428,7 +428,7 @@ def test_options_that_do_not_go_with_a_replay(capsys: pytest.CaptureFixture[str]
     assert name in say_error(capsys, "a.h5", *arguments)
 
 
-@pytest.mark.parametrize("arguments", [["--line", "0:1"], ["--redream"], ["--context", "4"]], ids=" ".join)
+@pytest.mark.parametrize("arguments", [["--line", "0:1"], ["--redream"]], ids=" ".join)
 def test_options_of_a_replay_alone(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> None:
     assert play.main(["--headless", *arguments]) == 2
     assert "goes only with --replay" in capsys.readouterr().err
