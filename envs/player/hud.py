@@ -19,6 +19,8 @@ HELP = (
     ("Backspace", "hold: rewind; F5 keeps a moment, F9 goes back"),
     ("M / N / 1-9", "mark a view / say you are back / choose a mark"),
     ("- / =", "slower or faster"),
+    ("G", "the mouse turns, or is free"),
+    ("Gamepad", "stick, D-pad; A mark, B back, X rewind, Y new dream"),
     ("V / B", "record an MP4 / a session"),
     ("F11 / F12", "full screen / screenshot"),
     ("H", "hide or show the counters"),

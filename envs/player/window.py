@@ -25,6 +25,7 @@ except ImportError as error:
         f"the player's window needs pygame-ce ({error}); run: pip install pygame-ce, or play with --headless"
     ) from error
 
+from envs.player.controllers import EVENTS, Gamepads, Mouse
 from envs.player.hud import HELP, Hud, is_fresh
 
 EVENTS_HZ = 60
@@ -102,6 +103,7 @@ class Window(Generic[W]):
         try:
             self._open()
             self.worker.start()
+            self._open_controllers()
             clock = pygame.time.Clock()
             while self.worker.error is None and all(self._handle(event) for event in pygame.event.get()):
                 self._draw()
@@ -115,7 +117,7 @@ class Window(Generic[W]):
 
     def _open(self) -> None:
         try:
-            # Not pygame.init(): sound and joysticks are not needed and cost a second on some machines.
+            # Not pygame.init(): sound is not needed, and it and gamepads cost a second on some machines.
             pygame.display.init()
             pygame.font.init()
             self._first_size = first_size((64, 64), self._scale, screen_size())
@@ -169,6 +171,9 @@ class Window(Generic[W]):
             pygame.K_h: lambda: self._toggle("is_hud_shown"),
             pygame.K_F1: lambda: self._toggle("is_help_shown"),
         }
+
+    def _open_controllers(self) -> None:
+        """Open what there is beside the keyboard, which may take a moment."""
 
     def _press(self, event: pygame.event.Event) -> None:
         """Take another key that went down."""
@@ -272,7 +277,21 @@ class Window(Generic[W]):
 
 
 class Player(Window[WorldWorker]):
-    """The window to play in."""
+    """The window to play in; arguments as `Window`."""
+
+    def __init__(self, worker: WorldWorker, title: str, scale: int | None = None, folder: Path = Path(".")) -> None:
+        self._gamepads, self._mouse = Gamepads(worker), Mouse(worker)
+        super().__init__(worker, title, scale, folder)
+
+    def _open_controllers(self) -> None:
+        self._gamepads.open()
+
+    def _handle(self, event: pygame.event.Event) -> bool:
+        if event.type in EVENTS:
+            self._gamepads.handle(event)
+        elif event.type == pygame.MOUSEMOTION:
+            self._mouse.handle(event)
+        return super()._handle(event)
 
     def _make_orders(self) -> dict[int, Callable[[], object]]:
         worker = self.worker
@@ -284,6 +303,7 @@ class Player(Window[WorldWorker]):
             pygame.K_BACKSPACE: worker.start_rewind,
             pygame.K_F5: worker.keep,
             pygame.K_F9: worker.return_to_kept,
+            pygame.K_g: self._mouse.toggle,
         }
 
     def _press(self, event: pygame.event.Event) -> None:
@@ -300,6 +320,7 @@ class Player(Window[WorldWorker]):
     def _lose_focus(self) -> None:
         self.worker.stop_rewind()
         self.worker.release_all()
+        self._mouse.free()
 
 
 def key_name(event: pygame.event.Event) -> str:

@@ -9,6 +9,7 @@ attributes, each replaced whole.
 
 from __future__ import annotations
 
+import math
 import queue
 import threading
 import time
@@ -29,6 +30,10 @@ SPEEDS = (0.25, 0.5, 1.0, 2.0, 4.0)
 
 REWIND_STEPS = 2
 """Steps back that rewinding shows in the time of one step."""
+
+
+MOST_TURNS = 3.0
+"""How many steps of turning are kept for later: a mouse that stops should not turn on for long."""
 
 
 class Progress(NamedTuple):
@@ -243,6 +248,9 @@ class WorldWorker(Worker[PlaySession]):
     Args:
         make_session, video_path, video_scale: as `Worker`.
         session_path: record a session to this file from the first frame on; None records none.
+
+    Attributes:
+        bindings: pairs of a key and the control it stands for in the world that is played; none while it loads.
     """
 
     def __init__(
@@ -257,25 +265,43 @@ class WorldWorker(Worker[PlaySession]):
         self._session_path = session_path
         self._rewound_steps = 0
         self._resets_wanted = 0
+        self.bindings: tuple[tuple[str, str], ...] = ()
         self._keys_lock = threading.Lock()
-        self._held: set[str] = set()
+        self._held: set[tuple[str, str]] = set()  # key, and what holds it
         self._tapped: set[str] = set()
+        self._turns = 0.0
 
-    def press(self, key: str) -> None:
-        """A key went down; even a tap shorter than a step counts for one step."""
+    def press(self, key: str, device: str = "keyboard") -> None:
+        """A key went down; even a tap shorter than a step counts for one step.
+
+        Args:
+            key: by its name.
+            device: what holds it; a key is up when no device holds it.
+        """
         with self._keys_lock:
-            self._held.add(key)
+            self._held.add((key, device))
             self._tapped.add(key)
 
-    def release(self, key: str) -> None:
+    def release(self, key: str, device: str = "keyboard") -> None:
         """A key went up."""
         with self._keys_lock:
-            self._held.discard(key)
+            self._held.discard((key, device))
 
     def release_all(self) -> None:
-        """All keys went up."""
+        """All keys went up, and nothing more is turned."""
         with self._keys_lock:
             self._held.clear()
+            self._turns = 0.0
+
+    @property
+    def can_turn(self) -> bool:
+        """The world that is played has controls left and right."""
+        return {"left", "right"} <= {control for _, control in self.bindings}
+
+    def turn(self, steps: float) -> None:
+        """Turn right in the next so many steps, or left (below 0); what is too small for a step is kept for later."""
+        with self._keys_lock:
+            self._turns = min(max(self._turns + steps, -MOST_TURNS), MOST_TURNS)
 
     def new_dream(self) -> None:
         """Begin the dream of the next seed before the next step; play goes on if it was paused.
@@ -322,6 +348,7 @@ class WorldWorker(Worker[PlaySession]):
         if self._session_path is not None:
             session.start_session(self._session_path)
             self.is_session_open = True
+        self.bindings = session.action_set.keys
         self._take_keys()  # A key tapped while loading is not meant for the first frame.
 
     def _advance(self, session: PlaySession) -> None:
@@ -372,8 +399,12 @@ class WorldWorker(Worker[PlaySession]):
 
     def _take_keys(self) -> set[str]:
         with self._keys_lock:
-            keys = self._held | self._tapped
+            keys = {key for key, _ in self._held} | self._tapped
             self._tapped.clear()
+            if abs(self._turns) >= 1:
+                control = "right" if self._turns > 0 else "left"
+                self._turns -= math.copysign(1, self._turns)
+                keys |= {key for key, bound in self.bindings if bound == control}
         return keys
 
     def _new_dream(self, session: PlaySession) -> None:
