@@ -209,8 +209,8 @@ def _read_report(path: Path) -> dict[str, Any]:
         raise DataError(
             f"report {path} cannot be read ({error}): run train.evaluate again or leave --report out"
         ) from error
-    if not isinstance(report, dict):
-        raise DataError(f"report {path} is a {type(report).__name__}; expected the JSON object of train.evaluate")
+    if not isinstance(report, dict) or not isinstance(report.get("measures"), dict):
+        raise DataError(f"report {path} does not hold measures by name: run train.evaluate again or leave --report out")
     return report
 
 

@@ -24,6 +24,7 @@ from worldmodel.denoiser import Denoiser, DenoiserConfig
 from worldmodel.distortions import LatentDistortions, fit_distortions
 from worldmodel.errors import CheckpointError, ConfigError, DataError
 from worldmodel.memory.folded import NUM_FOLDED
+from worldmodel.memory.registry import check_memory
 from worldmodel.objective import DenoiserLoss, ObjectiveConfig, sample_noise
 from worldmodel.presets import get_preset
 
@@ -51,7 +52,8 @@ class DenoiserOptions(TrainOptions):
     graft: str | None = None
     """A bundle of another memory structure to take from whatever weights fit; the rest starts by chance."""
     memory: str | None = None
-    """Memory structure: summary (ours), prepend, channel, cross or none; default the preset's."""
+    """Memory structure: summary (ours), prepend, channel, cross, none, or module:class of one of your own; default the
+    preset's."""
     memory_frames: int | None = None
     """Past frames that the memory draws on; default the preset's."""
     compression: str = "none"
@@ -209,6 +211,8 @@ def memory_changes(
         raise ConfigError(
             "--warps needs --odometry: a memory of pixels is played with the displacements of the actions"
         )
+    if options.memory is not None:
+        check_memory(options.memory)
     displacements = find_displacements(world, names) if options.odometry else ()
     if options.odometry and not displacements:
         raise ConfigError(f"--odometry needs actions with known displacements; {world} declares none for {list(names)}")

@@ -37,7 +37,7 @@ class EvaluateOptions:
     """Folder of the report; made if missing. Pictures of a measure lie in a folder of its name."""
     data: Path | None = None
     """Folder of a recording with held-out ("test") shards; a few measures do without."""
-    measures: tuple[str, ...] = ("fidelity",)
+    measures: tuple[str, ...] = ("fidelity", "action_accuracy", "drift", "heads")
     """What to measure; a wrong name lists those there are, "all" takes them all, module:class one of your own."""
     set: tuple[str, ...] = ()
     """Settings, such as fidelity.cases=100 revisit.walks=16; a wrong one lists those there are."""

@@ -38,12 +38,11 @@ from train.core.background import BackgroundProgram
 from train.core.loop import Machine, compile_model, send, start_machine, step_generator, train_model
 from train.core.options import options_to_json, parse_options, run_program, save_json
 from train.data.clips import list_episodes
-from train.data.rollouts import EvaluationPlan
 from train.decoder import DecoderOptions, train_decoder
 from train.denoiser import DenoiserOptions, build_denoiser, fit_to_latents, make_optimizers, make_sampler
 from train.measures.base import Bench
 from train.measures.bold_play import BoldPlayOptions, run_bold_play
-from train.measures.likeness import measure_likeness
+from train.measures.fidelity import FidelityOptions, measure_fidelity
 from train.reports.card import describe_machine
 from train.warps import PreparedData
 from worldmodel.checkpoint import (
@@ -67,7 +66,7 @@ from worldmodel.objective import DenoiserLoss, ObjectiveConfig
 from worldmodel.world import WorldModel
 
 BOLD_FRAMES, BOLD_TURN = 150, 60  # steps of bold play, and of the full turn after them
-LIKENESS = EvaluationPlan(cases=16, context=32, horizon=32, batch_size=16)
+LIKENESS = FidelityOptions(cases=16, context=32, horizon=32)
 
 
 @dataclass(frozen=True)
@@ -766,8 +765,9 @@ def measure_like(work: Work, model: WorldModel, given: dict[str, Any], out: Path
     cases = fit_batch(work, model, given["openings"], LIKENESS.cases, steps, seconds, f"likeness of {out.name}")
     if not cases:
         return {}
-    plan = dataclasses.replace(LIKENESS, cases=cases)
-    found = measure_likeness(model, list_episodes(given["shards"]), plan, out, lambda frames: None)
+    episodes = list_episodes(given["shards"])
+    bench = Bench(model, find_world(model.info, str(out)), episodes, None, out, batch_size=LIKENESS.cases)
+    found = measure_fidelity(bench, dataclasses.replace(LIKENESS, cases=cases))
     return {name: found[name] for name in ("cases", "psnr", "copy_last", "codec_ceiling", "ssim")}
 
 

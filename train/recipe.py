@@ -29,15 +29,14 @@ from train.core.loop import STATE_FILE, start_machine
 from train.core.options import parse_options, run_program
 from train.core.stopwatch import measure_matrix_speed, time_in_turn
 from train.data.clips import encode_recording
-from train.data.rollouts import FidelityOptions
 from train.decoder import DecoderOptions, train_decoder
 from train.denoiser import DenoiserOptions, train_denoiser
 from train.depth import DepthOptions, train_depth
-from train.evaluate import evaluate_world
-from train.measures.fidelity import Fidelity
+from train.evaluate import EvaluateOptions, evaluate_world, read_measures
 from train.warps import WarpOptions, prepare
 from worldmodel.checkpoint import codec_hash, load_codec, load_denoiser, load_depth
 from worldmodel.errors import StateError
+from worldmodel.memory.registry import check_memory
 from worldmodel.world import WorldModel
 
 MIN_SHARDS = {"train": 8, "test": 1}
@@ -205,6 +204,7 @@ def make_denoiser(recipe: Journal) -> dict[str, Any]:
     options = DenoiserOptions(
         **train_options(recipe, "denoiser", minutes),
         codec=recipe.folder("codec"),
+        memory=recipe.options.memory,
         odometry=has_pixels,
         warps=recipe.folder("warps") if has_pixels else None,
         objective=plan.objective,
@@ -248,16 +248,25 @@ def load_world(recipe: Journal) -> WorldModel:
     return WorldModel(codec, denoiser, depth=load_depth(recipe.folder("depth")), device=device)
 
 
-def choose_evaluation(seconds: float, seconds_per_frame: float) -> FidelityOptions:
-    """Return how much can be measured in a time, at a dreaming speed in batches; the rehearsal if that is little."""
-    full = FidelityOptions()
-    frames = full.cases * full.horizon + 4 * full.openings * full.held_frames + full.long_dreams * full.long_frames
+def choose_evaluation(seconds: float, seconds_per_frame: float) -> dict[str, Any]:
+    """Return how much is measured in a time, settings by measure; the rehearsal if that is little.
+
+    Args:
+        seconds: the time.
+        seconds_per_frame: of dreaming in batches.
+    """
+    full = read_measures(EvaluateOptions.measures, ())
+    fidelity, accuracy, drift = (full[name] for name in ("fidelity", "action_accuracy", "drift"))
+    frames = fidelity.cases * fidelity.horizon + 4 * accuracy.openings * accuracy.held_frames
+    frames += drift.dreams * drift.frames
+
     # Half, and not the first 15 s: pictures, flow, the codec and loading what draws take time too.
     share = min(1.0, 0.5 * max(0.0, seconds - 15) / (frames * seconds_per_frame))
     if share < 0.1:
-        return FidelityOptions(**dict[str, Any](Fidelity.quick))
-    names = ("cases", "openings", "long_dreams")
-    return FidelityOptions(**{name: max(1, round(share * getattr(full, name))) for name in names})
+        return read_measures(EvaluateOptions.measures, (), quick=True)
+    for name, field in {"fidelity": "cases", "action_accuracy": "openings", "drift": "dreams"}.items():
+        full[name] = dataclasses.replace(full[name], **{field: max(1, round(share * getattr(full[name], field)))})
+    return full
 
 
 def evaluate(recipe: Journal) -> dict[str, Any]:
@@ -270,11 +279,15 @@ def evaluate(recipe: Journal) -> dict[str, Any]:
     actions = torch.zeros(batch, dtype=torch.int64)
     step_ms = time_in_turn({"step": lambda: model.step(state, actions).frames.cpu()}, 3, model.device)["step"]
     seconds = 60 * recipe.plan.evaluate_share * recipe.options.minutes
-    measures = {"fidelity": choose_evaluation(seconds, step_ms / 1000 / batch)}
+
+    measures = choose_evaluation(seconds, step_ms / 1000 / batch)
     batch = min(batch, measures["fidelity"].cases)
-    report = evaluate_world(model, out, measures, data=data, batch_size=batch)["measures"]["fidelity"]
-    facts = {name: report[name] for name in ("cases", "psnr", "copy_last", "codec_ceiling", "sharpness_ratio")}
-    return facts | {"action_response": {name: report["action_response"].get(name) for name in ("turn", "walk")}}
+    found = evaluate_world(model, out, measures, data=data, batch_size=batch)["measures"]
+    told = {"fidelity": ("cases", "psnr", "copy_last", "codec_ceiling"), "drift": ("sharpness_ratio",)}
+    facts = {key: found[name][key] for name, keys in told.items() if name in found for key in keys}
+    if "action_accuracy" in found:  # not where the world does not say what its actions do
+        facts["action_accuracy"] = {name: found["action_accuracy"]["dream"][name] for name in ("turn", "walk")}
+    return facts
 
 
 def bundle(recipe: Journal) -> dict[str, Any]:
@@ -308,7 +321,8 @@ def choose_stages(recipe: Journal) -> Stages:
     if reason is None:
         return PIXEL_STAGES
     print(
-        f"no memory of pixels: {reason}; the world learns from summaries alone, without depth, warps and decoder stages"
+        f"no memory of pixels: {reason}; the world learns from {recipe.options.memory or 'summaries'} alone, without "
+        "depth, warps and decoder stages"
     )
     return SUMMARY_STAGES
 
@@ -319,6 +333,8 @@ def run_recipe(options: RecipeOptions) -> dict[str, Any]:
     Raises:
         WorldModelError: one of its kinds; see the functions above.
     """
+    if options.memory is not None:
+        check_memory(options.memory)
     recipe = Journal(options, start_machine(options.device))
     recorder = Recorder(recipe)
     if not recipe.is_done("record"):
@@ -328,7 +344,7 @@ def run_recipe(options: RecipeOptions) -> dict[str, Any]:
                 run_beside(recipe)
             recipe.run_stage("record", recorder.finish)
     stages = choose_stages(recipe)
-    recipe.content["memory"] = "pixels" if stages is PIXEL_STAGES else "summaries alone"
+    recipe.content["memory"] = "pixels" if stages is PIXEL_STAGES else f"{options.memory or 'summaries'} alone"
     for stage, work in stages.items():
         recipe.run_stage(stage, lambda work=work: work(recipe))  # type: ignore[misc]
     print(f"world: {recipe.folder('world')}    python play.py --checkpoint {recipe.folder('world')}")

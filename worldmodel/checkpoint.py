@@ -21,6 +21,7 @@ from worldmodel.denoiser import Denoiser, DenoiserConfig
 from worldmodel.errors import CheckpointError, ConfigError
 from worldmodel.files import write_files
 from worldmodel.memory.depth import DepthConfig, DepthNet
+from worldmodel.memory.registry import find_memory
 
 ASSETS = Path(__file__).parent / "assets"
 FORMAT = "worldmodel-bundle"
@@ -217,13 +218,20 @@ def _upgrade(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _check_memory(folder: Path, config: dict[str, Any], name: str) -> None:
-    """Check that a part can be used without the memory of latent columns, which is gone.
+    """Check that the memory of a part is there.
 
     Raises:
-        CheckpointError: the denoiser looks back with it, or the bundle is such a memory.
+        CheckpointError: it is that of latent columns, which is gone, or one from outside of this package that may not
+            or cannot be imported.
     """
-    denoiser = config.get("denoiser") if name == "denoiser" else None
-    looks_back = isinstance(denoiser, dict) and any(denoiser.get(option) for option in LOOKS_BACK)
+    found = config.get("denoiser") if name == "denoiser" else None
+    denoiser: dict[str, Any] = found if isinstance(found, dict) else {}
+    memory, looks_back = denoiser.get("memory"), any(denoiser.get(option) for option in LOOKS_BACK)
+    if isinstance(memory, str) and ":" in memory:
+        try:
+            find_memory(memory)
+        except ConfigError as error:
+            raise CheckpointError(f"{folder}: {error}") from error
     if looks_back or "spatial" in {*config, *config.get("files", {})}:
         raise CheckpointError(
             f"{folder} was made by an older version, with a memory of latent columns that this version does not have: "
@@ -255,7 +263,8 @@ def load_denoiser(name_or_folder: str | Path) -> Denoiser:
     """Load the denoiser of a bundle, float32 on the CPU, in evaluation mode.
 
     Raises:
-        CheckpointError: missing, damaged, or not fitting.
+        CheckpointError: missing, damaged, or not fitting; or its memory is from outside of this package, and may not
+            or cannot be imported (`worldmodel.memory.registry`).
     """
     return _load_part(name_or_folder, "denoiser", Denoiser, DenoiserConfig)
 

@@ -15,6 +15,7 @@ import argparse
 import contextlib
 import hashlib
 import importlib
+import inspect
 import os
 import platform
 import shutil
@@ -199,7 +200,8 @@ def step_key(model: "WorldModel", batch: int) -> str:
         for name, value in module.state_dict().items():
             digest.update(name.encode())
             digest.update(value.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy().tobytes())
-    for path in sorted(Path(__file__).parent.rglob("*.py")):
+    own = {Path(inspect.getfile(type(memory))) for memory in model.denoiser.named_memories().values()}
+    for path in sorted({*Path(__file__).parent.rglob("*.py"), *own}):
         digest.update(path.read_bytes())
     facts = (VERSION, torch.__version__, platform.machine(), torch.backends.cpu.get_cpu_capability(), str(model.device))
     settings = (model.config, model.window, model.memory_frames, str(model.dtype), batch, torch.get_num_threads())

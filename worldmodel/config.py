@@ -17,7 +17,7 @@ class MemorySetting:
     """One memory structure.
 
     Attributes:
-        structure: one of `STRUCTURES`.
+        structure: one of `STRUCTURES`, or "module:class" of a memory from outside of this package.
         length: past frames that the memory draws on.
         compression: "none"; "joint" with prepend; "modulated" with channel.
         budget: frame slots kept after compression, at most `length`; without compression it is `length`.
@@ -29,8 +29,11 @@ class MemorySetting:
     budget: int = 128
 
     def __post_init__(self) -> None:
-        if self.structure not in STRUCTURES:
-            raise ConfigError(f"unknown memory structure {self.structure!r}; accepted: {', '.join(STRUCTURES)}")
+        if self.structure not in STRUCTURES and not self.is_own:
+            raise ConfigError(
+                f"unknown memory structure {self.structure!r}; accepted: {', '.join(STRUCTURES)}, or module:class of "
+                "one of your own"
+            )
         accepted = COMPRESSIONS.get(self.structure, ("none",))
         if self.compression not in accepted:
             raise ConfigError(
@@ -49,9 +52,9 @@ class MemorySetting:
             )
 
     @property
-    def is_entry_based(self) -> bool:
-        """Whether the memory is made of entries, not of tokens of the network itself."""
-        return self.structure in ("channel", "cross") or self.compression != "none"
+    def is_own(self) -> bool:
+        """Whether the memory comes from outside of this package."""
+        return ":" in self.structure
 
 
 @dataclass(frozen=True)
@@ -72,7 +75,8 @@ class DenoiserConfig:
         num_summary: summary tokens a frame; they feed the heads, and are the memory of structure "summary".
         mlp_ratio: hidden width of a feed-forward layer over `width`.
         reward_values: the rewards the reward head tells apart.
-        memory: the memory structure, one of `STRUCTURES`.
+        memory: the memory structure, one of `STRUCTURES`, or "module:class" of a memory from outside of this package
+            (`worldmodel.memory.registry`), which is built from this config.
         compression: "none", "joint" (with prepend) or "modulated" (with channel).
         budget: frame slots kept after compression; 0 means `memory_frames`.
         displacements: for each action its turn in degrees (counter-clockwise) and its walk in cells; given, the memory
@@ -151,7 +155,7 @@ class DenoiserConfig:
     @property
     def num_memory_layers(self) -> int:
         """Blocks that see the memory."""
-        return 0 if self.memory in ("channel", "none") else self.depth // 2
+        return self.depth // 2 if self.memory in ("summary", "prepend", "cross") else 0
 
     @property
     def num_memory_tokens(self) -> int:

@@ -196,7 +196,7 @@ class Window(Generic[W]):
         screen, worker, hud = pygame.display.get_surface(), self.worker, self._hud
         if screen is None or hud is None:
             return
-        view, notes = worker.view, self._notes()
+        view, notes = worker.view, self.notes
         if view is None:
             share, text = worker.progress
             hud.draw_loading(screen, share, text, time.monotonic() - self._start_s)
@@ -243,7 +243,9 @@ class Window(Generic[W]):
         pygame.display.set_window_position(((largest[0] - size[0]) // 2, (largest[1] - size[1]) // 2))
         return screen
 
-    def _notes(self) -> list[str]:
+    @property
+    def notes(self) -> list[str]:
+        """The lines that are shown to the player now: how an episode ended, a pause, what the worker says."""
         worker, notes = self.worker, []
         if worker.view is not None and worker.view.ending == "terminated":
             notes.append("terminated: the episode is over. R: a new dream, or walk on")

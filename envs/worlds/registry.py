@@ -4,7 +4,6 @@ Owns: the table, and how a world outside of this package is named. Imports no wo
 """
 
 import functools
-import importlib
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -13,6 +12,7 @@ import gymnasium
 from envs.data.episodes import EpisodeInfo, read_shard
 from envs.worlds.base import Revisit, World
 from worldmodel.errors import ConfigError, DataError, MissingPackageError
+from worldmodel.imports import import_class
 
 
 class Entry(NamedTuple):
@@ -58,14 +58,7 @@ def get_world(name: str) -> World:
 @functools.cache
 def _load(name: str) -> World:
     place = WORLDS[name].place if name in WORLDS else name
-    module_name, _, class_name = place.partition(":")
-    try:
-        kind = getattr(importlib.import_module(module_name), class_name)
-    except (ImportError, AttributeError) as error:
-        raise ConfigError(f"world {name!r} cannot be imported ({error}): check module:class, and PYTHONPATH") from error
-    if not (isinstance(kind, type) and issubclass(kind, World)):
-        raise ConfigError(f"{place} is no World: derive it from envs.worlds.base.World")
-    return kind()
+    return import_class(place, World, f"world {name!r}")()
 
 
 def find_displacements(world: str, action_names: Sequence[str]) -> tuple[tuple[float, float], ...]:

@@ -29,17 +29,20 @@ def show(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
         state = {"condition": lambda: True}
         deadline_s = time.monotonic() + 10
 
-        def scripted_draw(draw: Callable[[], None] = player._draw) -> None:
-            draw()
-            if time.monotonic() > deadline_s:
-                raise TimeoutError("the script waits for something that does not come")
-            if state["condition"]():
-                condition = next(steps, None)
-                if condition is None:
-                    pygame.event.post(pygame.event.Event(pygame.QUIT))
-                state["condition"] = condition or (lambda: False)
+        class ScriptedClock:
+            """Takes the place of the clock that ends each turn of the window's loop, after drawing."""
 
-        monkeypatch.setattr(player, "_draw", scripted_draw)
+            def tick(self, rate_hz: float) -> None:
+                if time.monotonic() > deadline_s:
+                    raise TimeoutError("the script waits for something that does not come")
+                if state["condition"]():
+                    condition = next(steps, None)
+                    if condition is None:
+                        pygame.event.post(pygame.event.Event(pygame.QUIT))
+                    state["condition"] = condition or (lambda: False)
+                time.sleep(1 / rate_hz)
+
+        monkeypatch.setattr(pygame.time, "Clock", ScriptedClock)
         player.run()
 
     return run

@@ -3,6 +3,7 @@
 import itertools
 import json
 import os
+import queue
 import subprocess
 import sys
 import threading
@@ -19,7 +20,7 @@ import play
 from envs.player.headless import parse_actions, run_headless
 from envs.player.session import PlaySession
 from envs.player.video import VideoWriter
-from envs.player.worker import Report, WorldWorker, _raise_stopped
+from envs.player.worker import Report, WorldWorker
 from envs.worlds.labmaze.spec import ACTIONS as LABMAZE_ACTIONS
 from tests.stub_play import NAMES, StubEnv, key
 from worldmodel.errors import (
@@ -302,7 +303,7 @@ def test_new_dream_takes_the_next_seed_also_when_paused(window: Callable[..., An
         until_s = time.monotonic() + 0.2
         yield lambda: time.monotonic() > until_s
         assert len(env.actions) == count
-        assert "paused (P goes on)" in player._notes()
+        assert "paused (P goes on)" in player.notes
         key("r")
         yield lambda: len(env.actions) > count
 
@@ -315,10 +316,10 @@ def test_end_of_an_episode_is_told_and_play_goes_on(window: Callable[..., Any]) 
 
     def script(player: Any, worker: WorldWorker) -> Iterator[Callable[[], bool]]:
         yield lambda: worker.view is not None and worker.view.step > 7
-        notes.extend(player._notes())
+        notes.extend(player.notes)
         key("r")
         yield lambda: worker.view is not None and worker.view.seed == 1
-        assert player._notes() == []
+        assert player.notes == []
 
     window(script)
     assert len(notes) == 1 and notes[0].startswith("terminated")
@@ -329,10 +330,11 @@ def test_picture_is_scaled_whole_and_resizable(window: Callable[..., Any]) -> No
 
     def script(player: Any, worker: WorldWorker) -> Iterator[Callable[[], bool]]:
         player.is_hud_shown = False
-        yield lambda: worker.view is not None and worker.view.step > 0 and player._is_sized
+        yield lambda: worker.view is not None and worker.view.step > 0
+        yield lambda: pygame.display.get_surface().get_at((95, 100))[0] == 200  # drawn
         screen = pygame.display.get_surface()
         assert screen is not None and screen.get_size() == (192, 192)
-        assert screen.get_at((95, 100))[0] == 200 and screen.get_at((96, 100))[0] == 0
+        assert screen.get_at((96, 100))[0] == 0
         pygame.display.set_mode((400, 150), pygame.RESIZABLE)
         step = worker.view.step if worker.view else 0
         yield lambda: worker.view is not None and worker.view.step > step + 5
@@ -449,29 +451,35 @@ def test_window_lives_while_loading_and_while_a_step_is_slow(window: Callable[..
 
 def test_pace(monkeypatch: pytest.MonkeyPatch) -> None:
     """On a made-up clock: a period between steps; lateness of less than a period is made up for, more is forgotten."""
-    now_s, starts_s = 0.0, []
+    now_s, starts_s, is_over = 0.0, [], WorldModelError("all steps are taken")
     durations_s = [0.01, 0.01, 0.05, 0.01, 0.01, 0.2, 0.01, 0.01, 0.01]
 
     class ClockedEnv(StubEnv):
         def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
             nonlocal now_s
+            if len(starts_s) == len(durations_s):
+                raise is_over
             starts_s.append(round(now_s, 3))
             now_s += durations_s[len(starts_s) - 1]
             return super().step(action)
 
-    worker = WorldWorker(lambda report: PlaySession(ClockedEnv(), fps=25))
+    class ClockedQueue(queue.SimpleQueue[Any]):
+        """Holds no orders: whoever waits for one waits by the made-up clock, in vain."""
 
-    def wait(wait_s: float | None) -> Callable[[PlaySession], None] | None:
-        nonlocal now_s
-        assert wait_s is not None
-        now_s += max(wait_s, 0.0)
-        return _raise_stopped if len(starts_s) == len(durations_s) else None
+        def get(self, block: bool = True, timeout: float | None = None) -> Any:
+            nonlocal now_s
+            assert timeout is not None
+            now_s += timeout
+            raise queue.Empty
 
     monkeypatch.setattr("envs.player.worker.time", types.SimpleNamespace(perf_counter=lambda: now_s))
-    monkeypatch.setattr(worker, "_next_order", wait)
+    monkeypatch.setattr("envs.player.worker.queue", types.SimpleNamespace(SimpleQueue=ClockedQueue, Empty=queue.Empty))
+    worker = WorldWorker(lambda report: PlaySession(ClockedEnv(), fps=25))
     worker.start()
-    worker._thread.join(5)
-    assert worker.error is None
+    deadline_s = time.monotonic() + 5
+    while worker.is_alive and time.monotonic() < deadline_s:
+        time.sleep(0.001)
+    assert worker.error is is_over
     assert starts_s == [0.0, 0.04, 0.08, 0.13, 0.16, 0.2, 0.4, 0.44, 0.48]
 
 
@@ -496,27 +504,21 @@ def test_failure_of_a_step_closes_the_window(window: Callable[..., Any]) -> None
 
 
 def test_quit_while_loading_ends_at_the_next_stage() -> None:
-    stages = []
-    is_loading, may_go_on = threading.Event(), threading.Event()
+    is_loading, is_loaded = threading.Event(), threading.Event()
 
     def make(report: Report) -> PlaySession:
-        is_loading.set()
-        may_go_on.wait(5)
-        for stage in ("one", "two"):
-            report(0.5, stage)
-            stages.append(stage)
+        for stage in range(1000):
+            report(stage / 1000, "another stage")
+            is_loading.set()
+            time.sleep(0.01)
+        is_loaded.set()
         return PlaySession(StubEnv())
 
     worker = WorldWorker(make)
     worker.start()
     assert is_loading.wait(5)
-    stopper = threading.Thread(target=worker.stop)
-    stopper.start()
-    while not worker._is_stopping.is_set():
-        time.sleep(0.001)
-    may_go_on.set()
-    stopper.join(5)
-    assert not worker.is_alive and stages == [] and worker.error is None
+    worker.stop()
+    assert not worker.is_alive and not is_loaded.is_set() and worker.error is None
 
 
 def test_fit() -> None:

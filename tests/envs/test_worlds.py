@@ -87,6 +87,17 @@ def test_unknown_worlds_list_those_there_are(own_world: str) -> None:
         assert find_displacements(name, ("wait",)) == () and find_view_deg(name) is None
 
 
+def test_a_world_that_needs_a_package_that_is_not_there_says_which(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "needy.py").write_text("import no_such_package.of_a_kind\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ConfigError, match="^world 'needy:World' needs the package no_such_package, which is not inst"):
+        get_world("needy:World")
+    with pytest.raises(ConfigError, match="cannot be imported .*No module named 'json.more'.*PYTHONPATH"):
+        get_world("json.more:World")
+
+
 def test_motions_are_those_of_the_very_actions() -> None:
     names = get_world("LabMaze").actions.names
     assert find_displacements("LabMaze", names[:-1]) == () and find_displacements("LabMaze", list(names)) != ()

@@ -132,8 +132,8 @@ def test_a_dream_is_told_of_what_is_seen_and_not_of_what_it_invented_beside(
     class Spied(DreamPainter):
         def paint(self, truth: torch.Tensor, sight: Sight) -> torch.Tensor:
             painted = super().paint(truth, sight)
-            assert self._state is not None
-            told.append((self._state.pending.clone(), sight.warped[:, -1].clone()))
+            assert self.state is not None
+            told.append((self.state.pending.clone(), sight.warped[:, -1].clone()))
             return painted
 
     config = SamplerConfig(num_steps=1, context_level=0.0)

@@ -99,7 +99,12 @@ def test_openings_use_every_episode_before_one_again_and_follow_the_seed(data: P
 
 def test_a_bundle_plays_and_says_what_it_is(trained: Path, data: Path, tmp_path: Path) -> None:
     report = tmp_path / "report.json"
-    report.write_text(json.dumps({"psnr": {"1": 26.71, "16": 15.5}, "copy_last": {"1": 20.9}, "cases": 123}))
+    measures = {
+        "fidelity": {"psnr": {"1": 26.71, "16": 15.5}, "copy_last": {"1": 20.9}, "cases": 123},
+        "action_accuracy": {"dream": {"turn": 0.875, "walk": None, "counts": {"left": 4}}},
+        "drift": {"sharpness_ratio": 0.754},
+    }
+    report.write_text(json.dumps({"measures": measures}))
     settings = {"opening_frames": 8, "num_steps": 2, "level_shift": 3.0, "notes": "Grown in two parts."}
     summary = bundle(trained, data, tmp_path / "world", report=report, **settings)
     assert summary["openings"] == 4 and summary["weights_megabytes"] < 1
@@ -117,6 +122,8 @@ def test_a_bundle_plays_and_says_what_it_is(trained: Path, data: Path, tmp_path:
         "26.71",
         "20.90",
         "123 cases",
+        "moves as told): turn 0.875.",
+        "over real play's): 0.754.",
         "1,234",
         "6 mazes",
         "CC BY 4.0",
@@ -174,6 +181,9 @@ def test_refusals(trained: Path, data: Path, tmp_path: Path) -> None:
         bundle(trained, data, out, opening_frames=300)
     with pytest.raises(DataError, match=r"none\.json"):
         bundle(trained, data, out, report=tmp_path / "none.json")
+    (tmp_path / "flat.json").write_text('{"psnr": {"1": 26.71}}')
+    with pytest.raises(DataError, match=r"flat\.json does not hold measures by name: run train\.evaluate again"):
+        bundle(trained, data, out, report=tmp_path / "flat.json")
     with pytest.raises(DataError, match="no 'valid' shards"):
         bundle(trained, data, out, split="valid")
     with pytest.raises(CheckpointError, match="no checkpoint"):

@@ -16,7 +16,7 @@ from tests.box_room import write_walks
 from train.core.loop import Machine
 from train.decoder import CLIP_FRAMES, DecoderOptions, keep_pixels, train_decoder
 from train.denoiser import DenoiserOptions, train_denoiser
-from train.losses.adversary import ANCHORED, DREAMT, PREDICTED, TRUE, AdversaryConfig, DecoderLoss
+from train.losses.adversary import ANCHORED, DREAMT, PREDICTED, TRUE, AdversaryConfig, DecoderLoss, judge_gate
 from train.warps import WarpOptions, prepare
 from worldmodel.checkpoint import codec_hash, load_codec, load_denoiser, load_depth, save_bundle, save_depth
 from worldmodel.codec import Codec
@@ -103,9 +103,8 @@ def gate_loss(memory: float, drawn: float, kept: float, *, counts: float = 1.0, 
     facts = torch.zeros(1, NUM_FACTS, 2, 2)
     facts[:, 0] = magnified
     share = torch.full((1, 1, 16, 16), kept)
-    return float(
-        DecoderLoss._judge_gate(share, picture + memory, picture + drawn, picture, counts * (share * 0 + 1), facts)
-    )
+    every = counts * torch.ones_like(share)
+    return float(judge_gate(share, picture + memory, picture + drawn, picture, every, facts))
 
 
 @pytest.mark.parametrize(

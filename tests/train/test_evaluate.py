@@ -1,7 +1,6 @@
 """Measuring a world: on a toy world that a stand-in model dreams perfectly, or wrongly in a known way."""
 
 import dataclasses
-import functools
 import importlib.util
 import json
 import subprocess
@@ -23,23 +22,32 @@ from envs.worlds.labmaze.sight import gets_on
 from envs.worlds.labmaze.spec import ACTIONS as LABMAZE_ACTIONS
 from envs.worlds.labmaze.spec import LabMaze
 from train.data.clips import list_episodes
-from train.data.rollouts import EvaluationPlan, FidelityOptions, spread, spread_over
+from train.data.rollouts import spread, spread_over
 from train.evaluate import EvaluateOptions, evaluate_world, read_measures
+from train.measures.action_accuracy import ActionAccuracyOptions, find_moves, held_starts, opening_starts
 from train.measures.base import NEEDS, Bench, Measure
-from train.measures.likeness import margin_interval, score_events
+from train.measures.drift import DriftOptions
+from train.measures.fidelity import FidelityOptions, margin_interval
+from train.measures.heads import HeadsOptions, measure_heads
 from train.measures.registry import MEASURES, get_measure
-from train.measures.response import find_moves, held_starts, opening_starts
 from train.measures.sharpness import make_controls, measure_detail, summarize_sharpness
+from worldmodel.analysis.events import score_events
 from worldmodel.codec import Codec
-from worldmodel.denoiser import Denoiser
+from worldmodel.denoiser import Denoiser, Prediction
 from worldmodel.errors import ConfigError, DataError, SeedError
+from worldmodel.inputs import FrameInputs
 from worldmodel.presets import get_preset
 from worldmodel.world import Step, WorldModel
 
 SIZE = 64
 NAMES = LABMAZE_ACTIONS.names
 TURN, WALK = 5.0, 0.06
-PLAN = FidelityOptions(cases=6, context=4, horizon=8, openings=4, held_frames=4, long_dreams=2, long_frames=60)
+PLAN: dict[str, Any] = {
+    "fidelity": FidelityOptions(cases=6, context=4, horizon=8),
+    "action_accuracy": ActionAccuracyOptions(openings=4, context=4, held_frames=4),
+    "drift": DriftOptions(dreams=2, frames=60, context=4),
+}
+FEW = FidelityOptions(cases=1, context=4, horizon=2)
 ROOM = np.ones((9, 9), np.uint8)
 ROOM[1:-1, 1:-1] = 0
 
@@ -133,15 +141,14 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return record(tmp_path_factory.mktemp("toy"))
 
 
-def evaluate(model: Any, data: Path, out: Path, **changes: Any) -> dict[str, Any]:
-    batch_size = changes.pop("batch_size", 4)
-    measures = {"fidelity": dataclasses.replace(PLAN, **changes)}
+def evaluate(model: Any, data: Path, out: Path, measures: dict[str, Any] = PLAN, batch_size: int = 4) -> dict[str, Any]:
     return evaluate_world(model, out, measures, data=data, batch_size=batch_size)
 
 
-def fidelity(model: Any, data: Path, out: Path, **changes: Any) -> dict[str, Any]:
-    found: dict[str, Any] = evaluate(model, data, out, **changes)["measures"]["fidelity"]
-    return found
+def measured(model: Any, data: Path, out: Path, name: str, **changes: Any) -> dict[str, Any]:
+    """Take one measure of `PLAN`, some settings changed."""
+    found = evaluate(model, data, out, {name: dataclasses.replace(PLAN[name], **changes)})
+    return dict(found["measures"][name])
 
 
 @pytest.fixture(scope="module")
@@ -158,55 +165,91 @@ def test_a_perfect_dream_scores_perfectly(perfect: tuple[dict[str, Any], Path]) 
     assert max(report["copy_last"].values()) < 40
     for horizon, margin in report["margin_over_copy_last"].items():
         assert margin == pytest.approx(report["psnr"][horizon] - report["copy_last"][horizon], abs=1e-3)
-    assert report["sharpness_ratio"] == report["sharpness_ratio_codec"] == 1.0
-    assert [part["frames"] for part in report["drift"]] == [[1, 50], [51, 60]]
-    assert all(part["psnr"] == 50 and part["color_distance"] == 0 for part in report["drift"])
     assert report["reward"]["true"] > 0 and report["reward"]["f1"] == 1.0
     assert report["terminated"] == {"precision": None, "recall": None, "f1": None, "predicted": 0, "true": 0}
     assert report["cases"] == 6
 
 
+def test_a_perfect_dream_does_not_drift(perfect: tuple[dict[str, Any], Path]) -> None:
+    report = perfect[0]["measures"]["drift"]
+    assert report["sharpness_ratio"] == report["sharpness_ratio_codec"] == 1.0
+    assert [part["frames"] for part in report["segments"]] == [[1, 50], [51, 60]]
+    assert all(part["psnr"] == 50 and part["color_distance"] == 0 for part in report["segments"])
+
+
 def test_a_perfect_dream_obeys(perfect: tuple[dict[str, Any], Path]) -> None:
-    report = perfect[0]["measures"]["fidelity"]
-    for name in ("action_response", "action_response_real"):
-        assert report[name]["turn"] == report[name]["walk"] == 1.0
-        assert all(report[name][action] == 1.0 for action in ("turn_left", "turn_right", "forward", "back"))
-    assert set(report["action_response"]["counts"].values()) == {4}
+    report = perfect[0]["measures"]["action_accuracy"]
+    for found in (report["dream"], report["real"]):
+        assert found["turn"] == found["walk"] == 1.0
+        assert all(found[action] == 1.0 for action in ("turn_left", "turn_right", "forward", "back"))
+    assert set(report["dream"]["counts"].values()) == {4}
 
 
 def test_a_dream_that_turns_the_wrong_way_or_stands_still_does_not_obey(data: Path, tmp_path: Path) -> None:
     for obeys in (-1, 0):
-        report = fidelity(StandIn(obeys), data, tmp_path, openings=2, long_dreams=0)
-        assert report["action_response"]["turn"] == report["action_response"]["walk"] == 0.0
-        assert report["action_response_real"]["turn"] == 1.0
-    assert report["psnr"] == report["copy_last"]  # standing still is copying the last frame
+        report = measured(StandIn(obeys), data, tmp_path, "action_accuracy", openings=2)
+        assert report["dream"]["turn"] == report["dream"]["walk"] == 0.0
+        assert report["real"]["turn"] == 1.0
+
+
+def test_standing_still_is_copying_the_last_frame(data: Path, tmp_path: Path) -> None:
+    report = measured(StandIn(0), data, tmp_path, "fidelity")
+    assert report["psnr"] == report["copy_last"]
     assert report["margin_over_copy_last"]["8"] == 0
-    assert "drift" not in report
 
 
 def test_blur_lowers_sharpness_and_likeness(data: Path, tmp_path: Path) -> None:
-    report = fidelity(StandIn(blur=4.0), data, tmp_path, openings=1)
-    assert report["sharpness_ratio"] < 0.5
-    assert max(report["psnr"].values()) < 40
-    assert all(part["color_distance"] > 1 for part in report["drift"])
+    assert max(measured(StandIn(blur=4.0), data, tmp_path, "fidelity")["psnr"].values()) < 40
+    drift = measured(StandIn(blur=4.0), data, tmp_path, "drift")
+    assert drift["sharpness_ratio"] < 0.5
+    assert all(part["color_distance"] > 1 for part in drift["segments"])
 
 
 def test_long_dreams_are_no_longer_than_the_recording_and_random_actions_have_no_truth(
     data: Path, tmp_path: Path
 ) -> None:
-    few = {"cases": 1, "openings": 1, "long_frames": 300}
-    report = fidelity(StandIn(), data, tmp_path, long_actions="random", **few)
-    assert report["drift"][-1]["frames"] == [51, 77]
-    assert [part["psnr"] for part in report["drift"]] == [None, None]
-    assert report["sharpness_ratio"] > 0
+    report = measured(StandIn(), data, tmp_path, "drift", frames=300, actions="random")
+    assert report["segments"][-1]["frames"] == [51, 77]
+    assert [part["psnr"] for part in report["segments"]] == [None, None]
+    assert report["sharpness_ratio"] > 0 and "without targets" in report["sharpness"]["reference"]
+
+
+class Heads:
+    """A denoiser whose heads see a reward `late` frames after action 2, which recorded play pays, and never an end."""
+
+    config = SimpleNamespace(num_actions=len(NAMES), num_previous=2, reward_values=(0.0, 1.0))
+
+    def __init__(self, late: int) -> None:
+        self.late = late
+
+    def __call__(self, frames: FrameInputs, chunk: int | None) -> tuple[Prediction, None]:
+        is_paid = (frames.actions == 2).roll(self.late, 1)
+        logits = torch.stack([~is_paid, is_paid], -1).float()
+        return Prediction(frames.latents, logits, -torch.ones(is_paid.shape)), None
+
+
+@pytest.mark.parametrize(("late", "least", "most"), [(0, 1, 1), (1, 0.95, 1), (12, 0, 0.9)])
+def test_heads_that_see_what_happens_score_and_late_ones_do_not(
+    late: int, least: float, most: float, data: Path
+) -> None:
+    model: Any = StandIn()
+    model.denoiser, model.encode = Heads(late), torch.Tensor.float
+    episodes = list_episodes(open_shards(data, "test"))
+    found = measure_heads(model, episodes, HeadsOptions(frames=20))
+    assert found["frames"] == 3 * 5 * 19 and found["reward"]["true"] > 0  # 81 frames: four clips, and one at the end
+    assert least <= found["reward"]["f1"] <= most
+    assert found["terminated"]["predicted"] == found["terminated"]["true"] == 0
+    assert measure_heads(model, episodes, HeadsOptions(frames=20, clips=2))["frames"] == 2 * 19
+    with pytest.raises(DataError, match=r"longest held-out episode has 81 frames and 96 are watched.*heads\.frames"):
+        measure_heads(model, episodes, HeadsOptions())
 
 
 def test_results_are_written(perfect: tuple[dict[str, Any], Path]) -> None:
     report, out = perfect
     assert json.loads((out / "report.json").read_text()) == report
-    assert {path.name for path in out.iterdir()} == {"report.json", "report.md", "fidelity"}
-    pictures = {"psnr.png", "drift.png", "truth_and_dream.png", "long_dreams.png"}
-    assert {path.name for path in (out / "fidelity").iterdir()} == pictures
+    assert {path.name for path in out.iterdir()} == {"report.json", "report.md", "fidelity", "drift"}
+    assert {path.name for path in (out / "fidelity").iterdir()} == {"psnr.png", "truth_and_dream.png"}
+    assert {path.name for path in (out / "drift").iterdir()} == {"drift.png", "long_dreams.png"}
     sheet = cv2.imread(str(out / "fidelity" / "truth_and_dream.png"))
     assert sheet.shape == (12 * (128 + 14 + 2), 5 * 130, 3)
     block, width = 128 + 14 + 2, 5 * 130
@@ -219,9 +262,13 @@ def test_the_real_model_goes_through_and_equal_seeds_give_equal_reports(data: Pa
     torch.manual_seed(0)
     preset = get_preset("tiny")
     model = WorldModel(Codec(preset.codec), Denoiser(preset.denoiser), device="cpu", num_steps=1)
-    small = {"cases": 3, "horizon": 2, "openings": 1, "long_dreams": 0, "batch_size": 2}
-    first, again = (evaluate(model, data, tmp_path, **small) for _ in range(2))
-    assert first["settings"]["denoising_steps"] == 1
+    small = {
+        "fidelity": FidelityOptions(cases=3, context=4, horizon=2),
+        "action_accuracy": ActionAccuracyOptions(openings=1, context=4, held_frames=4),
+        "heads": HeadsOptions(clips=2, frames=40),
+    }
+    first, again = (evaluate(model, data, tmp_path, small, batch_size=2) for _ in range(2))
+    assert first["settings"]["denoising_steps"] == 1 and list(first["measures"]) == list(small)
     for report in (first, again):
         report.pop("seconds")
     assert first == again
@@ -229,12 +276,13 @@ def test_the_real_model_goes_through_and_equal_seeds_give_equal_reports(data: Pa
 
 
 def test_settings_of_measures_are_read_and_quick_only_ever_lowers_numbers() -> None:
-    names = ("fidelity", "revisit", "fidelity")
-    texts = ("fidelity.cases=3", "revisit.walks=1", "fidelity.long_actions=random")
+    names = ("fidelity", "drift", "fidelity")
+    texts = ("fidelity.cases=3", "drift.dreams=1", "drift.actions=random")
     found = read_measures(names, texts, quick=True)
-    assert list(found) == ["fidelity", "revisit"] and (found["fidelity"].cases, found["fidelity"].openings) == (3, 8)
-    assert found["fidelity"].long_actions == "random" and found["revisit"].walks == 1
+    assert list(found) == ["fidelity", "drift"] and (found["fidelity"].cases, found["fidelity"].horizon) == (3, 16)
+    assert (found["drift"].actions, found["drift"].dreams, found["drift"].frames) == ("random", 1, 60)
     assert read_measures(("fidelity",), ()) == {"fidelity": FidelityOptions()}
+    assert list(read_measures(EvaluateOptions.measures, ())) == ["fidelity", "action_accuracy", "drift", "heads"]
     assert list(read_measures(("all",), ())) == list(MEASURES)
 
 
@@ -248,7 +296,7 @@ def test_settings_of_measures_are_read_and_quick_only_ever_lowers_numbers() -> N
         (("fidelity",), ("fidelity.beauty=2",), "settings of the measure fidelity .*: cases"),
         (("fidelity",), ("fidelity.cases=many",), "invalid literal"),
         (("fidelity",), ("fidelity.cases=0",), "cases must be at least 1; got 0"),
-        (("fidelity",), ("fidelity.long_actions=none",), "give one of recorded, random"),
+        (("drift",), ("drift.actions=none",), "give one of recorded, random"),
         (("place_recall",), ("place_recall.controls=maybe",), "give true or false"),
     ],
 )
@@ -270,8 +318,7 @@ def test_each_measure_is_whole(name: str) -> None:
 def test_what_cannot_be_measured_is_left_out_and_said(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    few = FidelityOptions(cases=1, context=4, horizon=2, openings=1, held_frames=2, long_dreams=0)
-    measures = {"place_recall": get_measure("place_recall").Options(), "fidelity": few}
+    measures = {"place_recall": get_measure("place_recall").Options(), "fidelity": FEW}
     report = evaluate_world(cast("WorldModel", StandIn()), tmp_path, measures, data=data)
     assert list(report["measures"]) == ["fidelity"] and "wall_textures" in report["skipped"]["place_recall"]
     assert "place_recall is left out" in capsys.readouterr().err
@@ -281,7 +328,7 @@ def test_what_cannot_be_measured_is_left_out_and_said(
     named = StandIn()
     named.info["world"] = "LabMaze"
     with pytest.raises(DataError, match="fidelity: it needs a recording: give --data"):
-        evaluate_world(cast("WorldModel", named), tmp_path, {"fidelity": few})
+        evaluate_world(cast("WorldModel", named), tmp_path, {"fidelity": FEW})
 
 
 class Broken(Measure):
@@ -299,18 +346,17 @@ class Broken(Measure):
 def test_a_measure_that_fails_does_not_take_the_others_with_it(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    few = FidelityOptions(cases=1, context=4, horizon=2, openings=1, held_frames=2, long_dreams=0)
     monkeypatch.setattr(train.evaluate, "get_measure", lambda name: Broken() if "broken" in name else get_measure(name))
     model = cast("WorldModel", StandIn())
     for names in (("broken", "fidelity"), ("fidelity", "broken")):
-        report = evaluate_world(model, tmp_path, dict.fromkeys(names, few), data=data)
+        report = evaluate_world(model, tmp_path, dict.fromkeys(names, FEW), data=data)
         assert list(report["measures"]) == ["fidelity"] and report["skipped"] == {"broken": "it failed: no such frame"}
         assert json.loads((tmp_path / "report.json").read_text()) == report
         assert "Left out: it failed: no such frame." in (tmp_path / "report.md").read_text()
     with pytest.raises(DataError, match="^no such frame"):
-        evaluate_world(model, tmp_path, {"broken": few}, data=data)
+        evaluate_world(model, tmp_path, {"broken": FEW}, data=data)
     with pytest.raises(DataError, match="nothing was measured: broken: it failed: no such frame; broken2: it failed"):
-        evaluate_world(model, tmp_path, {"broken": few, "broken2": few}, data=data)
+        evaluate_world(model, tmp_path, {"broken": FEW, "broken2": FEW}, data=data)
 
 
 def test_each_need_says_what_is_lacking(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -420,20 +466,24 @@ def test_bad_input_is_one_clear_error(data: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no 'test' shards"):
         evaluate(StandIn(), record(tmp_path / "train", split="train", num_episodes=1, num_steps=20), tmp_path / "out")
     with pytest.raises(DataError, match=r"longest held-out episode has 81 frames and 204 are needed"):
-        evaluate(StandIn(), data, tmp_path / "out", horizon=200)
+        evaluate(StandIn(), data, tmp_path / "out", {"fidelity": FidelityOptions(cases=1, context=4, horizon=200)})
     other = StandIn()
     other.codec.config.image_size = 128
     with pytest.raises(DataError, match="frames of 64 x 64; expected 128 x 128"):
         evaluate(other, data, tmp_path / "out")
     assert not (tmp_path / "out").exists()
-    for changes in ({"cases": 0}, {"held_frames": 1}, {"long_frames": 0}):
+    for kind, changes in (
+        (FidelityOptions, {"cases": 0}),
+        (ActionAccuracyOptions, {"held_frames": 1}),
+        (DriftOptions, {"frames": 0}),
+        (HeadsOptions, {"frames": 1}),
+    ):
         with pytest.raises(ConfigError, match="at least"):
-            dataclasses.replace(PLAN, **changes)
-    for kind in (EvaluationPlan, functools.partial(EvaluateOptions, checkpoint="", out=tmp_path)):
-        with pytest.raises(ConfigError, match="batch_size"):
-            kind(batch_size=0)
-        with pytest.raises(SeedError, match="-1"):
-            kind(seed=-1)
+            kind(**changes)
+    with pytest.raises(ConfigError, match="batch_size"):
+        EvaluateOptions(checkpoint="", out=tmp_path, batch_size=0)
+    with pytest.raises(SeedError, match="-1"):
+        EvaluateOptions(checkpoint="", out=tmp_path, seed=-1)
 
 
 def textured(count: int, seed: int = 0) -> torch.Tensor:

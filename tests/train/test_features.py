@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from train.measures import features
 from train.measures.features import (
     COMPARED,
     NUM_FEATURES,
@@ -29,7 +28,6 @@ def network() -> Lite0:
 
 @pytest.fixture
 def no_package(monkeypatch: pytest.MonkeyPatch) -> None:
-    features._trained_network.cache_clear()
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
 
 

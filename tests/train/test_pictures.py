@@ -1,5 +1,8 @@
-"""Pictures of schedules are made of their levels, and the code in docs/framework.md runs as it is printed."""
+"""Pictures of schedules are made of their levels; the code in docs/framework.md runs, and its names are there."""
 
+import dataclasses
+import importlib
+import pkgutil
 import re
 from pathlib import Path
 from typing import Any
@@ -9,6 +12,7 @@ import pytest
 import torch
 from matplotlib.patches import Rectangle
 
+import worldmodel
 from train.pictures import LEVELS, PicturesOptions, draw_pictures, draw_window
 from worldmodel.denoiser import Denoiser
 from worldmodel.errors import ConfigError, WindowError
@@ -92,8 +96,8 @@ def test_the_schedule_of_the_page_runs(tmp_path: Path, monkeypatch: pytest.Monke
     assert [path.name for path in tmp_path.iterdir()] == ["slow_finish.png"]
 
 
-def test_the_memory_of_the_page_runs_and_its_cache_agrees() -> None:
-    names = run_block("A memory of your own")
+def test_the_compressor_of_the_page_runs_and_its_cache_agrees() -> None:
+    names = run_block("A compressor of your own")
     denoiser = names["denoiser"]
     assert isinstance(denoiser, Denoiser) and type(denoiser.memories["slots"].compressor) is names["MeanCompressor"]
     assert names["clean"].std() > 0.1
@@ -112,8 +116,32 @@ def test_every_picture_and_program_of_the_page_exists() -> None:
     assert len(pictures) >= 5
     for name in pictures:
         assert (DOCS / name).is_file() and (DOCS / name).stat().st_size < 100_000
-    root = DOCS.parent
-    for kind, name in set(re.findall(r"(?:`|python -m )(train|worldmodel)\.([a-z_.]+)", text)):
-        path = root / kind / Path(*name.rstrip(".").split("."))
-        is_module = path.with_suffix(".py").is_file() or (path / "__init__.py").is_file()
-        assert is_module or path.parent.with_suffix(".py").is_file(), f"{kind}.{name}"
+    for name in set(re.findall(r"(?:worldmodel|train|envs)/[\w/]+\.py", text)):
+        assert (DOCS.parent / name).is_file(), name
+
+
+def find(name: str) -> Any:
+    """Return a module, or what a module or a class of it has, by its dotted name."""
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError:
+        place, _, last = name.rpartition(".")
+        owner = find(place)
+        if dataclasses.is_dataclass(owner) and last in {field.name for field in dataclasses.fields(owner)}:
+            return None
+        return getattr(owner, last)
+
+
+def test_every_name_of_the_page_is_there() -> None:
+    text = PAGE.read_text()
+    names = set(re.findall(r"(?:`|python -m )((?:train|worldmodel)\.[A-Za-z_.]*[A-Za-z_])", text))
+    assert len(names) > 25
+    for name in names:
+        find(name)
+    # A class by its own name is one of the package, wherever it is defined.
+    modules = [find(module.name) for module in pkgutil.walk_packages(worldmodel.__path__, "worldmodel.")]
+    classes = {k: v for module in modules for k, v in vars(module).items() if isinstance(v, type)}
+    members = set(re.findall(r"`([A-Z]\w+)\.([a-z]\w+)", text))
+    assert len(members) > 10
+    for owner, last in members:
+        find(f"{classes[owner].__module__}.{owner}.{last}")

@@ -26,7 +26,7 @@ from train.core.loop import STATE_FILE, Machine
 from train.core.plans import PLANS, get_plan
 from train.data.recording import RecordOptions, plan_shards
 from train.denoiser import DenoiserOptions
-from train.measures.fidelity import Fidelity
+from train.evaluate import EvaluateOptions, read_measures
 from train.recipe import (
     MIN_SHARDS,
     PIXEL_STAGES,
@@ -110,7 +110,8 @@ def test_killed_and_run_again_it_ends_in_a_world_that_plays(tmp_path: Path) -> N
     assert stages["record"]["frames"] == sum(e.num_frames for s in shards for e in s.episodes)
     assert stages["codec"]["test_psnr"] > 5 and stages["denoiser"]["steps"] >= 1
     assert stages["denoiser"].get("share_of_matrix_speed", 1) > 0  # not known of a training of a few steps
-    assert stages["evaluate"]["psnr"].keys() >= {"1", "16"}
+    assert stages["evaluate"]["psnr"].keys() >= {"1", "16"} and stages["evaluate"]["sharpness_ratio"] > 0
+    assert stages["evaluate"]["action_accuracy"].keys() == {"turn", "walk"}
     assert load_denoiser(out / "world").config.warp_channels and load_codec(out / "world").config.keeps_pixels
     env = DreamEnv(checkpoint=str(out / "world"), device="cpu")
     first, _ = env.reset(seed=0)
@@ -336,11 +337,18 @@ def test_the_first_shards_of_a_plan_hold_test_mazes(key: tuple[str, str]) -> Non
         assert "test" in splits[:12] and splits[:12].count("train") >= MIN_SHARDS["train"]
 
 
+def test_a_memory_that_there_is_not_ends_the_recipe_before_it_records(tmp_path: Path) -> None:
+    for name, message in {"lstm": "unknown memory structure 'lstm'", "nowhere:Memory": "cannot be imported"}.items():
+        with pytest.raises(ConfigError, match=message):
+            run_recipe(RecipeOptions(tmp_path / "out", memory=name, preset="tiny", device="cpu"))
+    assert not (tmp_path / "out").exists()
+
+
 def test_measuring_fits_the_time() -> None:
-    assert choose_evaluation(1000.0, 0.001).cases == 200
-    assert choose_evaluation(20.0, 0.01).cases == Fidelity.quick["cases"]
+    assert choose_evaluation(1000.0, 0.001) == read_measures(EvaluateOptions.measures, ())
+    assert choose_evaluation(20.0, 0.01) == read_measures(EvaluateOptions.measures, (), quick=True)
     some = choose_evaluation(115.0, 0.005)
-    assert 50 < some.cases < 150 and some.long_dreams >= 4
+    assert 50 < some["fidelity"].cases < 150 and some["drift"].dreams >= 4
 
 
 # Background programs --------------------------------------------------------------------------------------------------
@@ -363,7 +371,7 @@ import time
 from pathlib import Path
 from train.core.background import BackgroundProgram
 with BackgroundProgram("http.server", ["0", "--bind", "127.0.0.1"], Path({str(tmp_path / "log")!r})) as program:
-    print(program._process.pid, flush=True)
+    print(program.pid, flush=True)
     time.sleep(60)
 """
     caller = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE)

@@ -205,8 +205,9 @@ def test_a_recording_without_poses_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_tiny_world_gives_a_whole_report(tmp_path: Path) -> None:
-    from train.data.rollouts import FidelityOptions
     from train.evaluate import evaluate_world
+    from train.measures.drift import DriftOptions
+    from train.measures.fidelity import FidelityOptions
     from worldmodel.codec import Codec
     from worldmodel.denoiser import Denoiser
     from worldmodel.presets import get_preset
@@ -222,14 +223,15 @@ def test_a_tiny_world_gives_a_whole_report(tmp_path: Path) -> None:
     assert (out / "targets" / "targets.png").is_file()
     assert "| seen later, true frame (control) |" in (out / "report.md").read_text()
     # The same recording through the evaluation: pixels in sight, and real play under the dreams' own random actions.
-    plan = FidelityOptions(
-        cases=2, context=8, horizon=8, openings=1, held_frames=2, long_dreams=2, long_frames=60, long_actions="random"
-    )
-    report = evaluate_world(model, tmp_path / "evaluated", {"fidelity": plan}, data=tmp_path / "data")
-    found = report["measures"]["fidelity"]
-    assert found["in_sight"]["oracle"]["at"]["1"] > 20 > found["in_sight"]["dream"]["at"]["1"]
-    assert found["sharpness"]["reference"] == "the real scene under the same actions"
-    assert found["sharpness"]["controls"]["noise"]["ratio"] > 2 and found["drift"][0]["psnr"] < 25
+    measures = {
+        "fidelity": FidelityOptions(cases=2, context=8, horizon=8),
+        "drift": DriftOptions(dreams=2, frames=60, context=8, actions="random"),
+    }
+    found = evaluate_world(model, tmp_path / "evaluated", measures, data=tmp_path / "data")["measures"]
+    in_sight, drift = found["fidelity"]["in_sight"], found["drift"]
+    assert in_sight["oracle"]["at"]["1"] > 20 > in_sight["dream"]["at"]["1"]
+    assert drift["sharpness"]["reference"] == "the real scene under the same actions"
+    assert drift["sharpness"]["controls"]["noise"]["ratio"] > 2 and drift["segments"][0]["psnr"] < 25
     text = (tmp_path / "evaluated" / "report.md").read_text()
     assert "| oracle PSNR, dB |" in text and "| control: noise |" in text
 

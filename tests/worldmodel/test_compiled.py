@@ -1,6 +1,7 @@
 """Compiled steps: the same dream in other rounding, kept between runs, never in the way of play."""
 
 import os
+import queue
 import shutil
 import subprocess
 import sys
@@ -13,7 +14,6 @@ import torch
 
 import worldmodel.compiled
 from worldmodel.compiled import (
-    BackgroundCompiler,
     CompiledStep,
     WholeStep,
     cache_folder,
@@ -207,14 +207,23 @@ def test_the_compiler_gets_a_group_and_a_folder_of_its_own(world: WorldModel, mo
 
 
 @pytest.mark.skipif(not hasattr(os, "killpg"), reason="no process groups")
-def test_stopping_ends_the_compilers_too(world: WorldModel) -> None:
-    compiler = BackgroundCompiler(world)
-    shell = subprocess.Popen(["sh", "-c", "sleep 60 & echo $!; wait"], stdout=subprocess.PIPE, start_new_session=True)
-    assert shell.stdout is not None
-    child = int(shell.stdout.readline())
-    compiler._process = shell
+def test_stopping_ends_the_compilers_too(world: WorldModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun: queue.SimpleQueue[int] = queue.SimpleQueue()
+
+    class Shell(subprocess.Popen[bytes]):
+        """Takes the place of the process that compiles: a shell whose child sleeps on."""
+
+        def __init__(self, words: list[str], **settings: Any) -> None:
+            super().__init__(["sh", "-c", "sleep 60 & echo $!; wait"], **settings | {"stdout": subprocess.PIPE})
+            assert self.stdout is not None
+            begun.put(int(self.stdout.readline()))
+
+    monkeypatch.setattr(worldmodel.compiled, "has_compiler", lambda: True)
+    monkeypatch.setattr(subprocess, "Popen", Shell)
+    compiler = world.compile(wait=False)
+    child = begun.get(timeout=60)
     compiler.stop()
-    shell.wait(10)
+    assert not compiler.wait(30) and "ended" in compiler.note
     for _ in range(100):
         try:
             os.kill(child, 0)
@@ -248,13 +257,15 @@ def test_threads_are_chosen_by_time(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_step_is_taken_up_where_it_is_the_faster_one(
     world: WorldModel, milliseconds: tuple[float, float], is_taken: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    step = object()
     monkeypatch.setattr(worldmodel.compiled, "time_steps", lambda *_: milliseconds)
-    compiler, step = BackgroundCompiler(world), object()
-    monkeypatch.setattr(compiler, "_find", lambda: step)
-    compiler._work()
-    assert (world.compiled is step) == is_taken and compiler.is_over
+    monkeypatch.setattr(worldmodel.compiled, "CompiledStep", lambda *_: step)
+    cache_folder().mkdir(parents=True)
+    (cache_folder() / f"step-{step_key(world, 1)}.pt2").touch()
+    compiler = world.compile(wait=False)
+    assert compiler.is_over and compiler.wait() == is_taken
+    assert world.compiled is (step if is_taken else None)
     assert compiler.note == ("" if is_taken else "faster here (5 ms, compiled 9 ms)")
-    world.compiled = None
 
 
 def test_both_steps_are_timed_on_dreams_of_their_own(world: WorldModel) -> None:

@@ -2,17 +2,20 @@
 
 import dataclasses
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
 from envs.worlds.labmaze.spec import ACTIONS as LABMAZE_ACTIONS
+from worldmodel.checkpoint import load_denoiser, save_bundle
+from worldmodel.config import STRUCTURES
 from worldmodel.denoiser import Denoiser, DenoiserConfig
 from worldmodel.errors import ConfigError
 from worldmodel.inputs import FrameInputs, stack_previous
 from worldmodel.memory.folded import NUM_FOLDED
-from worldmodel.memory.registry import MEMORIES
+from worldmodel.memory.registry import MEMORIES, check_memory
 from worldmodel.memory.warped import WarpedView
 from worldmodel.objective import DenoiserLoss, ObjectiveConfig, sample_noise
 
@@ -98,6 +101,38 @@ def test_what_is_warped_counts_for_nothing_before_training_and_learns(make_input
     assert float(plain.detach()) == float(given.detach())
     given.backward()
     assert warped.embed.weight.grad is not None and warped.embed.weight.grad.any()
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("lstm", f"unknown memory structure 'lstm'; accepted: {', '.join(STRUCTURES)}, or module:class of one"),
+        ("nowhere:Memory", "memory 'nowhere:Memory' cannot be imported .*PYTHONPATH"),
+        ("worldmodel.memory.base:Nothing", "module worldmodel.memory.base has no 'Nothing'"),
+        ("worldmodel.config:DenoiserConfig", "is no Memory: derive it from worldmodel.memory.base.Memory"),
+        (":", "cannot be imported"),
+    ],
+)
+def test_memories_that_there_are_not_are_refused(name: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        check_memory(name)
+
+
+def test_a_memory_from_outside_is_one_piece() -> None:
+    with pytest.raises(ConfigError, match="takes compression none; got 'joint'"):
+        DenoiserConfig(memory="worldmodel.memory.warped:WarpedView", compression="joint", budget=2)
+
+
+def test_a_memory_named_by_its_module_is_read_last_and_keeps_its_weights(
+    make_denoiser: Make, make_inputs: MakeInputs, tmp_path: Path
+) -> None:
+    """Any memory of a module that is imported may be named so; here one that is there under its own name too."""
+    name = "worldmodel.memory.warped:WarpedView"
+    denoiser = make_denoiser(memory=name, warp_channels=NUM_FOLDED)
+    assert list(denoiser.named_memories()) == ["warped", "worldmodel/memory/warped:WarpedView"]
+    save_bundle(tmp_path, denoiser=denoiser, dtype=torch.float32)
+    frames = make_inputs(denoiser.config, 1, 5)
+    assert torch.equal(load_denoiser(tmp_path)(frames)[0].clean, denoiser(frames)[0].clean)
 
 
 @pytest.mark.parametrize("channels", [-1, 3])

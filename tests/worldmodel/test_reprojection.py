@@ -327,3 +327,43 @@ def test_a_step_exports_and_repeats_itself() -> None:
     for (pixels, mask), keyframes in ends[1:]:
         assert torch.equal(pixels, ends[0][0][0]) and torch.equal(mask, ends[0][0][1])
         assert all(torch.equal(part, getattr(ends[0][1], name)) for name, part in keyframes.tensors.items())
+
+
+def remember_with_depth(keyframes: Keyframes, pose: torch.Tensor, factor: float) -> None:
+    """Write a dreamt frame of the room whose depth is wrong by a factor."""
+    pixels, depth = draw_room(pose[0])
+    inverse = pool_inverse_depth((depth * factor)[None], keyframes.inverse_depth.shape[-1])
+    nothing = torch.zeros_like(inverse, dtype=torch.uint8)
+    write(keyframes, CAMERA, pixels[None], inverse, nothing, pose, torch.tensor([False]))
+
+
+@pytest.mark.parametrize("turned", [0.0, 12.0])
+def test_what_was_seen_from_here_stays_whatever_depth_says_elsewhere(turned: float) -> None:
+    """Without parallax no depth is needed; frames from elsewhere, with walls put too near, do not cover it."""
+    keyframes = Keyframes.empty(1, 8, SIZE)
+    remember_with_depth(keyframes, at(0.0, 0.0, 0.0), 1.3)
+    for heading in (-8.0, 0.0, 8.0):
+        remember_with_depth(keyframes, at(-0.6, 0.2, heading), 0.4)
+    pose = at(0.0, 0.0, turned)
+    true = shades(draw_room(pose[0])[0])
+    columns = slice(16, None) if turned else slice(None)  # of a view turned left its right side was seen from here
+
+    def error(rule: WarpRule) -> float:
+        seen = look(keyframes, pose, rule=rule)
+        off = (seen.pixels[0, 0] - true).abs() * seen.mask[0, 0]
+        return float(off[..., columns].mean())
+
+    assert error(WarpRule()) < 0.02
+    assert error(WarpRule(same_place=0.0)) > 0.1
+
+
+def test_what_was_seen_from_here_first_comes_first() -> None:
+    """A dream that stands still or turns round comes back to its first picture, not to a copy of a copy."""
+    keyframes = Keyframes.empty(1, 8, SIZE)
+    pose = at(0.0, 0.0, 0.0)
+    for shade in (50, 150, 250):
+        pixels = torch.full((1, 3, SIZE, SIZE), shade, dtype=torch.uint8)
+        inverse = torch.full((1, SIZE // 2, SIZE // 2), 0.5)
+        write(keyframes, CAMERA, pixels, inverse, torch.zeros_like(inverse).byte(), pose, torch.tensor([False]))
+    seen = look(keyframes, pose)
+    assert torch.allclose(seen.pixels, torch.full_like(seen.pixels, 50 / 127.5 - 1), atol=1e-5)

@@ -55,6 +55,11 @@ class BackgroundProgram:
         return None if self._process is None else self._process.poll()
 
     @property
+    def pid(self) -> int | None:
+        """Number of its process; None before the block begins."""
+        return None if self._process is None else self._process.pid
+
+    @property
     def last_words(self) -> str:
         """The last line it printed."""
         lines = self.log.read_text(errors="replace").replace("\r", "\n").split("\n") if self.log.is_file() else []

@@ -30,6 +30,9 @@ class RecipeOptions:
     """Real world to learn."""
     preset: str = "small"
     """Size of the model: tiny, small or base."""
+    memory: str | None = None
+    """Memory structure of the denoiser: summary (ours), prepend, channel, cross, none, or module:class of one of your
+    own; default the preset's. A memory of pixels comes beside it where the recording can teach one."""
     minutes: float = 25.0
     """Time for all of it."""
     workers: int = field(default_factory=lambda: os.cpu_count() or 1)

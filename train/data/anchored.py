@@ -86,7 +86,8 @@ class DreamPainter:
         self._sampler = Sampler(denoiser, next_frame_window(), config)
         self._latents, self._actions = latents, actions
         self._generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
-        self._state: DreamState | None = None
+        self.state: DreamState | None = None
+        """The dreams, after the last frame painted; None before the first."""
         self.dreamt = latents.float().clone()
         """What the generator made of each frame, float (B, T, C, h, w); as given where it made nothing."""
 
@@ -94,17 +95,17 @@ class DreamPainter:
         """Return the picture of the next dreamt frame; as `Painter` says."""
         device, now = truth.device, sight.warped.shape[1] - 1
         sight = Sight(relative_poses(sight.poses), sight.warped)  # a dream counts from where it began
-        if self._state is None:
-            self._state = self._begin(sight[:now])
+        if self.state is None:
+            self.state = self._begin(sight[:now])
         true, known = self._latents[:, now : now + 1].float().to(device), sight.warped[:, now]
         action = self._actions[:, now : now + 1].to(device)
         noise, shown_noise = self._noise(true), self._noise(true)
-        made, _ = self._sampler.advance(self._state, action, noise, shown_noise, sight[now:])
+        made, _ = self._sampler.advance(self.state, action, noise, shown_noise, sight[now:])
 
         # The next frames are told of what is seen, not of what was invented beside it.
         seen = mix_by_square(made[:, 0], true[:, 0], known)[:, None]
         levels = seen.new_full(seen.shape[:2], self._config.context_level)
-        self._state.pending = add_noise(seen, shown_noise, levels)
+        self.state.pending = add_noise(seen, shown_noise, levels)
         self.dreamt[:, now] = made[:, 0].cpu()
         return self._codec.decode(made[:, 0], known).float()
 

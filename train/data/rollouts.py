@@ -1,69 +1,20 @@
 """Rollouts to measure: pieces of recorded episodes, spread evenly, and the dreams that start from them.
 
-Owns: how many dreams of which length, the choice of pieces, reading them, and dreaming in batches through
-`WorldModel.reset` and `step`, the code of play. Does not know what is measured.
+Owns: the choice of pieces, reading them, and dreaming in batches through `WorldModel.reset` and `step`, the code of
+play. Does not know what is measured.
 """
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import torch
 
 from envs.data.episodes import EpisodeInfo, read_episode
-from worldmodel.errors import ConfigError, DataError, SeedError
+from worldmodel.errors import DataError
 from worldmodel.state import WorldState
 from worldmodel.world import WorldModel
-
-
-@dataclass(frozen=True, kw_only=True)
-class FidelityOptions:
-    """How much is measured of fidelity, and from where the dreams start."""
-
-    cases: int = 200
-    """Rollouts compared with the truth."""
-    context: int = 32
-    """Real frames given before every dream."""
-    horizon: int = 64
-    """Frames of those rollouts."""
-    openings: int = 200
-    """Openings for each of turn left, turn right, forward and back."""
-    held_frames: int = 6
-    """Dreamt frames for which the action is held."""
-    long_dreams: int = 16
-    """Long rollouts; 0: none."""
-    long_frames: int = 300
-    """Frames of a long rollout; fewer where no held-out episode is that long."""
-    long_actions: Literal["recorded", "random"] = "recorded"
-    """Actions of the long rollouts: those of the recording, or random ones, each held for a while."""
-
-    def __post_init__(self) -> None:
-        for name, least in (("cases", 1), ("context", 1), ("horizon", 1), ("openings", 1), ("held_frames", 2)):
-            if getattr(self, name) < least:
-                raise ConfigError(f"{name} must be at least {least}; got {getattr(self, name)}")
-        if self.long_dreams < 0 or self.long_frames < 1:
-            raise ConfigError(
-                f"long_dreams must be at least 0, long_frames at least 1; got {self.long_dreams}, {self.long_frames}"
-            )
-
-
-@dataclass(frozen=True, kw_only=True)
-class EvaluationPlan(FidelityOptions):
-    """The same, with how it is dreamt."""
-
-    batch_size: int = 25
-    """Dreams at once."""
-    seed: int = 0
-    """Seed of the choice of cases and of the dreams."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.batch_size < 1:
-            raise ConfigError(f"batch_size must be at least 1; got {self.batch_size}")
-        if self.seed < 0:
-            raise SeedError(f"seed must be 0 or more; got {self.seed}")
-
 
 Case = TypeVar("Case")
 
@@ -132,7 +83,7 @@ def spread_over(episodes: Sequence[EpisodeInfo], num_frames: int, count: int, rn
     if longest < num_frames:
         raise DataError(
             f"the longest held-out episode has {longest} frames and {num_frames} are needed (context and horizon "
-            "together): lower --context or --horizon, or record longer episodes"
+            "together): ask for fewer, or record longer episodes"
         )
     return spread(episodes, [np.arange(e.num_frames - num_frames + 1) for e in episodes], num_frames, count, rng)
 

@@ -172,7 +172,7 @@ class DecoderLoss(nn.Module):
         tinted = (tint(made) - tint(was)).abs() * F.avg_pool2d(held, 2)
         rebuilt = known + config.texture_weight * texture.mean() + config.low_weight * coarse.mean()
         rebuilt = rebuilt + config.tint_weight * tinted.mean()
-        gated = self._judge_gate(kept, pixels, drawn.detach(), truth, mask * weigh(1 - is_dreamt), facts)
+        gated = judge_gate(kept, pixels, drawn.detach(), truth, mask * weigh(1 - is_dreamt), facts)
 
         adversary, judged = self._judge(made, torch.cat([was, real]), real, is_coarse_shown, corner, 1 - 0.5 * is_true)
         loss = rebuilt + config.gate_weight * gated + config.adversary_weight * adversary + judged
@@ -189,30 +189,6 @@ class DecoderLoss(nn.Module):
             "sharper": sharper,
             "kept": (kept.sum() / mask.sum().clamp_min(1)).detach(),
         }
-
-    @staticmethod
-    def _judge_gate(
-        kept: torch.Tensor,
-        pixels: torch.Tensor,
-        drawn: torch.Tensor,
-        truth: torch.Tensor,
-        counts: torch.Tensor,
-        facts: torch.Tensor,
-    ) -> torch.Tensor:
-        """Return how far the gate is from keeping what is remembered but where it is clearly worse than what is drawn.
-
-        Pixels that are seen much larger than they were remembered are left to the gate's own rule.
-        """
-
-        def around(picture: torch.Tensor) -> torch.Tensor:
-            return F.avg_pool2d((picture - truth).abs().mean(1, keepdim=True), 3, 1, 1)
-
-        worse = around(pixels) - around(drawn)
-        is_sharp = F.interpolate(facts[:, :1], scale_factor=FOLD, mode="nearest") < SHARPEST_LOG2
-        weight = counts * is_sharp * (worse.abs().clamp_max(0.5) + 0.02)
-        wanted = (worse < CLEARLY_WORSE).to(kept.dtype)
-        missed = F.binary_cross_entropy(kept.clamp(1e-4, 1 - 1e-4), wanted, reduction="none")
-        return (missed * weight).sum() / weight.sum().clamp_min(1e-6)
 
     @staticmethod
     def _difference(error: torch.Tensor, trust: torch.Tensor) -> torch.Tensor:
@@ -244,3 +220,33 @@ class DecoderLoss(nn.Module):
         frozen = {name: part.detach() for name, part in self.discriminator.named_parameters()}
         seen = functional_call(self.discriminator, frozen, (shown[: len(made)], low[: len(made)]))
         return -(weight * seen).mean(), judged
+
+
+def judge_gate(
+    kept: torch.Tensor,
+    pixels: torch.Tensor,
+    drawn: torch.Tensor,
+    truth: torch.Tensor,
+    counts: torch.Tensor,
+    facts: torch.Tensor,
+) -> torch.Tensor:
+    """Return how far a gate is from keeping what is remembered but where it is clearly worse than what is drawn.
+
+    Pixels that are seen much larger than they were remembered are left to the gate's own rule.
+
+    Args:
+        kept: float (N, 1, H, W) in [0, 1], how much of each remembered pixel is kept.
+        pixels, drawn, truth: float (N, 3, H, W) in [-1, 1]: what is remembered, what is drawn, and what was there.
+        counts: float (N, 1, H, W), weight of each pixel; 0 where nothing is remembered or the truth says nothing.
+        facts: float (N, `NUM_FACTS`, H / 8, W / 8), of whole squares.
+    """
+
+    def around(picture: torch.Tensor) -> torch.Tensor:
+        return F.avg_pool2d((picture - truth).abs().mean(1, keepdim=True), 3, 1, 1)
+
+    worse = around(pixels) - around(drawn)
+    is_sharp = F.interpolate(facts[:, :1], scale_factor=FOLD, mode="nearest") < SHARPEST_LOG2
+    weight = counts * is_sharp * (worse.abs().clamp_max(0.5) + 0.02)
+    wanted = (worse < CLEARLY_WORSE).to(kept.dtype)
+    missed = F.binary_cross_entropy(kept.clamp(1e-4, 1 - 1e-4), wanted, reduction="none")
+    return (missed * weight).sum() / weight.sum().clamp_min(1e-6)

@@ -181,9 +181,9 @@ class FeatureExtractor:
 
 
 @functools.lru_cache(maxsize=1)
-def _trained_network() -> Lite0:
+def _load_network(path: Path) -> Lite0:
     network = Lite0()
-    load_weights(network, find_weights())
+    load_weights(network, path)
     return network
 
 
@@ -194,4 +194,4 @@ def load_feature_extractor(device: torch.device | str = "cpu", size: int = 64) -
         MissingPackageError: the package with the weights is not installed. CheckpointError: its file is damaged.
         ConfigError: `size` is below 32.
     """
-    return FeatureExtractor(_trained_network(), torch.device(device), size)
+    return FeatureExtractor(_load_network(find_weights()), torch.device(device), size)

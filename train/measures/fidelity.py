@@ -1,136 +1,92 @@
-"""Fidelity: how near dreams come to recorded play, whether they obey, what becomes of long ones, what the heads see.
+"""Fidelity: how near dreams under true actions come to the truth, frame by frame.
 
-Owns: the order of what is measured (`train.measures.likeness`, `train.measures.response`, `train.measures.drift`) and
-its tables. Does not know how each is measured.
+Owns: the comparison with the truth, with the last context frame and with the codec alone, over all pixels and (by
+`train.measures.in_sight`) over those that the context showed; the rewards and endings of the same dreams; the tables.
+Does not know long dreams (`train.measures.drift`) or what an action should bring (`train.measures.action_accuracy`).
 """
 
-import dataclasses
+import contextlib
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from train.data.rollouts import EvaluationPlan, FidelityOptions
+import numpy as np
+import torch
+
+from envs.worlds.registry import try_revisit
+from train.data.rollouts import Dream, dream_on, in_batches, read_pieces, spread_over
 from train.measures.base import Bench, Measure
-from train.measures.drift import measure_drift
-from train.measures.likeness import measure_heads, measure_likeness
-from train.measures.response import RULE, find_moves, measure_dreams, measure_real
-from train.reports.plots import markdown_row, plot_drift, plot_likeness
-from worldmodel.analysis.metrics import MAX_PSNR
+from train.measures.in_sight import compare_in_sight, find_sources_of_piece, in_sight_lines, summarize_in_sight
+from train.reports.plots import events_table, markdown_row, plot_likeness, save_sheet, show_number
+from worldmodel.analysis.bootstrap import draw_weights, find_interval
+from worldmodel.analysis.events import score_events
+from worldmodel.analysis.metrics import MAX_PSNR, squared_error, ssim, to_psnr
+from worldmodel.errors import ConfigError
 from worldmodel.world import WorldModel
+
+HORIZONS = (1, 2, 4, 8, 16, 32, 64)
+SHEET_CASES = 6
+PSNR_MEANS = (
+    "psnr, copy_last, codec_ceiling: PSNR of the squared error averaged over cases; psnr_of_each_case: PSNR of "
+    f"each case, cut at {MAX_PSNR:g} dB, then averaged (a noop leaves equal frames, whose PSNR has no limit)"
+)
+
+
+@dataclass(frozen=True)
+class FidelityOptions:
+    """Settings of the dreams.
+
+    Attributes:
+        cases: dreams compared with the truth.
+        context: real frames given before each.
+        horizon: frames of each.
+    """
+
+    cases: int = 200
+    context: int = 32
+    horizon: int = 64
+
+    def __post_init__(self) -> None:
+        for name in ("cases", "context", "horizon"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} must be at least 1; got {getattr(self, name)}")
 
 
 class Fidelity(Measure):
-    """PSNR and SSIM by horizon, in sight and over all; action accuracy; drift and sharpness; reward and end heads."""
+    """PSNR and SSIM by horizon, in sight and over all pixels, beside a copy of the last frame and the codec alone."""
 
     name = "fidelity"
     Options = FidelityOptions
-    quick: ClassVar[dict[str, int]] = {"cases": 8, "horizon": 16, "openings": 8, "long_dreams": 2, "long_frames": 60}
+    quick: ClassVar[dict[str, int]] = {"cases": 8, "horizon": 16}
 
     def num_frames(self, bench: Bench, options: FidelityOptions) -> int:
         """Return the frames to dream."""
-        num_held = len(find_moves(bench.world.actions)) * options.openings * options.held_frames
-        long_frames = self._long_frames(bench, options)
-        return options.cases * options.horizon + num_held + options.long_dreams * long_frames
-
-    @staticmethod
-    def _long_frames(bench: Bench, options: FidelityOptions) -> int:
-        longest = max(episode.num_frames for episode in bench.episodes) - options.context
-        return max(1, min(options.long_frames, longest))
+        return options.cases * options.horizon
 
     def run(self, bench: Bench, options: FidelityOptions) -> dict[str, Any]:
-        """Measure, and write `psnr.png`, `drift.png`, `truth_and_dream.png` and `long_dreams.png`.
-
-        Raises:
-            DataError: episodes too short. StorageError: a picture cannot be written.
-        """
-        given = dataclasses.asdict(options) | {"long_frames": self._long_frames(bench, options)}
-        plan = EvaluationPlan(**given, batch_size=bench.batch_size, seed=bench.seed)
-        model, episodes = bench.model, bench.episodes
-        found = measure_likeness(model, episodes, plan, bench.out, bench.on_frames)
-        if isinstance(model, WorldModel):  # what only dreams, as a stand-in may, has no heads
-            found["heads_on_real_play"] = measure_heads(model, episodes)
-
-        held = {"held": plan.held_frames, "seed": plan.seed}
-        found["action_response_real"] = measure_real(episodes, bench.world.actions, count=plan.openings, **held)
-        found["action_response"] = measure_dreams(
-            model,
-            episodes,
-            bench.world,
-            openings=plan.openings,
-            context=plan.context,
-            batch_size=plan.batch_size,
-            on_frames=bench.on_frames,
-            **held,
-        )
-        found["action_response"]["rule"] = RULE
-        if plan.long_dreams:
-            found |= measure_drift(model, episodes, plan, bench.out, bench.on_frames)
-            plot_drift(bench.out / "drift.png", found["drift"])
-
+        """Measure, and write `psnr.png` and `truth_and_dream.png`. Errors as `measure_fidelity`."""
+        found = measure_fidelity(bench, options)
         plot_likeness(bench.out / "psnr.png", found)
-        found["context"] = plan.context
-        found["psnr_means"] = (
-            "psnr, copy_last, codec_ceiling: PSNR of the squared error averaged over cases; psnr_of_each_case: PSNR of "
-            f"each case, cut at {MAX_PSNR:g} dB, then averaged (a noop leaves equal frames, whose PSNR has no limit)"
-        )
-        return found
+        return found | {"context": options.context, "psnr_means": PSNR_MEANS}
 
     def lines(self, found: dict[str, Any]) -> list[str]:
         """Return the tables."""
-        return fidelity_lines(found)
-
-
-def _number(value: float | None, digits: int = 2) -> str | None:
-    return None if value is None else f"{value:.{digits}f}"
-
-
-def _in_sight_lines(found: dict[str, Any], horizons: Sequence[str]) -> list[str]:
-    lines = ["### Likeness in sight", ""]
-    if "left_out" in found:
-        return [*lines, f"Left out: {found['left_out']}."]
-    lines += [markdown_row("frame", *horizons), markdown_row(*["---"] * (len(horizons) + 1))]
-    titles = {
-        "share": "share of pixels in sight",
-        "dream": "dream PSNR, dB",
-        "copy": "last context frame PSNR, dB",
-        "oracle": "oracle PSNR, dB",
-        "codec": "codec alone PSNR, dB",
-    }
-    for name, title in titles.items():
-        digits = 2 if name == "share" else 1
-        cells = [
-            f"{found[name]['at'][h]:.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"
-            for h, (low, high) in ((h, found[name]["interval"][h]) for h in horizons)
+        horizons = list(found["psnr"])
+        return [
+            f"{found['cases']} cases, {found['context']} real context frames, then true actions.",
+            "",
+            *_likeness_lines(found, horizons),
+            "",
+            *in_sight_lines(found["in_sight"], horizons),
+            "",
+            "### Rewards and endings in these dreams",
+            "",
+            *events_table({name: found[name] for name in ("reward", "terminated")}),
         ]
-        lines.append(markdown_row(title, *cells))
-    return [*lines, "", f"In sight: {found['means']}."]
 
 
-def _sharpness_lines(found: dict[str, Any]) -> list[str]:
-    names = {
-        "ratio": "gradient energy ratio",
-        "match": "match of detail",
-        "flat_share": "flat frames",
-        "flat_share_real": "flat frames of real play",
-    }
-    lines = [
-        f"Sharpness; real play: {found['reference']}.",
-        "",
-        markdown_row("frames", *names.values()),
-        markdown_row(*["---"] * 5),
-    ]
-    rows = [(f"{part['frames'][0]} to {part['frames'][1]}", part) for part in found["segments"]]
-    rows += [(f"control: {name}", part) for name, part in found["controls"].items()]
-    for title, part in rows:
-        spans = [(part[name], *part[f"{name}_interval"]) for name in names]
-        lines.append(markdown_row(title, *(f"{value:.2f} ({low:.2f} to {high:.2f})" for value, low, high in spans)))
-    return [*lines, "", f"{found['means']}."]
-
-
-def fidelity_lines(found: dict[str, Any]) -> list[str]:
-    """Return what `Fidelity` found as lines of markdown."""
-    horizons = list(found["psnr"])
-    lines = [f"{found['cases']} cases, {found['context']} real context frames, then true actions."]
-    lines += ["", markdown_row("frame", *horizons), markdown_row(*["---"] * (len(horizons) + 1))]
+def _likeness_lines(found: dict[str, Any], horizons: Sequence[str]) -> list[str]:
+    lines = [markdown_row("frame", *horizons), markdown_row(*["---"] * (len(horizons) + 1))]
     for title, key, digits in (
         ("dream PSNR, dB", "psnr", 2),
         ("last context frame PSNR, dB", "copy_last", 2),
@@ -140,52 +96,173 @@ def fidelity_lines(found: dict[str, Any]) -> list[str]:
         ("last context frame SSIM", "copy_last_ssim", 3),
         ("codec alone SSIM", "codec_ceiling_ssim", 3),
     ):
-        lines.append(markdown_row(title, *(_number(found[key][h], digits) for h in horizons)))
+        lines.append(markdown_row(title, *(show_number(found[key][h], digits) for h in horizons)))
+
     for title, key in (
         ("dream PSNR, 95% interval over episodes", "psnr_interval"),
         ("last context frame PSNR, 95% interval", "copy_last_interval"),
         ("margin, 95% interval over episodes", "margin_interval"),
     ):
         lines.append(markdown_row(title, *(f"{low:.1f} to {high:.1f}" for low, high in found[key].values())))
-    lines += ["", found["psnr_means"] + ".", "", *_in_sight_lines(found["in_sight"], horizons)]
-    lines += ["", "### Action accuracy", ""]
-    names = ("turn", "walk", *found["action_response"]["counts"])
-    lines += [markdown_row("share right", *names), markdown_row(*["---"] * (len(names) + 1))]
-    for title, key in (("dream", "action_response"), ("real frames, same measure", "action_response_real")):
-        response = found[key]
-        counts = [response["counts"].get(name) for name in names]
-        cells = (
-            None if response[name] is None else f"{response[name]:.3f}" + (f" (n={count})" if count else "")
-            for name, count in zip(names, counts, strict=True)
-        )
-        lines.append(markdown_row(title, *cells))
-    lines += ["", found["action_response"]["rule"] + "."]
-    if "drift" in found:
-        (first, last), actions = found["sharpness_frames"], found["long_actions"]
-        lines += ["", "### Long dreams", ""]
-        lines.append(
-            f"{found['long_dreams']} dreams, {actions} actions. Gradient energy over that of real play, "
-            f"frames {first} to {last}: **{found['sharpness_ratio']:.2f}** (codec alone "
-            f"{found['sharpness_ratio_codec']:.2f})."
-        )
-        lines += [
-            "",
-            markdown_row("frames", "sharpness ratio", "color distance, levels", "PSNR, dB"),
-            markdown_row(*["---"] * 4),
-        ]
-        for part in found["drift"]:
-            values = _number(part["sharpness_ratio"]), _number(part["color_distance"], 1), _number(part["psnr"])
-            lines.append(markdown_row(f"{part['frames'][0]} to {part['frames'][1]}", *values))
-        lines += ["", *_sharpness_lines(found["sharpness"])]
-    lines += [
-        "",
-        "### Heads",
-        "",
-        markdown_row("head", "precision", "recall", "F1", "predicted", "true"),
-        markdown_row(*["---"] * 6),
-    ]
-    for name in ("reward", "terminated"):
-        scores = found[name]
-        shares = (_number(scores[key]) for key in ("precision", "recall", "f1"))
-        lines.append(markdown_row(name, *shares, scores["predicted"], scores["true"]))
-    return lines
+    return [*lines, "", found["psnr_means"] + "."]
+
+
+def measure_fidelity(bench: Bench, options: FidelityOptions) -> dict[str, Any]:
+    """Dream under true actions and compare with the truth, with the last context frame, and with the codec's own error.
+
+    Raises:
+        DataError: no episode is long enough, or a file is damaged. StorageError: the sheet cannot be written.
+    """
+    known, horizons = options.context, [h for h in HORIZONS if h <= options.horizon]
+    rng = np.random.default_rng([bench.seed, 0])
+    pieces = spread_over(bench.episodes, known + options.horizon, options.cases, rng)
+    shown = {int(i) for i in np.linspace(0, len(pieces) - 1, min(SHEET_CASES, len(pieces)))}
+    parts: dict[str, list[torch.Tensor]] = {}
+    rows: list[tuple[str, torch.Tensor]] = []
+    first = 0
+    scene, left_out = try_revisit(pieces[0].episode)
+    with scene or contextlib.nullcontext():
+        for batch in in_batches(pieces, bench.batch_size):
+            given = read_pieces(batch, ("frames", "actions", "rewards", "terminated"))
+            context = given["frames"][:, :known]
+            seeds = [bench.seed + first + i for i in range(len(batch))]
+            dream = dream_on(bench.model, context, given["actions"], seeds, bench.on_frames)
+            pictures = pick_pictures(bench.model, given["frames"], dream, known, horizons)
+            found = compare_with_truth(given, dream, pictures, known)
+            if scene is not None:
+                sources = np.stack([find_sources_of_piece(scene, piece, known, horizons) for piece in batch])
+                compared = {name: frames for name, frames in pictures.items() if name != "truth"}
+                found |= compare_in_sight(torch.from_numpy(sources), context, pictures["truth"], compared)
+            for name, values in found.items():
+                parts.setdefault(name, []).append(values)
+
+            for row in sorted(shown & {*range(first, first + len(batch))}):
+                i = row - first
+                rows += [(name, torch.cat([context[i, -1:], pictures[name][i]])) for name in ("truth", "dream")]
+            first += len(batch)
+    save_sheet(bench.out / "truth_and_dream.png", rows, [0, *horizons])
+
+    all_of = {name: torch.cat(values) for name, values in parts.items()}
+    groups = np.array([f"{p.episode.path}/{p.episode.key}" for p in pieces])
+    report = {"horizons": horizons, **summarize_likeness(all_of, groups, horizons, bench.seed), "cases": len(pieces)}
+    report["in_sight"] = {"left_out": left_out}
+    if scene is not None:
+        num_pixels = bench.model.codec.config.image_size**2
+        report["in_sight"] = summarize_in_sight(all_of, groups, horizons, num_pixels, bench.seed)
+    return report
+
+
+def pick_pictures(
+    model: WorldModel, frames: torch.Tensor, dream: Dream, known: int, horizons: list[int]
+) -> dict[str, torch.Tensor]:
+    """Return what is compared at the horizons, uint8 (B, len(horizons), H, W, 3) each.
+
+    Args:
+        model: whose codec encodes and decodes the truth.
+        frames: uint8 (B, known + N, H, W, 3), recorded.
+        dream: of the N frames after the first `known`.
+        known: frames of the context.
+        horizons: frames after the context, from 1.
+
+    Returns:
+        `truth`; `dream`; `copy`, the last context frame; `codec`, the truth encoded and decoded.
+    """
+    truth = frames[:, [known + h - 1 for h in horizons]]
+    return {
+        "truth": truth,
+        "dream": dream.frames[:, [h - 1 for h in horizons]],
+        "copy": frames[:, known - 1 : known].expand_as(truth),
+        "codec": model.decode(model.encode(truth)).cpu(),
+    }
+
+
+def compare_with_truth(
+    given: dict[str, torch.Tensor], dream: Dream, pictures: dict[str, torch.Tensor], known: int
+) -> dict[str, torch.Tensor]:
+    """Return squared errors, SSIM and events of a batch by name, a row a case.
+
+    Args:
+        given: recorded frames (B, known + N, ...), rewards and endings (B, known + N - 1).
+        dream: of the last N frames.
+        pictures: of `pick_pictures`.
+        known: frames of the context.
+    """
+    truth, last = given["frames"][:, known:], given["frames"][:, known - 1 : known]
+    return {
+        "dream": squared_error(dream.frames, truth),
+        "copy": squared_error(last.expand_as(truth), truth),
+        "codec": squared_error(pictures["codec"], pictures["truth"]),
+        **{f"{name}_ssim": ssim(pictures[name], pictures["truth"]) for name in ("dream", "copy", "codec")},
+        "rewards": dream.rewards != 0,
+        "true_rewards": given["rewards"][:, known - 1 :] != 0,
+        "terminated": dream.terminated,
+        "true_terminated": given["terminated"][:, known - 1 :],
+    }
+
+
+def by_horizon(values: torch.Tensor, horizons: list[int]) -> dict[str, float]:
+    """Return values (N,) of frames 1 to N at the horizons, as JSON keeps them."""
+    return {str(h): round(float(values[h - 1]), 4) for h in horizons}
+
+
+def pooled_psnr(errors: torch.Tensor) -> torch.Tensor:
+    """Return the PSNR of the mean squared error over cases: (cases, N) to (N,), dB."""
+    return to_psnr(errors.mean(0))
+
+
+def margin_interval(dream: torch.Tensor, copy: torch.Tensor, groups: np.ndarray, seed: int) -> torch.Tensor:
+    """Return the 2.5 and 97.5 percentiles (2, N) of the margin over copy-last, by drawing episodes again 500 times.
+
+    Args:
+        dream: squared errors (cases, N) of the dreams.
+        copy: the same for the last context frame.
+        groups: (cases,) the episode of each case; cases of one episode are not independent.
+        seed: chance.
+    """
+    weights = draw_weights(groups, np.random.default_rng([seed, 3]))
+    return find_interval(to_psnr(weights @ dream) - to_psnr(weights @ copy))
+
+
+def psnr_interval(errors: torch.Tensor, groups: np.ndarray, seed: int) -> torch.Tensor:
+    """Return the 2.5 and 97.5 percentiles (2, N) of `pooled_psnr`, by drawing episodes again; the rest as above."""
+    return find_interval(to_psnr(draw_weights(groups, np.random.default_rng([seed, 3])) @ errors))
+
+
+def summarize_likeness(
+    found: dict[str, torch.Tensor], groups: np.ndarray, horizons: list[int], seed: int
+) -> dict[str, Any]:
+    """Return the part of the report that compares with the truth; `found` holds a row a case."""
+    picks = [h - 1 for h in horizons]
+    dream, copy = pooled_psnr(found["dream"]), pooled_psnr(found["copy"])
+    codec = dict(zip(map(str, horizons), pooled_psnr(found["codec"]).tolist(), strict=True))
+    low, high = margin_interval(found["dream"][:, picks], found["copy"][:, picks], groups, seed).tolist()
+    spans = {name: psnr_interval(found[name][:, picks], groups, seed).tolist() for name in ("dream", "copy")}
+    mean_dream, mean_copy = to_psnr(found["dream"]).mean(0), to_psnr(found["copy"]).mean(0)
+
+    def named(values: torch.Tensor) -> dict[str, float]:
+        return {str(h): round(float(v), 4) for h, v in zip(horizons, values, strict=True)}
+
+    def between(span: list[list[float]]) -> dict[str, list[float]]:
+        return {str(h): [round(a, 4), round(b, 4)] for h, a, b in zip(horizons, *span, strict=True)}
+
+    return {
+        "psnr": by_horizon(dream, horizons),
+        "psnr_interval": between(spans["dream"]),
+        "copy_last_interval": between(spans["copy"]),
+        "ssim": named(found["dream_ssim"].mean(0)),
+        "copy_last": by_horizon(copy, horizons),
+        "copy_last_ssim": named(found["copy_ssim"].mean(0)),
+        "codec_ceiling": {h: round(v, 4) for h, v in codec.items()},
+        "codec_ceiling_ssim": named(found["codec_ssim"].mean(0)),
+        "margin_over_copy_last": by_horizon(dream - copy, horizons),
+        "margin_interval": between([low, high]),
+        "psnr_of_each_case": {
+            "psnr": by_horizon(mean_dream, horizons),
+            "copy_last": by_horizon(mean_copy, horizons),
+            "codec_ceiling": named(to_psnr(found["codec"]).mean(0)),
+            "margin_over_copy_last": by_horizon(mean_dream - mean_copy, horizons),
+        },
+        "curves": {"psnr": dream.tolist(), "copy_last": copy.tolist()},
+        "reward": score_events(found["rewards"], found["true_rewards"]),
+        "terminated": score_events(found["terminated"], found["true_terminated"]),
+    }

@@ -7,6 +7,7 @@ The oracle knows pose and depth: it colors each pixel as the newest context fram
 nearest pixel. What was not in sight nobody can know, so a dream is not blamed for it here.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ import torch
 from envs.data.episodes import read_episode
 from envs.worlds.base import Revisit
 from train.data.rollouts import Piece
+from train.reports.plots import markdown_row
 from worldmodel.analysis.bootstrap import draw_weights, find_interval
 from worldmodel.analysis.metrics import to_psnr
 from worldmodel.errors import DataError
@@ -53,35 +55,51 @@ def find_sources(
         the same point; -1 where none does.
     """
     height, width = depth.shape
-    tangent = np.tan(np.radians(view_deg / 2))
-    left = tangent * (1 - (2 * np.arange(width) + 1) / width)[None, :]
-    up = tangent * (1 - (2 * np.arange(height) + 1) / height)[:, None]
     is_sky = depth >= sky_depth
-    ahead = np.where(is_sky, 1.0, depth.astype(np.float64))
-    own, theirs = pose.astype(np.float64), context_poses.astype(np.float64)
-    heading, headings = np.radians(own[2]), np.radians(theirs[:, 2])[:, None, None]
-    # From the frame's own axes to the world's, then to those of each context frame.
-    east = ahead * (np.cos(heading) - left * np.sin(heading))
-    north = ahead * (np.sin(heading) + left * np.cos(heading))
-    moved = (own[:2] - theirs[:, :2])[:, :, None, None] * ~is_sky
-    east, north = east[None] + moved[:, 0], north[None] + moved[:, 1]
-    there = np.cos(headings) * east + np.sin(headings) * north
-    aside = np.cos(headings) * north - np.sin(headings) * east
-    is_ahead = there > NEAREST
-    safe = np.where(is_ahead, there, 1.0)
-    columns = np.floor((1 - aside / (safe * tangent)) * width / 2).clip(-2, width + 1).astype(np.int64)
-    rows = np.floor((1 - (ahead * up)[None] / (safe * tangent)) * height / 2).clip(-2, height + 1).astype(np.int64)
-    is_inside = is_ahead & (columns >= 0) & (columns < width) & (rows >= 0) & (rows < height)
-    wanted = np.where(is_sky, sky_depth, there)
-    slack = np.where(is_sky, 1e-3, RELATIVE_SLACK * there + SLACK_CELLS)
-    first = (np.arange(len(theirs)) * height * width)[:, None, None]
+    ahead, rows, columns = _project(depth, pose.astype(np.float64), context_poses.astype(np.float64), view_deg, is_sky)
+    is_inside = (ahead > NEAREST) & (columns >= 0) & (columns < width) & (rows >= 0) & (rows < height)
+    wanted = np.where(is_sky, sky_depth, ahead)
+    slack = np.where(is_sky, 1e-3, RELATIVE_SLACK * ahead + SLACK_CELLS)
+
+    first = (np.arange(len(context_poses)) * height * width)[:, None, None]
     found = np.full(wanted.shape, -1, np.int64)
     for down, right in OFFSETS:  # the pixel itself before its neighbors, which count at edges
         beside = first + (rows + down).clip(0, height - 1) * width + (columns + right).clip(0, width - 1)
         agrees = np.abs(context_depths.reshape(-1)[beside] - wanted) <= slack
         found = np.where((found < 0) & is_inside & agrees, beside, found)
-    newest = len(theirs) - 1 - np.argmax(found[::-1] >= 0, axis=0)
+    newest = len(context_poses) - 1 - np.argmax(found[::-1] >= 0, axis=0)
     return np.take_along_axis(found, newest[None], 0)[0]
+
+
+def _project(
+    depth: np.ndarray, pose: np.ndarray, context_poses: np.ndarray, view_deg: float, is_sky: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return where each context frame would show the points of a frame, (C, H, W) each.
+
+    The arguments are those of `find_sources`, and bool (H, W) of the pixels that show the sky.
+
+    Returns:
+        how far ahead a point is, float in cells; its row and its column, int64, beyond the picture where not in view.
+    """
+    height, width = depth.shape
+    tangent = np.tan(np.radians(view_deg / 2))
+    left = tangent * (1 - (2 * np.arange(width) + 1) / width)[None, :]
+    up = tangent * (1 - (2 * np.arange(height) + 1) / height)[:, None]
+    distance = np.where(is_sky, 1.0, depth.astype(np.float64))
+    heading, headings = np.radians(pose[2]), np.radians(context_poses[:, 2])[:, None, None]
+
+    # From the frame's own axes to the world's, then to those of each context frame.
+    east = distance * (np.cos(heading) - left * np.sin(heading))
+    north = distance * (np.sin(heading) + left * np.cos(heading))
+    moved = (pose[:2] - context_poses[:, :2])[:, :, None, None] * ~is_sky
+    east, north = east[None] + moved[:, 0], north[None] + moved[:, 1]
+    ahead = np.cos(headings) * east + np.sin(headings) * north
+    aside = np.cos(headings) * north - np.sin(headings) * east
+
+    safe = np.where(ahead > NEAREST, ahead, 1.0)
+    columns = np.floor((1 - aside / (safe * tangent)) * width / 2).clip(-2, width + 1).astype(np.int64)
+    rows = np.floor((1 - (distance * up)[None] / (safe * tangent)) * height / 2).clip(-2, height + 1).astype(np.int64)
+    return ahead, rows, columns
 
 
 def find_sources_of_piece(scene: Revisit, piece: Piece, known: int, horizons: list[int]) -> np.ndarray:
@@ -160,3 +178,27 @@ def summarize_in_sight(
         drawn = to_psnr((weights @ errors) / (weights @ pixels).clamp_min(1e-6))
         report[name] = named(pooled, find_interval(drawn))
     return report | {"means": MEANS}
+
+
+def in_sight_lines(found: dict[str, Any], horizons: Sequence[str]) -> list[str]:
+    """Return what `summarize_in_sight` found as lines of markdown, or why it was left out."""
+    lines = ["### Likeness in sight", ""]
+    if "left_out" in found:
+        return [*lines, f"Left out: {found['left_out']}."]
+
+    lines += [markdown_row("frame", *horizons), markdown_row(*["---"] * (len(horizons) + 1))]
+    titles = {
+        "share": "share of pixels in sight",
+        "dream": "dream PSNR, dB",
+        "copy": "last context frame PSNR, dB",
+        "oracle": "oracle PSNR, dB",
+        "codec": "codec alone PSNR, dB",
+    }
+    for name, title in titles.items():
+        digits = 2 if name == "share" else 1
+        cells = [
+            f"{found[name]['at'][h]:.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"
+            for h, (low, high) in ((h, found[name]["interval"][h]) for h in horizons)
+        ]
+        lines.append(markdown_row(title, *cells))
+    return [*lines, "", f"In sight: {found['means']}."]

@@ -1,12 +1,14 @@
 """Which measures there are, by name; each is imported when it is asked for."""
 
-import importlib
-
 from train.measures.base import Measure
 from worldmodel.errors import ConfigError
+from worldmodel.imports import import_class
 
 MEASURES: dict[str, str] = {
     "fidelity": "train.measures.fidelity:Fidelity",
+    "action_accuracy": "train.measures.action_accuracy:ActionAccuracy",
+    "drift": "train.measures.drift:Drift",
+    "heads": "train.measures.heads:Heads",
     "teco": "train.measures.teco:Teco",
     "revisit": "train.measures.revisit:Revisit",
     "long_rollout": "train.measures.long_rollout:LongRollout",
@@ -26,15 +28,8 @@ def get_measure(name: str) -> Measure:
         ConfigError: no such measure, or what is named is none.
     """
     place = MEASURES.get(name, name)
-    module_name, _, class_name = place.partition(":")
-    if not class_name:
+    if ":" not in place:
         raise ConfigError(
             f"unknown measure {name!r}; there are {', '.join(MEASURES)}, or give module:class of one of your own"
         )
-    try:
-        kind = getattr(importlib.import_module(module_name), class_name)
-    except (ImportError, AttributeError) as error:
-        raise ConfigError(f"measure {name!r} cannot be imported ({error}): check module:class, PYTHONPATH") from error
-    if not (isinstance(kind, type) and issubclass(kind, Measure)):
-        raise ConfigError(f"{place} is no Measure: derive it from train.measures.base.Measure")
-    return kind()
+    return import_class(place, Measure, f"measure {name!r}")()

@@ -1,7 +1,7 @@
 """How sharp long dreams are beside real play, segment by segment, with what must not pass: blurred real play and noise.
 
 Owns: the ratio of gradient energies, the match of detail of three sizes, the share of flat frames, their intervals over
-dreams, and the controls. Does not dream.
+dreams, the controls, and the table. Does not dream.
 
 The ratio alone can be met by noise: white noise has many times the gradient energy of real play. So beside it stands
 the match, the mean over bands of detail (`band_energies`) of the smaller energy over the larger: 1 only where detail of
@@ -14,6 +14,7 @@ import cv2
 import numpy as np
 import torch
 
+from train.reports.plots import markdown_row
 from worldmodel.analysis.bootstrap import draw_weights, find_interval
 from worldmodel.analysis.metrics import band_energies, gradient_energy
 
@@ -98,3 +99,25 @@ def summarize_sharpness(found: dict[str, torch.Tensor], reference: str, seed: in
     ]
     controls = {name: summed(found[f"{name}_detail"], found["control_detail"]) for name in ("blurred", "noise")}
     return {"segments": segments, "controls": controls, "reference": reference, "dreams": count, "means": MEANS}
+
+
+def sharpness_lines(found: dict[str, Any]) -> list[str]:
+    """Return what `summarize_sharpness` found as lines of markdown."""
+    names = {
+        "ratio": "gradient energy ratio",
+        "match": "match of detail",
+        "flat_share": "flat frames",
+        "flat_share_real": "flat frames of real play",
+    }
+    lines = [
+        f"Sharpness; real play: {found['reference']}.",
+        "",
+        markdown_row("frames", *names.values()),
+        markdown_row(*["---"] * 5),
+    ]
+    rows = [(f"{part['frames'][0]} to {part['frames'][1]}", part) for part in found["segments"]]
+    rows += [(f"control: {name}", part) for name, part in found["controls"].items()]
+    for title, part in rows:
+        spans = [(part[name], *part[f"{name}_interval"]) for name in names]
+        lines.append(markdown_row(title, *(f"{value:.2f} ({low:.2f} to {high:.2f})" for value, low, high in spans)))
+    return [*lines, "", f"{found['means']}."]

@@ -113,31 +113,37 @@ def _table(head: list[str], rows: list[list[Any]]) -> str:
 
 
 def _figures(report: dict[str, Any]) -> str:
-    report = report.get("measures", {}).get("fidelity", report)  # reports of before measures had names are flat
-    if not report:
-        return "Not measured yet: `python -m train.evaluate --checkpoint DIR --data DIR --out DIR`."
+    measures = report.get("measures", {})
+    parts = [*_likeness(measures), *_scalars(measures)]
+    return "\n\n".join(parts or ["Not measured yet: `python -m train.evaluate --checkpoint DIR --data DIR --out DIR`."])
+
+
+def _likeness(measures: dict[str, Any]) -> list[str]:
+    if "fidelity" not in measures:
+        return []
+    found = measures["fidelity"]
     columns = {"psnr": "PSNR", "copy_last": "copy last frame", "codec_ceiling": "codec ceiling", "ssim": "SSIM"}
-    maps = {title: report[key] for key, title in columns.items() if isinstance(report.get(key), dict)}
-    in_sight = report.get("in_sight", {})
+    maps = {title: found[key] for key, title in columns.items() if key in found}
+    in_sight = found.get("in_sight", {})
     for title, name in {"PSNR in sight": "dream", "oracle in sight": "oracle", "share in sight": "share"}.items():
         if name in in_sight:
             maps[title] = in_sight[name]["at"]
     horizons = sorted({int(h) for values in maps.values() for h in values})
     rows = [[h, *(_number(values.get(str(h))) for values in maps.values())] for h in horizons]
-    scalars = []
-    response = report.get("action_response")
-    if isinstance(response, dict):
-        shares = {name: value for name, value in response.items() if isinstance(value, float)}
-        scalars.append("Action response (share of openings where the picture moves as told): ")
-        scalars[-1] += ", ".join(f"{name} {value:.3f}" for name, value in shares.items()) + "."
-    if isinstance(report.get("sharpness_ratio"), int | float):
-        scalars.append(
-            f"Sharpness late in long dreams (gradient energy over real play's): {report['sharpness_ratio']:.3f}."
-        )
-    cases = (
-        f"{report.get('cases', '?')} cases in scenes never trained on, after real context frames, true actions; dB.\n\n"
-    )
-    return cases + _table(["frame", *maps], rows) + "".join(f"\n\n{line}" for line in scalars)
+    cases = f"{found['cases']} cases in scenes never trained on, after real context frames, true actions; dB."
+    return [cases, _table(["frame", *maps], rows)]
+
+
+def _scalars(measures: dict[str, Any]) -> list[str]:
+    lines = []
+    if "action_accuracy" in measures:
+        dream = measures["action_accuracy"]["dream"]
+        shares = ", ".join(f"{name} {value:.3f}" for name, value in dream.items() if isinstance(value, float))
+        lines.append(f"Action accuracy (share of openings where the picture moves as told): {shares}.")
+    if "drift" in measures:
+        ratio = measures["drift"]["sharpness_ratio"]
+        lines.append(f"Sharpness late in long dreams (gradient energy over real play's): {ratio:.3f}.")
+    return lines
 
 
 def _number(value: Any) -> str:

@@ -4,7 +4,7 @@ Owns: pictures and text made of measured values. Does not know how they were mea
 """
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -97,3 +97,17 @@ def plot_drift(path: Path, drift: Sequence[dict[str, Any]]) -> None:
 def markdown_row(*cells: object) -> str:
     """Return a row of a table in markdown; None is a dash."""
     return "| " + " | ".join("-" if cell is None else str(cell) for cell in cells) + " |"
+
+
+def show_number(value: float | None, digits: int = 2) -> str | None:
+    """Return a number as a cell of a table has it; None stays None."""
+    return None if value is None else f"{value:.{digits}f}"
+
+
+def events_table(scores: Mapping[str, dict[str, Any]]) -> list[str]:
+    """Return a table in markdown of scores by `worldmodel.analysis.events.score_events`, a row a head."""
+    lines = [markdown_row("head", "precision", "recall", "F1", "predicted", "true"), markdown_row(*["---"] * 6)]
+    for name, found in scores.items():
+        shares = (show_number(found[key]) for key in ("precision", "recall", "f1"))
+        lines.append(markdown_row(name, *shares, found["predicted"], found["true"]))
+    return lines

@@ -8,6 +8,9 @@ picture, so that a cell with its neighbors gives a plane, and where a ray meets 
 the cells of all sources into a coarse depth buffer of the coming view, looks each buffer cell up in each source, meets
 the ray with the plane found there, and repeats that once for every pixel. Of the sources that agree with the nearest
 surface the one of least cost (magnified, squeezed, later, beside an edge) is sampled.
+
+What was seen from the very place of the coming view goes before all of that: between such views there is no parallax,
+so that they need no depth to be turned into one another, and nothing can stand before what they show.
 """
 
 import math
@@ -135,6 +138,10 @@ class WarpRule:
         hole: cost of a pixel that no source shows.
         coarse_reach: the same where the cells of the view are met, before the pixels.
         candidates: sources that are met at every pixel; the rest is met at cells alone.
+        same_place: sources seen from within this distance of the coming pose, in cells, go before all others.
+        elsewhere: what all others cost more.
+        seen_through: how many times as far the last frame must see where a source shows something, for that to be gone.
+        seen_through_here: the same of sources of the same place, of which depth says less.
     """
 
     sampling: str = "cubic"
@@ -150,6 +157,10 @@ class WarpRule:
     hole: float = 4.0
     coarse_reach: float = 1.5
     candidates: int = 2
+    same_place: float = 0.01
+    elsewhere: float = 3.0
+    seen_through: float = 1.2
+    seen_through_here: float = 2.0
 
     def __post_init__(self) -> None:
         if self.sampling not in SAMPLINGS:
@@ -331,7 +342,7 @@ def choose(
     last = keyframes.order[:, None].expand_as(is_held).masked_fill(~is_held, -1)
     most, slot = last.max(-1)
     chosen = [torch.where(most >= 0, slot, -1)]
-    best = torch.full((batch, poses.shape[1], 1, cost.shape[-1]), rule.hole, device=cost.device)
+    best = torch.full((batch, poses.shape[1], 1, cost.shape[-1]), rule.hole + rule.elsewhere, device=cost.device)
     for _ in range(count - 1):
         taken = cost.gather(2, slot[..., None, None].expand(-1, -1, 1, cost.shape[-1]))
         best = torch.minimum(best, taken)
@@ -360,15 +371,23 @@ def _coverage_cost(
     usable = usable.unflatten(-1, (slots, num_points)) & is_held[..., None]
     zoom = (distance / away).clamp(1e-3, 1e3).log2()
     cost = rule.magnified * (zoom - 0.2).clamp_min(0) + rule.squeezed * (-zoom).clamp_min(0)
-    cost = cost.unflatten(-1, (slots, num_points)) + rule.later * order_ranks(keyframes)[:, None, :, None]
+    is_here = _is_here(keyframes, poses, rule)[..., None]  # (B, T, M, 1)
+    cost = (cost.unflatten(-1, (slots, num_points)) + rule.elsewhere) * ~is_here
+    cost = cost + rule.later * order_ranks(keyframes)[:, None, :, None]
     # Hidden behind what another slot shows in the same cell: not shown.
     inverse = inverse.unflatten(-1, (slots, num_points)) * usable
     cells = (COVER + 2) ** 2
     front = inverse.new_zeros(batch, length, cells).scatter_reduce(2, place.flatten(2), inverse.flatten(2), "amax")
     is_hidden = inverse < 0.8 * front.gather(2, place.flatten(2)).view_as(inverse) - 0.004
-    cost = cost + 1e3 * (is_hidden | ~usable)
+    cost = cost + 1e3 * ((is_hidden & ~is_here) | ~usable)
     grid = cost.new_full((batch, length, slots, cells), 1e3).scatter_reduce(3, place, cost, "amin")
     return grid.unflatten(-1, (COVER + 2, COVER + 2))[..., 1:-1, 1:-1].flatten(-2)
+
+
+def _is_here(keyframes: Keyframes, poses: torch.Tensor, rule: WarpRule) -> torch.Tensor:
+    """Return which slots were seen from the place of coming views, bool (B, T, M)."""
+    apart = keyframes.poses[:, None, :, :3] - poses[:, :, None, :3]
+    return apart.square().sum(-1) < rule.same_place**2
 
 
 def warp(
@@ -396,7 +415,7 @@ def warp(
     batch, length, _ = chosen.shape
     if now is None:
         now = (keyframes.order.amax(1) + 1)[:, None].expand(batch, length)
-    sources, times = _gather_sources(keyframes, poses, chosen), now.flatten()
+    sources, times = _gather_sources(keyframes, poses, chosen, rule), now.flatten()
     views = batch * length
     step = _CPU_VIEWS if poses.device.type == "cpu" else views
     shown = []
@@ -419,6 +438,7 @@ class _Sources:
         turn: (N, K, 3, 3) and `shift` (N, K, 3): from source to target.
         origin: (N, K, 3): where the target is seen from the source.
         rank: (N, K), cost rank.
+        is_here: (N, K), 1 where it was seen from the place of the target, else 0.
     """
 
     rows: torch.Tensor
@@ -427,6 +447,7 @@ class _Sources:
     shift: torch.Tensor
     origin: torch.Tensor
     rank: torch.Tensor
+    is_here: torch.Tensor
 
 
 @dataclass
@@ -438,6 +459,7 @@ class _Rays:
         origin: ahead, left, up: where the target is.
         base: int64, first row of the source in a table of all cells of all sources.
         rank: cost rank of the source.
+        is_here: 1 where the source was seen from the place of the target, else 0.
     """
 
     ahead: torch.Tensor
@@ -446,6 +468,7 @@ class _Rays:
     origin: tuple[torch.Tensor, torch.Tensor, torch.Tensor]
     base: torch.Tensor
     rank: torch.Tensor
+    is_here: torch.Tensor
 
 
 @dataclass
@@ -459,6 +482,7 @@ class _Surfaces:
         row: of its height.
         zoom: log2 of the magnification.
         cost: of using the source.
+        is_here: 1 where the source was seen from the place of the target, else 0.
     """
 
     inverse: torch.Tensor
@@ -467,9 +491,10 @@ class _Surfaces:
     row: torch.Tensor
     zoom: torch.Tensor
     cost: torch.Tensor
+    is_here: torch.Tensor
 
 
-def _gather_sources(keyframes: Keyframes, poses: torch.Tensor, chosen: torch.Tensor) -> _Sources:
+def _gather_sources(keyframes: Keyframes, poses: torch.Tensor, chosen: torch.Tensor, rule: WarpRule) -> _Sources:
     batch, slots = keyframes.order.shape
     start = torch.arange(batch, device=chosen.device)[:, None, None] * slots
     rows = (start + chosen.clamp_min(0)).flatten(0, 1)
@@ -480,7 +505,8 @@ def _gather_sources(keyframes: Keyframes, poses: torch.Tensor, chosen: torch.Ten
     turn, shift = view_change(source, poses.flatten(0, 1)[:, None])
     origin = -(turn.transpose(-1, -2) @ shift[..., None])[..., 0]
     rank = order_ranks(keyframes).flatten().index_select(0, flat).unflatten(0, rows.shape)
-    return _Sources(rows, inverse * is_used[..., None, None], turn, shift, origin, rank)
+    is_here = _is_positive(rule.same_place**2 - origin.square().sum(-1))
+    return _Sources(rows, inverse * is_used[..., None, None], turn, shift, origin, rank, is_here)
 
 
 def _is_positive(values: torch.Tensor) -> torch.Tensor:
@@ -516,7 +542,7 @@ def _find_surfaces(sources: _Sources, camera: Camera, rule: WarpRule, size: int)
     cell_rays = pixel_rays(camera, grid, inverse.device)
     seen = sources.turn @ cell_rays + sources.shift[..., None] * inverse[:, :, None]
     # What the last frame sees through is gone. No plane, no surface: all zero is found nowhere.
-    stays = 1 - _is_seen_through(sources, seen, inverse, camera)
+    stays = 1 - _is_seen_through(sources, seen, inverse, camera, rule)
     inverse = inverse * stays
     planes = [part.flatten(2) * stays for part in planes]
     buffer = _splat(sources, planes, seen, inverse, camera, rule)  # (N, 1, g * g)
@@ -526,7 +552,7 @@ def _find_surfaces(sources: _Sources, camera: Camera, rule: WarpRule, size: int)
     number = torch.arange(views * count, device=inverse.device).view(views, count, 1)
     ahead, left, up = (back @ cell_rays).unbind(2)
     x, y, z = sources.origin[..., None].unbind(2)
-    rays = _Rays(ahead, left, up, (x, y, z), number * grid**2, sources.rank[..., None])
+    rays = _Rays(ahead, left, up, (x, y, z), number * grid**2, sources.rank[..., None], sources.is_here[..., None])
     coarse = _meet(table, rays, buffer, camera, grid, rule, reach=rule.coarse_reach)
     best = _cheapest(coarse, rule, rule.candidates)  # (N, C, g * g)
     factor = size // grid
@@ -543,8 +569,8 @@ def _find_surfaces(sources: _Sources, camera: Camera, rule: WarpRule, size: int)
     at = (which * (3 * size**2) + pixels).flatten()
     ahead, left, up = (turned.index_select(0, at + i * size**2).view_as(guess) for i in range(3))
     x, y, z = (sources.origin[..., i].flatten().index_select(0, flat).view_as(guess) for i in range(3))
-    rank = sources.rank.flatten().index_select(0, flat).view_as(guess)
-    rays = _Rays(ahead, left, up, (x, y, z), which * grid**2, rank)
+    rank, is_here = (part.flatten().index_select(0, flat).view_as(guess) for part in (sources.rank, sources.is_here))
+    rays = _Rays(ahead, left, up, (x, y, z), which * grid**2, rank, is_here)
     return _meet(table, rays, guess, camera, grid, rule, reach=rule.reach), which
 
 
@@ -552,7 +578,9 @@ def _cheapest(found: _Surfaces, rule: WarpRule, number: int) -> torch.Tensor:
     """Return the `number` sources of least cost among those at the front, int64 (N, number, P), of (N, K, P)."""
     count = found.inverse.shape[1]
     front = found.inverse.amax(1, keepdim=True)
-    is_hidden = _is_positive((front * (1 - rule.tolerance) - 0.004).clamp_min(1e-6) - found.inverse)
+    is_behind = _is_positive((front * (1 - rule.tolerance) - 0.004).clamp_min(1e-6) - found.inverse)
+    # Nothing stands before what was seen from here; but where it shows nothing, others do.
+    is_hidden = torch.minimum(is_behind, (1 - found.is_here) + (1 - _is_positive(found.inverse)))
     # Cost and source in one number, as a minimum is much cheaper than where it is.
     numbers = torch.arange(count, device=front.device, dtype=torch.float32)[:, None]
     key = (found.cost.clamp(0, 1e3) * 256).floor() * 8 + numbers + is_hidden * 2.0**20
@@ -594,7 +622,9 @@ def _splat(
     return buffer.flatten(2)
 
 
-def _is_seen_through(sources: _Sources, seen: torch.Tensor, inverse: torch.Tensor, camera: Camera) -> torch.Tensor:
+def _is_seen_through(
+    sources: _Sources, seen: torch.Tensor, inverse: torch.Tensor, camera: Camera, rule: WarpRule
+) -> torch.Tensor:
     """Return where the last frame, the first source, sees through what the others show: it is not there any more.
 
     Args:
@@ -602,6 +632,7 @@ def _is_seen_through(sources: _Sources, seen: torch.Tensor, inverse: torch.Tenso
         seen: (N, K, 3, g * g), points of cells in the target's view, times inverse depth.
         inverse: (N, K, g * g).
         camera: of all.
+        rule: how much farther it must see.
 
     Returns:
         float32 (N, K, g * g), 1 or 0.
@@ -618,7 +649,12 @@ def _is_seen_through(sources: _Sources, seen: torch.Tensor, inverse: torch.Tenso
     cell = (row.floor().clamp(0, size - 1) * size + column.floor().clamp(0, size - 1)).long()
     nearest = nearest.gather(1, cell.flatten(1)).view_as(expected)
     inside = torch.minimum(torch.minimum(column, size - column), torch.minimum(row, size - row)) - 1
-    deeper = expected - nearest * (1.2 + 0.05 * expected)
+    farther = torch.lerp(
+        torch.full_like(sources.is_here, rule.seen_through),
+        torch.full_like(sources.is_here, rule.seen_through_here),
+        sources.is_here,
+    )
+    deeper = expected - nearest * (farther[..., None] + 0.05 * expected)
     margin = torch.minimum(torch.minimum(inside, deeper), torch.minimum(20 - expected, nearest))
     return _is_positive(margin)
 
@@ -669,7 +705,9 @@ def _meet(
     wide, area = scale.clamp_min(1e-3).log2(), facing.clamp_min(1e-3).log2()
     zoom = torch.minimum(torch.maximum(wide, area + 2 * wide), 0.5 * area + 1.5 * wide + math.log2(2.5))
     cost = rule.magnified * (zoom - 0.2).clamp_min(0) + rule.squeezed * (-zoom).clamp_min(0) + rule.edge * edge
-    return _Surfaces(inverse * _is_positive(margin), inverse, column, row, zoom, cost + rule.later * rays.rank)
+    cost = (cost + rule.elsewhere) * (1 - rays.is_here) + rule.later * rays.rank
+    is_here = rays.is_here.expand_as(inverse)
+    return _Surfaces(inverse * _is_positive(margin), inverse, column, row, zoom, cost, is_here)
 
 
 def _compose(

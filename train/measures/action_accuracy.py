@@ -1,13 +1,13 @@
 """Action accuracy: the same action held for a few frames, and the motion of the picture that it brings.
 
-Owns: the openings, the rule of what counts as right, and the same measure on real frames.
-Does not know files of results or what share is good enough.
+Owns: the openings, the rule of what counts as right, the same measure on real frames, and the table. Does not know
+what share is good enough.
 """
 
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -16,7 +16,10 @@ from envs.actions import ActionSet
 from envs.data.episodes import EpisodeInfo, read_episode
 from envs.worlds.base import World
 from train.data.rollouts import dream_on, in_batches, read_pieces, spread
+from train.measures.base import Bench, Measure
+from train.reports.plots import markdown_row
 from worldmodel.analysis.metrics import Motion, measure_motion
+from worldmodel.errors import ConfigError
 from worldmodel.world import WorldModel
 
 MIN_SHIFT, MIN_EXPANSION = 0.004, 0.004  # a twentieth of what real moves bring: a still picture obeys nothing
@@ -26,6 +29,73 @@ RULE = (
     f"above {MIN_EXPANSION} a step (forward) or below minus that (back). Walks start only where the world says that "
     "nothing is in the way"
 )
+
+
+@dataclass(frozen=True)
+class ActionAccuracyOptions:
+    """Settings of the dreams.
+
+    Attributes:
+        openings: for each action that turns or walks and does nothing else.
+        context: real frames given before each dream.
+        held_frames: dreamt frames for which the action is held, at least 2.
+    """
+
+    openings: int = 200
+    context: int = 32
+    held_frames: int = 6
+
+    def __post_init__(self) -> None:
+        for name, least in (("openings", 1), ("context", 1), ("held_frames", 2)):
+            if getattr(self, name) < least:
+                raise ConfigError(f"{name} must be at least {least}; got {getattr(self, name)}")
+
+
+class ActionAccuracy(Measure):
+    """How often the picture moves as the action demands, in dreams and in real play."""
+
+    name = "action_accuracy"
+    Options = ActionAccuracyOptions
+    needs = ("recording", "displacements")
+    quick: ClassVar[dict[str, int]] = {"openings": 8}
+
+    def num_frames(self, bench: Bench, options: ActionAccuracyOptions) -> int:
+        """Return the most frames to dream."""
+        return len(find_moves(bench.world.actions)) * options.openings * options.held_frames
+
+    def run(self, bench: Bench, options: ActionAccuracyOptions) -> dict[str, Any]:
+        """Measure: `dream` and `real`, each of `summarize_response`, and `means`, the rule.
+
+        Raises:
+            DataError: a file is damaged or gone.
+        """
+        held = {"held": options.held_frames, "seed": bench.seed}
+        real = measure_real(bench.episodes, bench.world.actions, count=options.openings, **held)
+        dream = measure_dreams(
+            bench.model,
+            bench.episodes,
+            bench.world,
+            openings=options.openings,
+            context=options.context,
+            batch_size=bench.batch_size,
+            on_frames=bench.on_frames,
+            **held,
+        )
+        return {"dream": dream, "real": real, "means": RULE}
+
+    def lines(self, found: dict[str, Any]) -> list[str]:
+        """Return a table of shares."""
+        names = ("turn", "walk", *found["dream"]["counts"])
+        lines = [markdown_row("share right", *names), markdown_row(*["---"] * (len(names) + 1))]
+        for title, key in (("dream", "dream"), ("real frames, same measure", "real")):
+            response = found[key]
+            counts = [response["counts"].get(name) for name in names]
+            cells = (
+                None if response[name] is None else f"{response[name]:.3f}" + (f" (n={count})" if count else "")
+                for name, count in zip(names, counts, strict=True)
+            )
+            lines.append(markdown_row(title, *cells))
+        return [*lines, "", found["means"] + "."]
 
 
 @dataclass(frozen=True)
