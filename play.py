@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import sys
 import time
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import tyro
 
+from envs.player import interrupts
 from worldmodel.errors import ConfigError, MissingPackageError, SeedError, WindowError, WorldModelError
 from worldmodel.windows import parse_schedule
 
@@ -27,6 +29,8 @@ if TYPE_CHECKING:
     from envs.worlds.base import World
 
 DEFAULT_FRAMES = 300
+THREADS_A_CPU = 4
+MOST_SCALE = 64
 
 
 @dataclass(frozen=True)
@@ -86,22 +90,28 @@ class Options:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the program and return its exit status: 0, 2 after an error of ours, 130 after Ctrl-C."""
+    """Run the program; return its exit status: 0, 2 after an error of ours, 128 + N after a signal N, as Ctrl-C (2)."""
     try:
-        options = tyro.cli(Options, prog="play.py", args=arguments, config=(tyro.conf.FlagCreatePairsOff,))
-        check_options(options)
-        if options.headless:
-            print(json.dumps(replay_headless(options) if options.replay else play_headless(options)), flush=True)
-        elif options.replay is not None:
-            replay_in_window(options)
-        else:
-            play_in_window(options)
+        with interrupts.raised():
+            options = tyro.cli(Options, prog="play.py", args=arguments, config=(tyro.conf.FlagCreatePairsOff,))
+            check_options(options)
+            run(options)
     except WorldModelError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        return 130
+    except interrupts.Interrupted as interrupted:
+        return 128 + interrupted.number
     return 0
+
+
+def run(options: Options) -> None:
+    """Play or show again, in a window or without one."""
+    if options.headless:
+        print(json.dumps(replay_headless(options) if options.replay else play_headless(options)), flush=True)
+    elif options.replay is not None:
+        replay_in_window(options)
+    else:
+        play_in_window(options)
 
 
 def check_options(options: Options) -> None:
@@ -120,6 +130,7 @@ def check_options(options: Options) -> None:
         value = getattr(options, name)
         if value is not None and value < 1:
             raise ConfigError(f"--{name} must be at least 1; got {value}")
+    check_bounds(options)
     if options.compile not in ("auto", "wait", "off"):
         raise ConfigError(f"--compile takes auto, wait or off; got {options.compile!r}")
     if options.fps is not None and not 0.001 <= options.fps <= 1000:
@@ -150,6 +161,25 @@ def check_options(options: Options) -> None:
     check_replay(options)
 
 
+def check_bounds(options: Options) -> None:
+    """Refuse what is more than makes sense here, and a world that there is not. Errors as `check_options`."""
+    num_cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if options.threads is not None and options.threads > THREADS_A_CPU * num_cpus:
+        raise ConfigError(
+            f"--threads {options.threads} is too many for {num_cpus} CPUs, where more threads than that wait for one "
+            f"another: give at most {THREADS_A_CPU * num_cpus}, or none, and the fastest number is measured"
+        )
+    if options.scale is not None and options.scale > MOST_SCALE:
+        raise ConfigError(
+            f"--scale {options.scale} is too large for any screen or video: give at most {MOST_SCALE}; the window can "
+            "be resized, and F11 fills the screen"
+        )
+    if options.world != Options.world and options.checkpoint is None and options.replay is None:
+        from envs.worlds.registry import find_name
+
+        find_name(options.world)
+
+
 def check_replay(options: Options) -> None:
     """Refuse what does not go with a replay, or only with one. Errors as `check_options`."""
     if options.replay is None:
@@ -172,12 +202,14 @@ def play_headless(options: Options) -> dict[str, object]:
     """Play without a window.
 
     Returns:
-        the report of `run_headless`; load_s, seconds until the first frame; input_lag_frames if a schedule is given.
+        the report of `run_headless`; saved, the files that were recorded; load_s, seconds until the first frame;
+        input_lag_frames if a schedule is given.
     """
-    from envs.player.headless import parse_actions, run_headless
+    from envs.player.headless import loading_bar, parse_actions, run_headless
 
     start_s = time.perf_counter()
-    session = make_session(options, lambda share, text: None)
+    with loading_bar() as report_loading:
+        session = make_session(options, report_loading)
     load_s = time.perf_counter() - start_s
     try:
         actions = parse_actions(
@@ -190,7 +222,9 @@ def play_headless(options: Options) -> dict[str, object]:
         report = run_headless(session, actions, options.frames or DEFAULT_FRAMES)
         report |= getattr(session.env, "findings", {})
     finally:
-        session.close()
+        with interrupts.held():
+            saved = session.close()
+    report["saved"] = [str(path.resolve()) for path in saved]
     report["load_s"] = round(load_s, 2)
     if options.schedule is not None:
         report["input_lag_frames"] = parse_schedule(options.schedule).window.input_lag
@@ -199,15 +233,18 @@ def play_headless(options: Options) -> dict[str, object]:
 
 def replay_headless(options: Options) -> dict[str, object]:
     """Show a recorded session without a window; return the report of `run_replay`."""
+    from envs.player.headless import loading_bar
     from envs.player.replay import run_replay
 
-    session = make_replay(options, lambda share, text: None)
+    with loading_bar() as report_loading:
+        session = make_replay(options, report_loading)
     try:
         if options.video is not None:
             session.start_video(options.video, options.scale)
         return run_replay(session, options.frames)
     finally:
-        session.close()
+        with interrupts.held():
+            session.close()
 
 
 def play_in_window(options: Options) -> None:
@@ -327,9 +364,11 @@ def make_dream(options: Options, report: Report) -> PlayableEnv:
         report(0.7, "measuring the machine")
         env.tune_threads()
     is_next = options.schedule in (None, "next")
-    if options.compile == "wait" or (options.compile == "auto" and is_next):
-        report(0.8, "compiling the step" if options.compile == "wait" else "looking for a compiled step")
-        env.compile(wait=options.compile == "wait", cached_only=options.headless and options.compile == "auto")
+    if options.compile == "wait":
+        env.compile(wait=True, on_wait=lambda clock: report(0.7 + 0.15 * clock.share, f"compiling: {clock.describe()}"))
+    elif options.compile == "auto" and is_next:
+        report(0.8, "looking for a compiled step")
+        env.compile(wait=False, cached_only=options.headless)
     return env
 
 

@@ -3,6 +3,8 @@
 Owns: openings drawn by seed, seeds, truncation, and numpy at the border. The dreaming is `worldmodel.world`'s.
 """
 
+import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, SupportsFloat
@@ -11,6 +13,7 @@ import gymnasium
 import numpy as np
 from gymnasium import spaces
 
+from envs.compile_clock import CompileClock
 from envs.worlds.base import World
 from envs.worlds.registry import get_world
 from worldmodel.errors import CheckpointError, ConfigError, SeedError, ShapeError, StateError
@@ -165,16 +168,43 @@ class DreamEnv(gymnasium.Env[np.ndarray, np.int64]):
             "dtype": str(self._model.dtype),
         }
         self._compiler: BackgroundCompiler | None = None
+        self._compile_clock: CompileClock | None = None
         if compile != "off":
             self.compile(wait=compile == "wait")
 
-    def compile(self, *, wait: bool, cached_only: bool = False) -> None:
+    def compile(
+        self, *, wait: bool, cached_only: bool = False, on_wait: Callable[[CompileClock], object] = lambda clock: None
+    ) -> None:
         """Compile the step, see the argument `compile`; with `cached_only` take one that was compiled before, or none.
+
+        Args:
+            wait: return when it is done.
+            cached_only: compile nothing.
+            on_wait: with `wait`, told a few times a second how far it is; what it raises ends compiling.
 
         Raises:
             CompileError: with `wait`, if it cannot be compiled here.
         """
-        self._compiler = self._model.compile(wait=wait, cached_only=cached_only)
+        from worldmodel.compiled import cache_folder
+
+        clock = CompileClock(cache_folder())
+        waits = 0
+
+        def count() -> None:
+            nonlocal waits
+            waits += 1
+            on_wait(clock)
+
+        def keep_time() -> None:
+            if compiler.wait():
+                clock.finish()
+
+        self._compiler = compiler = self._model.compile(wait=wait, cached_only=cached_only, on_wait=count)
+        if waits:  # else it was compiled before
+            clock.finish()
+        elif not compiler.is_over:
+            self._compile_clock = clock
+            threading.Thread(target=keep_time, name="compile clock", daemon=True).start()
 
     def tune_threads(self, rounds: int = 5) -> int:
         """Time a few steps with one, two, four ... CPU threads; keep the fastest for torch in this process.
@@ -202,6 +232,12 @@ class DreamEnv(gymnasium.Env[np.ndarray, np.int64]):
     def compile_note(self) -> str:
         """Why steps do not run compiled, once that is known; else ""."""
         return "" if self._compiler is None else self._compiler.note
+
+    @property
+    def compile_progress(self) -> str | None:
+        """How far compiling in the background is, in words; None when it is over, or there is none."""
+        is_compiling = self._compiler is not None and not self._compiler.is_over
+        return self._compile_clock.describe() if is_compiling and self._compile_clock is not None else None
 
     @property
     def engine(self) -> str:

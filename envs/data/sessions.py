@@ -18,7 +18,7 @@ import dataclasses
 import json
 import time
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -43,6 +43,14 @@ SESSION_FIELDS: dict[str, Field] = {
     "real_frames": Field("uint8", "frame", 4),
 }
 """What episodes of a session hold beside those of the world."""
+
+
+REPORT_EVERY = 64
+"""Records between two reports of how far a file is."""
+
+
+def _tell_nobody(share: float) -> None:
+    pass
 
 
 class Place(NamedTuple):
@@ -293,14 +301,17 @@ class SessionWriter:
         """Keep a line of text with the time. Errors as `begin`."""
         self._journal.append({"kind": "note", "text": text, "time_s": self._now_s()})
 
-    def close(self) -> Path | None:
+    def close(self, report: Callable[[float], None] = _tell_nobody) -> Path | None:
         """Make the file; return it, or None where nothing was played.
+
+        Args:
+            report: told now and then how far it is, from 0 to 1: a long session takes a while.
 
         Raises:
             StorageError: the file cannot be written; the journal stays, and `finish` can be tried again.
         """
         self._journal.close()
-        return finish(self._journal.path)
+        return finish(self._journal.path, report)
 
     def _now_s(self) -> float:
         return round(time.monotonic() - self._start_s, 4)
@@ -310,8 +321,12 @@ def _plain(values: Mapping[str, Any] | None) -> dict[str, Any]:
     return {name: np.asarray(value).tolist() for name, value in (values or {}).items()}
 
 
-def finish(journal: Path) -> Path | None:
+def finish(journal: Path, report: Callable[[float], None] = _tell_nobody) -> Path | None:
     """Make the file of a journal that nobody writes any more, and remove the journal.
+
+    Args:
+        journal: of a session.
+        report: told now and then how far it is, from 0 to 1.
 
     Returns:
         the file, or None where nothing was played.
@@ -322,7 +337,7 @@ def finish(journal: Path) -> Path | None:
     if is_being_written(journal):
         raise DataError(f"{journal} is being written: close the player first")
     path = journal.with_suffix(SUFFIX)
-    content = _convert(journal)
+    content = _convert(journal, report)
     if content is not None:
         write_file(path, content)
     journal.unlink()
@@ -472,9 +487,20 @@ class _Stretch:
         return True
 
 
-def _convert(journal: Path) -> bytes | None:
+def _reported(journal: Path, report: Callable[[float], None]) -> Iterator[tuple[dict[str, Any], bytes]]:
+    """Yield the records of a journal, telling how far it is."""
+    num_bytes, total = 0, max(1, journal.stat().st_size)
+    for number, (record, payload) in enumerate(read_journal(journal)):
+        num_bytes += len(payload)
+        if number % REPORT_EVERY == 0:
+            report(num_bytes / total)
+        yield record, payload
+    report(1.0)
+
+
+def _convert(journal: Path, report: Callable[[float], None]) -> bytes | None:
     """Return the file of a journal; None where nothing was played."""
-    records = read_journal(journal)
+    records = _reported(journal, report)
     first = next(records, ({}, b""))[0]
     if first.get("kind") != "session":
         return None

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 OF_THE_DREAM = (
-    *("fps", "memory_used", "memory_frames", "num_steps", "engine", "device"),
+    *("fps", "memory_used", "memory_frames", "num_steps", "engine", "compile_progress", "device"),
     *("identity", "context", "pack_state"),
 )
 """What of a dream holds for both; there is no way back, as the real world has none."""

@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from envs.data.episodes import read_episode
 from envs.data.sessions import Place, Session
+from envs.player.interrupts import held
 from envs.player.session import Bar, View, psnr
 from envs.player.side_by_side import compose
 from envs.player.video import VideoTrack
@@ -418,17 +419,18 @@ class ReplaySession:
         """Finish the open video; return its file, or None. Errors as `VideoTrack.stop`."""
         return self._video.stop()
 
-    def close(self) -> None:
-        """Finish the open video and close what dreams.
+    def close(self) -> list[Path]:
+        """Finish the open video and close what dreams; return the files that were finished.
 
         Raises:
             StorageError: the video could not be finished.
         """
         try:
-            self.stop_video()
+            made = self.stop_video()
         finally:
             if self.redream is not None:
                 self.redream.env.close()
+        return [] if made is None else [made]
 
 
 def run_replay(session: ReplaySession, num_steps: int | None = None) -> dict[str, object]:
@@ -449,7 +451,8 @@ def run_replay(session: ReplaySession, num_steps: int | None = None) -> dict[str
     count = min(session.num_frames - 1, session.num_frames if num_steps is None else num_steps)
     start_s = time.perf_counter()
     for number in tqdm(range(1, count + 1), unit="frame", disable=None):
-        session.go_to(number)
+        with held():
+            session.go_to(number)
     elapsed_s = time.perf_counter() - start_s
     report: dict[str, object] = {
         "frames": count + 1,

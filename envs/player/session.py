@@ -11,13 +11,14 @@ from __future__ import annotations
 import dataclasses
 import os
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, SupportsFloat
 
 import numpy as np
+from tqdm import tqdm
 
 from envs.actions import ActionSet
 from envs.player.timeline import Timeline
@@ -75,6 +76,7 @@ class View:
         memory_frames: frames that can be remembered, or None.
         num_steps: denoising steps a frame, or None.
         engine: how the steps run, such as "compiled", or None.
+        compile_progress: how far compiling is, in words, or None.
         marks: numbers of the marks that lie behind, oldest first.
         chosen_mark: number of the mark that the player wants to come back to, or None.
         likeness: PSNR in dB of the frame to that of the chosen mark, or None.
@@ -93,6 +95,7 @@ class View:
     memory_frames: int | None = None
     num_steps: int | None = None
     engine: str | None = None
+    compile_progress: str | None = None
     marks: tuple[int, ...] = ()
     chosen_mark: int | None = None
     likeness: float | None = None
@@ -129,10 +132,10 @@ class PlaySession:
     """Steps an environment and keeps the account; the environment keeps going after its episode has ended.
 
     Args:
-        env: an unwrapped environment with uint8 (H, W, 3) observations. `fps`, `memory_used`, `memory_frames`,
-            `num_steps`, `engine`, `device`, `identity`, `context`, `pack_state`, `snapshot`, `restore`, `picture` (what
-            there is to see, where that is more than what is observed), `caption` and `recorded_pictures` are used where
-            it has them.
+        env: an unwrapped environment with uint8 (H, W, 3) observations. Where it has them, there are used `fps`,
+            `memory_used`, `memory_frames`, `num_steps`, `engine`, `compile_progress`, `device`, `identity`, `context`,
+            `pack_state`, `snapshot`, `restore`, `picture` (what there is to see, where that is more than what is
+            observed), `caption` and `recorded_pictures`.
         seed: seed of the first dream, at least 0.
         fps: steps a second of play and of videos; None takes the environment's own.
         actions: what the environment takes; None takes its own `action_set`.
@@ -341,14 +344,17 @@ class PlaySession:
             self._timeline.clear()
             self._timeline.add(self._now())
 
-    def stop_session(self) -> Path | None:
+    def stop_session(self, report: Callable[[float], None] = lambda share: None) -> Path | None:
         """Finish the open session file; return it, or None where none is open or nothing was played.
+
+        Args:
+            report: told now and then how far it is, from 0 to 1.
 
         Raises:
             StorageError: the file could not be made; what was recorded is kept beside it.
         """
         writer, self._writer = self._writer, None
-        return None if writer is None else writer.close()
+        return None if writer is None else writer.close(report)
 
     @property
     def can_rewind(self) -> bool:
@@ -497,19 +503,23 @@ class PlaySession:
         """
         return self._video.stop()
 
-    def close(self) -> None:
-        """Finish the open recordings and close the environment.
+    def close(self) -> list[Path]:
+        """Finish the open recordings and close the environment; return the files that were finished.
 
         Raises:
             StorageError: a recording could not be finished; the environment is closed all the same.
         """
+        made: list[Path | None] = []
         try:
-            self.stop_video()
+            made.append(self.stop_video())
         finally:
             try:
-                self.stop_session()
+                # For people at a terminal: an hour of play takes a minute.
+                with tqdm(total=1.0, desc="saving the session", disable=None if self.is_session_open else True) as bar:
+                    made.append(self.stop_session(lambda share: _move(bar, share)))
             finally:
                 self.env.close()
+        return [path for path in made if path is not None]
 
     @property
     def _engine(self) -> str:
@@ -517,7 +527,7 @@ class PlaySession:
         return (self.view.engine or "").partition(":")[0].partition(",")[0]
 
     def _model_facts(self) -> dict[str, Any]:
-        names = ("memory_used", "memory_frames", "num_steps", "engine")
+        names = ("memory_used", "memory_frames", "num_steps", "engine", "compile_progress")
         facts = {name: getattr(self.env, name, None) for name in names}
         return facts | {"caption": getattr(self.env, "caption", ())}
 
@@ -531,6 +541,10 @@ class PlaySession:
     def _further_pictures(self) -> dict[str, np.ndarray]:
         """What is recorded beside the frames that are observed."""
         return dict(getattr(self.env, "recorded_pictures", {}))
+
+
+def _move(bar: Any, share: float) -> None:
+    bar.update(share - bar.n)
 
 
 def psnr(first: np.ndarray, second: np.ndarray) -> float:

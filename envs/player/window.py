@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
 
+from envs.player.interrupts import held
 from envs.player.worker import Worker, WorldWorker
 from worldmodel.errors import DisplayError, MissingPackageError
 
@@ -110,8 +111,9 @@ class Window(Generic[W]):
                 clock.tick(EVENTS_HZ)
         finally:
             # The window goes first: closing a video or a half-loaded model may take a moment.
-            pygame.quit()
-            self.worker.stop()
+            with held():
+                pygame.quit()
+                self.worker.stop()
         if self.worker.error is not None:
             raise self.worker.error
 

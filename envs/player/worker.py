@@ -78,8 +78,8 @@ class Shown(Protocol):
     def stop_video(self) -> Path | None:
         """Finish the open video; return its file."""
 
-    def close(self) -> None:
-        """Finish the open recordings and free what makes frames."""
+    def close(self) -> list[Path]:
+        """Finish the open recordings and free what makes frames; return the files that were finished."""
 
 
 S = TypeVar("S", bound=Shown)
@@ -114,6 +114,7 @@ class Worker(Generic[S]):
         self._video_path = video_path
         self._video_scale = video_scale
         self._orders: queue.SimpleQueue[Callable[[S], None]] = queue.SimpleQueue()
+        self._told_engine: str | None = None
         self._is_stopping = threading.Event()
         self._step_times_s: deque[float] = deque(maxlen=31)
         self._thread = threading.Thread(target=self._run, name="world", daemon=True)
@@ -162,6 +163,7 @@ class Worker(Generic[S]):
             self._begin(session)
             self.device = session.device
             self.view = session.view
+            self._tell_engine()
             self._play(session)
         except _Stopped:
             pass
@@ -200,6 +202,14 @@ class Worker(Generic[S]):
             self.view = session.view
             self.say(f"recording stopped: {error}")
         self.is_recording, self.is_session_open = session.is_recording, session.is_session_open
+        self._tell_engine()
+
+    def _tell_engine(self) -> None:
+        """Print how steps run, whenever that changes: compiling in the background ends some minutes later."""
+        engine = None if self.view is None else self.view.engine
+        if engine is not None and engine != self._told_engine:
+            self._told_engine = engine
+            print(f"steps run {' '.join(engine.split())}", flush=True)
 
     def _next_order(self, wait_s: float | None) -> Callable[[S], None] | None:
         """Wait for an order until the next step is due (None: for ever); None means that it is time to step."""
@@ -220,8 +230,8 @@ class Worker(Generic[S]):
     def _toggle_video(self, session: S, path: Path) -> None:
         try:
             if session.is_recording:
-                session.stop_video()
-                self.say(f"video saved in {path.parent.resolve()}")
+                made = session.stop_video()
+                self.say("" if made is None else f"video saved: {made.resolve()}")
             else:
                 session.start_video(path, self._video_scale)
                 self.say(f"recording {path.name}; V stops")
@@ -236,8 +246,8 @@ class Worker(Generic[S]):
 
     def _close(self, session: S | None) -> None:
         try:
-            if session is not None:
-                session.close()
+            for path in [] if session is None else session.close():
+                print(f"saved {path.resolve()}", flush=True)
         except BaseException as error:
             self.error = self.error or error
 
@@ -416,8 +426,9 @@ class WorldWorker(Worker[PlaySession]):
     def _toggle_session(self, session: PlaySession, path: Path) -> None:
         try:
             if session.is_session_open:
-                made = session.stop_session()
-                self.say("nothing was played: no session kept" if made is None else f"session saved: {made}")
+                made = session.stop_session(lambda share: self.say(f"saving the session: {share:.0%}"))
+                saved = "" if made is None else f"session saved: {made.resolve()}"
+                self.say(saved or "nothing was played: no session kept")
             else:
                 session.start_session(path)
                 self.say(f"recording the session {path.name}; B stops")
