@@ -3,6 +3,8 @@
 Owns: openings drawn by seed, seeds, truncation, and numpy at the border. The dreaming is `worldmodel.world`'s.
 """
 
+import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, SupportsFloat
@@ -11,6 +13,7 @@ import gymnasium
 import numpy as np
 from gymnasium import spaces
 
+from envs.compile_clock import CompileClock
 from envs.worlds.base import World
 from envs.worlds.registry import get_world
 from worldmodel.errors import CheckpointError, ConfigError, SeedError, ShapeError, StateError
@@ -68,6 +71,11 @@ def draw_opening(rng: np.random.Generator, num_openings: int) -> tuple[int, int]
         num_openings: openings to draw from.
     """
     return int(rng.integers(num_openings)), int(rng.integers(2**62))
+
+
+def _fixed_layout(state: "WorldState") -> list[tuple[str, tuple[int, ...], Any]]:
+    """Return name, shape and format of a dream's tensors, but for the shapes of `pending`, which grow at first."""
+    return [(name, () if name.startswith("pending") else shape, kind) for name, shape, kind in state.dream.layout]
 
 
 class DreamEnv(gymnasium.Env[np.ndarray, np.int64]):
@@ -132,7 +140,7 @@ class DreamEnv(gymnasium.Env[np.ndarray, np.int64]):
         self._load(name, parse_schedule(schedule), device, num_steps, memory_frames)
         self.metadata = {**self.metadata, "render_fps": self.fps}
         self.action_space = self.action_set.space
-        size = self._frame_size = self._model.codec.config.image_size
+        size = self.frame_size = self._model.codec.config.image_size
         self.observation_space = spaces.Box(0, 255, (size, size, 3), np.uint8)
 
         self._state: WorldState | None = None
@@ -140,6 +148,7 @@ class DreamEnv(gymnasium.Env[np.ndarray, np.int64]):
         self._context: tuple[np.ndarray, np.ndarray] | None = None
         self._steps = 0
         self._compiler: BackgroundCompiler | None = None
+        self._compile_clock: CompileClock | None = None
         if compile != "off":
             self.compile(wait=compile == "wait")
 
@@ -176,13 +185,39 @@ class DreamEnv(gymnasium.Env[np.ndarray, np.int64]):
             "dtype": str(self._model.dtype),
         }
 
-    def compile(self, *, wait: bool, cached_only: bool = False) -> None:
+    def compile(
+        self, *, wait: bool, cached_only: bool = False, on_wait: Callable[[CompileClock], object] = lambda clock: None
+    ) -> None:
         """Compile the step, see the argument `compile`; with `cached_only` take one that was compiled before, or none.
+
+        Args:
+            wait: return when it is done.
+            cached_only: compile nothing.
+            on_wait: with `wait`, told a few times a second how far it is; what it raises ends compiling.
 
         Raises:
             CompileError: with `wait`, if it cannot be compiled here.
         """
-        self._compiler = self._model.compile(wait=wait, cached_only=cached_only)
+        from worldmodel.compiled import cache_folder
+
+        clock = CompileClock(cache_folder())
+        waits = 0
+
+        def count() -> None:
+            nonlocal waits
+            waits += 1
+            on_wait(clock)
+
+        def keep_time() -> None:
+            if compiler.wait():
+                clock.finish()
+
+        self._compiler = compiler = self._model.compile(wait=wait, cached_only=cached_only, on_wait=count)
+        if waits:  # else it was compiled before
+            clock.finish()
+        elif not compiler.is_over:
+            self._compile_clock = clock
+            threading.Thread(target=keep_time, name="compile clock", daemon=True).start()
 
     def tune_threads(self, rounds: int = 5) -> int:
         """Time a few steps with one, two, four ... CPU threads; keep the fastest for torch in this process.
@@ -210,6 +245,12 @@ class DreamEnv(gymnasium.Env[np.ndarray, np.int64]):
     def compile_note(self) -> str:
         """Why steps do not run compiled, once that is known; else ""."""
         return "" if self._compiler is None else self._compiler.note
+
+    @property
+    def compile_progress(self) -> str | None:
+        """How far compiling in the background is, in words; None when it is over, or there is none."""
+        is_compiling = self._compiler is not None and not self._compiler.is_over
+        return self._compile_clock.describe() if is_compiling and self._compile_clock is not None else None
 
     @property
     def engine(self) -> str:
@@ -263,14 +304,21 @@ class DreamEnv(gymnasium.Env[np.ndarray, np.int64]):
     @property
     def identity(self) -> dict[str, Any]:
         """What dreams here: name and hash of the weights, and the settings that its frames depend on."""
+        import torch
+
         settings = {"num_steps": self.num_steps, "memory_frames": self.memory_frames, "schedule": self._schedule}
-        settings |= {"dtype": self._dreamer["dtype"], "device": str(self.device)}
+        settings |= {"dtype": self._dreamer["dtype"], "device": str(self.device), "threads": torch.get_num_threads()}
         return {"checkpoint": self._name, "checkpoint_hash": self._dreamer["weights"], "settings": settings}
 
     @property
     def num_openings(self) -> int:
         """Openings that a reset can draw from."""
         return int(self._openings["frames"].shape[0])
+
+    @property
+    def opening_frames(self) -> int:
+        """Frames that an opening gives a dream."""
+        return int(self._openings["frames"].shape[1])
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -326,7 +374,7 @@ class DreamEnv(gymnasium.Env[np.ndarray, np.int64]):
         """Take frames and actions out of the options of reset."""
         frames = np.asarray(options.pop("frames", None))
         actions = np.asarray(options.pop("actions", ()))
-        size = (self._frame_size, self._frame_size, 3)
+        size = (self.frame_size, self.frame_size, 3)
         if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[1:] != size or not len(frames):
             raise ShapeError(
                 f"option frames must be uint8 (T, {size[0]}, {size[1]}, 3); got {frames.dtype} {frames.shape}"
@@ -424,6 +472,29 @@ class DreamEnv(gymnasium.Env[np.ndarray, np.int64]):
             StateError: reset was not called.
         """
         return self.snapshot().state.pack()
+
+    def unpack_state(self, content: bytes, frame: np.ndarray) -> np.ndarray:
+        """Go to a dream of which `pack_state` made these bytes, in an environment alike; return its frame.
+
+        Args:
+            content: of `pack_state`.
+            frame: uint8 (H, W, 3), what it showed.
+
+        Raises:
+            CheckpointError: the bytes are damaged, or of a dream with other weights or another memory or schedule.
+        """
+        from worldmodel.state import WorldState
+
+        state = WorldState.unpack(content, str(self.device))
+        opening = self._openings["frames"][:1, -2:], self._openings["actions"][:1, -1:].long()
+        mine, theirs = (_fixed_layout(s) for s in (self._model.reset(*opening, [0]), state))
+        if mine != theirs:
+            raise CheckpointError(
+                "this dream has other tensors than those dreamt here: take the weights, the memory and the schedule "
+                "that it was dreamt with"
+            )
+        self._state, self._frame, self._steps = state, frame.copy(), 0
+        return self._frame.copy()
 
     def restore(self, snapshot: DreamSnapshot) -> np.ndarray:
         """Go back to a snapshot, or across to that of an environment alike; return its frame uint8 (H, W, 3).

@@ -27,6 +27,7 @@ from worldmodel.step import Stepper
 from worldmodel.windows import Window, next_frame_window
 
 DEFAULT_STEPS, DEFAULT_SHIFT = 2, 2.33  # two steps that meet at level .7: nearly as sharp as 4 equal ones (dev/LOG.md)
+WAIT_S = 0.2  # between two looks at whether compiling is over
 CODEC_PART = 64  # frames the codec takes at once: what stays in a CPU's cache is 1.6 times faster
 
 
@@ -184,7 +185,14 @@ class WorldModel:
         model.source = resolve(name_or_folder) if has_own_depth else None  # None: the bundle is not all of it
         return model
 
-    def compile(self, batch: int = 1, *, wait: bool = True, cached_only: bool = False) -> BackgroundCompiler:
+    def compile(
+        self,
+        batch: int = 1,
+        *,
+        wait: bool = True,
+        cached_only: bool = False,
+        on_wait: Callable[[], object] | None = None,
+    ) -> BackgroundCompiler:
         """Compile the step for `batch` dreams; two minutes the first time, then it is found in the cache folder.
 
         Compiled frames are the same for the same seed and actions; they differ from uncompiled ones in rounding.
@@ -194,6 +202,7 @@ class WorldModel:
             wait: return when it is done, and step compiled; else the world plays on, and from some step on runs
                 whichever of the two is faster here.
             cached_only: take a step that was compiled before, and compile nothing.
+            on_wait: with `wait`, called a few times a second; what it raises ends compiling.
 
         Returns:
             what compiles; its `note` says why there is nothing compiled, where that is so.
@@ -207,6 +216,13 @@ class WorldModel:
 
         compiler = BackgroundCompiler(self.stepper, batch, self.source, self.begin_gray, take)
         compiler.start(cached_only=cached_only, is_wanted=wait)
+        try:
+            while wait and on_wait is not None and not compiler.is_over:
+                on_wait()
+                compiler.wait(WAIT_S)
+        except BaseException:
+            compiler.stop()
+            raise
         if wait and not compiler.wait():
             raise CompileError(compiler.note)
         return compiler

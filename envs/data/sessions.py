@@ -8,7 +8,7 @@ A session is a file of `envs.data.episodes` with more in it. Its attribute `sess
 snapshot) and has an attribute `origin`: JSON with the `parent` place that it was forked from, if any, and how it
 started. Further fields of an episode: `time_s`, when each frame was there, seconds since the session began;
 `context_frames` and `context_actions`, what a dream was given before its first frame; `start_state`, the packed dream,
-where it was begun in the middle.
+where it was begun in the middle; `real_frames`, what the real world showed that was walked beside the dream.
 
 While it is played a session is NAME.journal; `finish` makes NAME.h5 of it, also of one that was left behind by a
 process that was killed.
@@ -40,8 +40,17 @@ SESSION_FIELDS: dict[str, Field] = {
     "context_frames": Field("uint8", "episode", 4),
     "context_actions": Field("uint8", "episode", 1),
     "start_state": Field("uint8", "episode", 1),
+    "real_frames": Field("uint8", "frame", 4),
 }
 """What episodes of a session hold beside those of the world."""
+
+
+REPORT_EVERY = 64
+"""Records between two reports of how far a file is."""
+
+
+def _tell_nobody(share: float) -> None:
+    pass
 
 
 class Place(NamedTuple):
@@ -242,6 +251,7 @@ class SessionWriter:
         context_actions: np.ndarray | None = None,
         start_state: bytes | None = None,
         values: Mapping[str, Any] | None = None,
+        pictures: Mapping[str, np.ndarray] | None = None,
     ) -> None:
         """Begin an episode.
 
@@ -253,13 +263,14 @@ class SessionWriter:
             context_actions: uint8 (n - 1,), the actions between them.
             start_state: the packed dream, where it begins in the middle.
             values: of fields of the world, of this frame and of the episode.
+            pictures: by field, uint8 (H, W, 3), what is kept beside the frame; all frames of an episode have them.
 
         Raises:
             StorageError: the disk is full; the session ends here, and what was added before stays readable.
         """
         self._episode, self._frame = self._episode + 1, 0
         header = {"kind": "begin", "start": dict(start), "parent": parent, "time_s": self._now_s()}
-        self._journal.append(header | {"values": _plain(values)}, zlib.compress(frame.tobytes(), 1))
+        self._append(header | {"values": _plain(values)}, frame, pictures)
         if context_frames is not None and context_actions is not None:
             extra = {"kind": "context", "num_frames": len(context_frames), "actions": context_actions.tolist()}
             self._journal.append(extra, zlib.compress(context_frames.tobytes(), 1))
@@ -274,13 +285,20 @@ class SessionWriter:
         terminated: bool,
         truncated: bool,
         values: Mapping[str, Any] | None = None,
+        pictures: Mapping[str, np.ndarray] | None = None,
     ) -> None:
         """Add a step and the frame that it led to. Errors as `begin`."""
         header = {"kind": "step", "action": int(action), "reward": float(reward), "time_s": self._now_s()}
         ends = {"terminated": bool(terminated), "truncated": bool(truncated), "values": _plain(values)}
-        self._journal.append(header | ends, zlib.compress(frame.tobytes(), 1))
+        self._append(header | ends, frame, pictures)
         self._frame += 1
         self.num_steps += 1
+
+    def _append(self, header: dict[str, Any], frame: np.ndarray, pictures: Mapping[str, np.ndarray] | None) -> None:
+        """Add a record with a frame, and with the pictures beside it."""
+        named = {"frames": frame} | dict(pictures or {})
+        content = b"".join(picture.tobytes() for picture in named.values())
+        self._journal.append(header | {"pictures": list(named)}, zlib.compress(content, 1))
 
     def mark(self) -> Mark:
         """Mark the frame added last, and return the mark. Errors as `begin`."""
@@ -299,14 +317,17 @@ class SessionWriter:
         """Keep a line of text with the time. Errors as `begin`."""
         self._journal.append({"kind": "note", "text": text, "time_s": self._now_s()})
 
-    def close(self) -> Path | None:
+    def close(self, report: Callable[[float], None] = _tell_nobody) -> Path | None:
         """Make the file; return it, or None where nothing was played.
+
+        Args:
+            report: told now and then how far it is, from 0 to 1: a long session takes a while.
 
         Raises:
             StorageError: the file cannot be written; the journal stays, and `finish` can be tried again.
         """
         self._journal.close()
-        return finish(self._journal.path)
+        return finish(self._journal.path, report)
 
     def _now_s(self) -> float:
         return round(self._clock() - self._start_s, 4)
@@ -316,8 +337,12 @@ def _plain(values: Mapping[str, Any] | None) -> dict[str, Any]:
     return {name: np.asarray(value).tolist() for name, value in (values or {}).items()}
 
 
-def finish(journal: Path) -> Path | None:
+def finish(journal: Path, report: Callable[[float], None] = _tell_nobody) -> Path | None:
     """Make the file of a journal that nobody writes any more, and remove the journal.
+
+    Args:
+        journal: of a session.
+        report: told now and then how far it is, from 0 to 1.
 
     Returns:
         the file, or None where nothing was played.
@@ -328,7 +353,7 @@ def finish(journal: Path) -> Path | None:
     if is_being_written(journal):
         raise DataError(f"{journal} is being written: close the player first")
     path = journal.with_suffix(SUFFIX)
-    content = _convert(journal)
+    content = _convert(journal, report)
     if content is not None:
         write_file(path, content)
     journal.unlink()
@@ -432,8 +457,7 @@ class _Stretch:
         self.group, self.fields, self.size = group, fields, size
         self.columns: dict[str, list[Any]] = {}
         self.num_steps = 0
-        self._waiting: list[np.ndarray] = []
-        self._frames: h5py.Dataset | None = None
+        self._waiting: dict[str, list[np.ndarray]] = {}
 
     def keep(self, values: Mapping[str, Any]) -> None:
         for name, value in values.items():
@@ -442,20 +466,20 @@ class _Stretch:
             else:
                 self.columns.setdefault(name, []).append(value)
 
-    def add_frame(self, payload: bytes) -> None:
-        frame = np.frombuffer(zlib.decompress(payload), np.uint8).reshape(self.size, self.size, 3)
-        self._waiting.append(frame)
-        if len(self._waiting) == CHUNK_FRAMES:
-            self._flush()
+    def add_frame(self, payload: bytes, names: Sequence[str]) -> None:
+        pictures = np.frombuffer(zlib.decompress(payload), np.uint8).reshape(len(names), self.size, self.size, 3)
+        for name, picture in zip(names, pictures, strict=True):
+            waiting = self._waiting.setdefault(name, [])
+            waiting.append(picture)
+            if len(waiting) == CHUNK_FRAMES:
+                self._flush(name)
 
-    def _flush(self) -> None:
-        if not self._waiting:
-            return
-        rows, self._waiting = np.stack(self._waiting), []
+    def _flush(self, name: str) -> None:
+        rows = np.stack(self._waiting.pop(name))
         shape = rows.shape[1:]
-        if self._frames is None:
-            self._frames = self.group.create_dataset(
-                "frames",
+        if name not in self.group:
+            self.group.create_dataset(
+                name,
                 shape=(0, *shape),
                 maxshape=(None, *shape),
                 chunks=(CHUNK_FRAMES, *shape),
@@ -464,12 +488,14 @@ class _Stretch:
                 compression_opts=1,
                 fletcher32=True,
             )
-        self._frames.resize(len(self._frames) + len(rows), 0)
-        self._frames[-len(rows) :] = rows
+        dataset = self.group[name]
+        dataset.resize(len(dataset) + len(rows), 0)
+        dataset[-len(rows) :] = rows
 
     def close(self) -> bool:
         """Write what is left; return whether it has a step."""
-        self._flush()
+        for name in list(self._waiting):
+            self._flush(name)
         if not self.num_steps:
             return False
         for name, rows in self.columns.items():
@@ -477,9 +503,20 @@ class _Stretch:
         return True
 
 
-def _convert(journal: Path) -> bytes | None:
+def _reported(journal: Path, report: Callable[[float], None]) -> Iterator[tuple[dict[str, Any], bytes]]:
+    """Yield the records of a journal, telling how far it is."""
+    num_bytes, total = 0, max(1, journal.stat().st_size)
+    for number, (record, payload) in enumerate(read_journal(journal)):
+        num_bytes += len(payload)
+        if number % REPORT_EVERY == 0:
+            report(num_bytes / total)
+        yield record, payload
+    report(1.0)
+
+
+def _convert(journal: Path, report: Callable[[float], None]) -> bytes | None:
     """Return the file of a journal; None where nothing was played."""
-    records = read_journal(journal)
+    records = _reported(journal, report)
     first = next(records, ({}, b""))[0]
     if first.get("kind") != "session":
         return None
@@ -529,7 +566,7 @@ def _stretches(
             group.attrs.update({name: int(start.get(name, 0)) for name in ("seed", "scene_seed")})
             group.attrs["origin"] = json.dumps({"parent": record["parent"], "start": start})
             stretch, number = _Stretch(group, fields, size), number + 1
-            stretch.add_frame(payload)
+            stretch.add_frame(payload, record["pictures"])
             stretch.keep({"time_s": record["time_s"]} | record["values"])
         elif kind in ("mark", "revisit", "note"):
             added = {
@@ -550,7 +587,7 @@ def _take(stretch: _Stretch, record: dict[str, Any], payload: bytes) -> None:
         names = {"actions": "action", "rewards": "reward", "terminated": "terminated", "truncated": "truncated"}
         stretch.keep({ours: record[theirs] for ours, theirs in names.items()})
         stretch.keep({"time_s": record["time_s"]} | record["values"])
-        stretch.add_frame(payload)
+        stretch.add_frame(payload, record["pictures"])
         stretch.num_steps += 1
     elif record["kind"] == "context":
         frames = np.frombuffer(zlib.decompress(payload), np.uint8)

@@ -1,7 +1,8 @@
 """Video files: frames in, one H.264 MP4 out.
 
-Owns: encoding, and that a file under its final name is always whole (temporary name, then a move).
-Does not know where the frames come from: the player, a recorder and an evaluation use it alike.
+Owns: encoding, that a file under its final name is always whole (temporary name, then a move), and the one video that
+is open while something is shown. Does not know where the frames come from: the player, a recorder and an evaluation use
+it alike.
 """
 
 from __future__ import annotations
@@ -14,10 +15,19 @@ from typing import Any
 
 import numpy as np
 
-from worldmodel.errors import ConfigError, MissingPackageError, ShapeError, StateError, StorageError
+from worldmodel.errors import (
+    ConfigError,
+    MissingPackageError,
+    ShapeError,
+    StateError,
+    StorageError,
+    WorldModelError,
+)
 
 MIN_FPS = 0.001
 MAX_SIDE = 8192
+DEFAULT_SIDE = 256
+"""Rows of a video, at least, where no scale is given."""
 
 
 class VideoWriter:
@@ -178,3 +188,61 @@ class VideoWriter:
         return StorageError(
             f"cannot write video {self.path}: {reason}; free some space there or choose another place with write access"
         )
+
+
+class VideoTrack:
+    """The video that what is shown goes to: open or not, one after the other."""
+
+    def __init__(self) -> None:
+        self._writer: VideoWriter | None = None
+
+    @property
+    def is_open(self) -> bool:
+        """A video is open and takes every further frame."""
+        return self._writer is not None
+
+    def start(self, path: str | os.PathLike[str], fps: float, scale: int | None, frame: np.ndarray) -> None:
+        """Record from a frame uint8 (H, W, 3) on; an open video is finished first.
+
+        Args:
+            path: a file name ending in `.mp4`.
+            fps: frames a second.
+            scale: video pixels per frame pixel; None takes the smallest that makes at least `DEFAULT_SIDE` rows.
+            frame: the first one.
+
+        Raises:
+            ConfigError: the name or the scale is not accepted.
+            StorageError: the file cannot be written.
+        """
+        self.stop()
+        if scale is None:
+            scale = max(1, -(-DEFAULT_SIDE // frame.shape[0]))
+        self._writer = VideoWriter(path, fps, scale)
+        self.add(frame)
+
+    def add(self, frame: np.ndarray) -> None:
+        """Append a frame, where a video is open.
+
+        Raises:
+            StorageError: it could not be written; the video is removed, none is open any more.
+        """
+        if self._writer is None:
+            return
+        try:
+            self._writer.add(frame)
+        except WorldModelError:
+            self._writer.discard()
+            self._writer = None
+            raise
+
+    def stop(self) -> Path | None:
+        """Finish the open video; return its file, or None where none is open.
+
+        Raises:
+            StorageError: the file could not be finished; none is open any more.
+        """
+        writer, self._writer = self._writer, None
+        if writer is None:
+            return None
+        writer.close()
+        return writer.path

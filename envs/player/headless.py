@@ -5,14 +5,16 @@ Owns: the language of action texts, and how speed is reported. Does not know win
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 from tqdm import tqdm
 
 from envs.actions import ActionSet
+from envs.player.interrupts import held
 from envs.player.session import PlaySession
 from worldmodel.errors import ActionError, ConfigError
 
@@ -48,6 +50,20 @@ def parse_actions(text: str, action_set: ActionSet, seed: int = 0) -> Iterator[i
     return itertools.chain.from_iterable(itertools.repeat(action, count) for action, count in itertools.cycle(plan))
 
 
+@contextlib.contextmanager
+def loading_bar() -> Iterator[Callable[[float, str], None]]:
+    """Show a bar at a terminal while a world loads; what is yielded takes how far it is, 0 to 1, and what is next."""
+    layout = "{desc} |{bar}| {elapsed}"
+    with tqdm(total=1.0, bar_format=layout, leave=False, disable=None) as bar:
+
+        def report(share: float, text: str) -> None:
+            bar.set_description(text, refresh=False)
+            bar.update(share - bar.n)
+            bar.refresh()
+
+        yield report
+
+
 def run_headless(session: PlaySession, actions: Iterator[int], num_frames: int) -> dict[str, object]:
     """Step as fast as it goes, and measure.
 
@@ -71,7 +87,8 @@ def run_headless(session: PlaySession, actions: Iterator[int], num_frames: int) 
     start_s = time.perf_counter()
     # disable=None: a bar for people at a terminal only, so that logs and pipes stay clean.
     for index in tqdm(range(num_frames), unit="frame", disable=None):
-        steps_ms[index] = session.step(next(actions)).step_ms
+        with held():
+            steps_ms[index] = session.step(next(actions)).step_ms
     elapsed_s = time.perf_counter() - start_s
     view = session.view
     return {

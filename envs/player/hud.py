@@ -5,11 +5,12 @@ Owns: text and its looks. Draws on a surface it is given; does not know events, 
 
 from __future__ import annotations
 
+import textwrap
 import time
 
 import pygame  # noqa: TID253 - only envs/player.py imports this module, after its own check of pygame
 
-from envs.player.session import View
+from envs.player.session import Bar, View
 
 HELP = (
     ("W A S D / arrows", "walk and turn; hold and combine"),
@@ -19,6 +20,8 @@ HELP = (
     ("Backspace", "hold: rewind; F5 keeps a moment, F9 goes back"),
     ("M / N / 1-9", "mark a view / say you are back / choose a mark"),
     ("- / =", "slower or faster"),
+    ("G", "the mouse turns, or is free"),
+    ("Gamepad", "stick, D-pad; A mark, B back, X rewind, Y new dream"),
     ("V / B", "record an MP4 / a session"),
     ("F11 / F12", "full screen / screenshot"),
     ("H", "hide or show the counters"),
@@ -37,29 +40,31 @@ _PANEL = (10, 10, 14, 170)
 class Hud:
     """Draws text panels, sized to the window; rendered lines are kept, because most stay the same between frames."""
 
-    def __init__(self) -> None:
+    def __init__(self, help_lines: tuple[tuple[str, str], ...] = HELP) -> None:
+        self._help = help_lines
         self._fonts: dict[int, pygame.font.Font] = {}
         self._lines: dict[tuple[str, int, tuple[int, int, int]], pygame.Surface] = {}
 
     def draw_counters(self, screen: pygame.Surface, view: View, rate_fps: float, device: str | None) -> None:
-        """Draw frames a second, step, action, memory, reward and seed at the top left."""
-        lines = [
-            f"{rate_fps:4.1f} frames/s   {view.step_ms:3.0f} ms   step {view.step}",
-            f"action {view.action_name or '-'}   reward {view.reward_total:g}",
-        ]
-        if view.memory_frames is not None:
-            used = "-" if view.memory_used is None else view.memory_used
-            lines.append(f"memory {used} / {view.memory_frames} frames")
-        if view.num_steps is not None:
-            lines.append(f"{view.num_steps} denoising step{'s' * (view.num_steps != 1)}   {device or ''}")
-        if view.engine is not None:
-            lines.append(view.engine)
-        if view.marks:
-            alike = "" if view.likeness is None else f"   {view.likeness:.1f} dB like mark {view.chosen_mark}"
-            lines.append(f"marks {' '.join(map(str, view.marks))}{alike}")
-        lines.append(f"seed {view.seed}   F1 help")
+        """Draw what `list_counters` says at the top left."""
         size = self._size(screen)
+        lines = [part for line in list_counters(view, rate_fps, device) for part in self._wrap(line, size, screen)]
         self._draw_panel(screen, [self._line(line, size, _TEXT) for line in lines], (size // 2, size // 2))
+
+    def _wrap(self, text: str, size: int, screen: pygame.Surface) -> list[str]:
+        """Return a line as lines that fit the screen."""
+        letters = max(16, (screen.get_width() - 3 * size) // self._line("0", size, _TEXT).get_width())
+        return textwrap.wrap(text, letters, replace_whitespace=False, drop_whitespace=False) or [""]
+
+    def draw_bar(self, screen: pygame.Surface, bar: Bar) -> None:
+        """Draw a bar along the bottom, with its ticks."""
+        width, height = screen.get_size()
+        thick = max(4, self._size(screen) // 3)
+        place = pygame.Rect(0, height - thick, width, thick)
+        pygame.draw.rect(screen, (50, 50, 60), place)
+        pygame.draw.rect(screen, _ACCENT, (0, place.y, round(width * bar.share), thick))
+        for tick in bar.ticks:
+            pygame.draw.rect(screen, _TEXT, (round((width - 3) * tick), place.y - thick // 2, 3, thick + thick // 2))
 
     def draw_recording(self, screen: pygame.Surface, text: str) -> None:
         """Draw the red mark of running recordings, and which they are, at the top right."""
@@ -100,10 +105,10 @@ class Hud:
         self._draw_panel(screen, surfaces, self._centered(screen, surfaces, share=0.65))
 
     def _help_lines(self, size: int) -> list[pygame.Surface]:
-        keys = [self._line(key, size, _ACCENT) for key, _ in HELP]
+        keys = [self._line(key, size, _ACCENT) for key, _ in self._help]
         column = max(key.get_width() for key in keys) + size
         rows = []
-        for key, (_, meaning) in zip(keys, HELP, strict=True):
+        for key, (_, meaning) in zip(keys, self._help, strict=True):
             text = self._line(meaning, size, _TEXT)
             row = pygame.Surface((column + text.get_width(), text.get_height()), pygame.SRCALPHA)
             row.blit(key, (0, 0))
@@ -144,6 +149,28 @@ class Hud:
                 self._fonts[size] = pygame.font.Font(None, int(size * 1.3))
             self._lines[key] = self._fonts[size].render(text, True, color)
         return self._lines[key]
+
+
+def list_counters(view: View, rate_fps: float, device: str | None) -> list[str]:
+    """Return what is said of a view: frames a second, step, action, memory, reward, how steps run, marks, seed."""
+    lines = [
+        f"{rate_fps:4.1f} frames/s   {view.step_ms:3.0f} ms   step {view.step}",
+        f"action {view.action_name or '-'}   reward {view.reward_total:g}",
+    ]
+    if view.memory_frames is not None:
+        used = "-" if view.memory_used is None else view.memory_used
+        lines.append(f"memory {used} / {view.memory_frames} frames")
+    if view.num_steps is not None:
+        lines.append(f"{view.num_steps} denoising step{'s' * (view.num_steps != 1)}   {device or ''}")
+    if view.engine is not None:
+        progress = "" if view.compile_progress is None else f": {view.compile_progress}"
+        lines.append(" ".join(f"{view.engine}{progress}".split()))
+    if view.marks:
+        alike = "" if view.likeness is None else f"   {view.likeness:.1f} dB like mark {view.chosen_mark}"
+        lines.append(f"marks {' '.join(map(str, view.marks))}{alike}")
+    lines += view.caption
+    lines.append(f"seed {view.seed}   F1 help")
+    return lines
 
 
 def is_fresh(said_s: float) -> bool:

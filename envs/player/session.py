@@ -11,16 +11,17 @@ from __future__ import annotations
 import dataclasses
 import os
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, SupportsFloat
 
 import numpy as np
+from tqdm import tqdm
 
 from envs.actions import ActionSet
-from envs.data.video import VideoWriter
+from envs.data.video import VideoTrack
 from envs.fields import POSE, Field
 from envs.player.timeline import Timeline
 from worldmodel.errors import SeedError, StateError, WorldModelError
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
     from envs.worlds.base import World
 
 DEFAULT_FPS = 15.0
-DEFAULT_VIDEO_SIDE = 256
 
 
 class PlayableEnv(Protocol):
@@ -49,6 +49,18 @@ class PlayableEnv(Protocol):
         """As `gymnasium.Env.close`."""
 
 
+class Bar(NamedTuple):
+    """A bar under the picture.
+
+    Attributes:
+        share: how much of it is full, from 0 to 1.
+        ticks: places on it, from 0 to 1.
+    """
+
+    share: float
+    ticks: tuple[float, ...] = ()
+
+
 @dataclass(frozen=True, eq=False)
 class View:
     """What there is to see after a reset or a step; never changed once made, so threads may share it.
@@ -65,9 +77,12 @@ class View:
         memory_frames: frames that can be remembered, or None.
         num_steps: denoising steps a frame, or None.
         engine: how the steps run, such as "compiled", or None.
+        compile_progress: how far compiling is, in words, or None.
         marks: numbers of the marks that lie behind, oldest first.
         chosen_mark: number of the mark that the player wants to come back to, or None.
         likeness: PSNR in dB of the frame to that of the chosen mark, or None.
+        caption: further lines to show, of what is particular to what is played.
+        bar: to draw under the picture, or None.
     """
 
     frame: np.ndarray
@@ -81,9 +96,12 @@ class View:
     memory_frames: int | None = None
     num_steps: int | None = None
     engine: str | None = None
+    compile_progress: str | None = None
     marks: tuple[int, ...] = ()
     chosen_mark: int | None = None
     likeness: float | None = None
+    caption: tuple[str, ...] = ()
+    bar: Bar | None = None
 
 
 class Marked(NamedTuple):
@@ -106,6 +124,7 @@ class _Kept(NamedTuple):
     """A moment to go back to: the view, where it is in the session file, and the marks there were."""
 
     view: View
+    observed: np.ndarray
     place: Place | None
     marks: tuple[Marked, ...]
 
@@ -114,9 +133,10 @@ class PlaySession:
     """Steps an environment and keeps the account; the environment keeps going after its episode has ended.
 
     Args:
-        env: an unwrapped environment with uint8 (H, W, 3) observations. `fps`, `memory_used`, `memory_frames`,
-            `num_steps`, `engine`, `device`, `identity`, `context`, `pack_state`, `snapshot` and `restore` are used
-            where it has them.
+        env: an unwrapped environment with uint8 (H, W, 3) observations. Where it has them, there are used `fps`,
+            `memory_used`, `memory_frames`, `num_steps`, `engine`, `compile_progress`, `device`, `identity`, `context`,
+            `pack_state`, `snapshot`, `restore`, `picture` (what there is to see, where that is more than what is
+            observed), `caption` and `recorded_pictures`.
         seed: seed of the first dream, at least 0.
         fps: steps a second of play and of videos; None takes the environment's own.
         actions: what the environment takes; None takes its own `action_set`.
@@ -140,10 +160,12 @@ class PlaySession:
         self.action_set = env.action_set if actions is None else actions
         self.chosen_mark: int | None = None
         self._world = world
-        self._video: VideoWriter | None = None
+        self._video = VideoTrack()
         self._writer: SessionWriter | None = None
         self._marks: list[Marked] = []
         self._info: dict[str, Any] = {}
+        self._is_at_start = False
+        self._recorded_engine = ""
         self._kept: tuple[Any, _Kept] | None = None
         can_rewind = hasattr(env, "snapshot") and hasattr(env, "restore")
         self._timeline: Timeline[_Kept] | None = Timeline(env, self.fps) if can_rewind else None  # type: ignore[arg-type]
@@ -163,7 +185,7 @@ class PlaySession:
     @property
     def is_recording(self) -> bool:
         """A video is open and takes every further frame."""
-        return self._video is not None
+        return self._video.is_open
 
     @property
     def is_session_open(self) -> bool:
@@ -184,9 +206,10 @@ class PlaySession:
         """
         if seed < 0:
             raise SeedError(f"seed {seed} is negative; use a whole number of at least 0")
-        frame, self._info = self.env.reset(seed=seed)
+        self._observed, self._info = self.env.reset(seed=seed)
+        self._is_at_start = True
         self._marks.clear()
-        self.view = View(frame=frame, seed=seed, **self._model_facts())
+        self.view = View(frame=self._picture, seed=seed, **self._model_facts())
         self._record(lambda writer: self._begin_episode(writer, None))
         return self.view
 
@@ -201,10 +224,10 @@ class PlaySession:
         start_s = time.perf_counter()
         frame, reward, terminated, truncated, info = self.env.step(action)
         step_ms = (time.perf_counter() - start_s) * 1000.0
-        self._info = info
+        self._observed, self._info, self._is_at_start = frame, info, False
         ending = "terminated" if terminated else "truncated" if truncated else ""
         self.view = View(
-            frame=frame,
+            frame=self._picture,
             seed=self.view.seed,
             step=self.view.step + 1,
             action_name=self.action_set.names[action],
@@ -215,8 +238,23 @@ class PlaySession:
         )
         self._show_marks()
         values = self._world_values("frame", "step")
-        self._record(lambda writer: writer.add(action, frame, float(reward), terminated, truncated, values))
+        self._record(lambda writer: self._add_step(writer, action, float(reward), terminated, truncated, values))
         return self.view
+
+    def _add_step(
+        self,
+        writer: SessionWriter,
+        action: int,
+        reward: float,
+        terminated: bool,
+        truncated: bool,
+        values: Mapping[str, Any],
+    ) -> None:
+        writer.add(action, self._observed, reward, terminated, truncated, values, self._further_pictures)
+        # Compiled frames differ from others in rounding: who dreams this again wants to know.
+        if self._engine != self._recorded_engine:
+            self._recorded_engine = self._engine
+            writer.note(f"{self._engine} from step {self.view.step} on")
 
     def mark(self) -> Marked:
         """Remember this frame, to come back to.
@@ -232,7 +270,7 @@ class PlaySession:
                 recorded = self._writer, self._writer.mark()
             except WorldModelError as failure:
                 self._writer, error = None, failure
-        self._marks.append(Marked(number, self.view.step, self.view.frame, recorded))
+        self._marks.append(Marked(number, self.view.step, self._observed, recorded))
         self.chosen_mark = number
         self._show_marks()
         if error is not None:
@@ -270,7 +308,7 @@ class PlaySession:
             except WorldModelError:
                 self._writer = None
                 raise
-        return mark, psnr(mark.frame, self.view.frame)
+        return mark, psnr(mark.frame, self._observed)
 
     def start_session(self, path: str | os.PathLike[str]) -> None:
         """Record everything from here on to a session file; an open one is finished first.
@@ -290,7 +328,7 @@ class PlaySession:
         info = SessionInfo(
             world="" if world is None else world.name,
             action_names=self.action_set.names,
-            image_size=self.view.frame.shape[0],
+            image_size=self._observed.shape[0],
             fps=self.fps,
             source="dream" if identity else "real",
             started=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -311,14 +349,17 @@ class PlaySession:
             self._timeline.clear()
             self._timeline.add(self._now())
 
-    def stop_session(self) -> Path | None:
+    def stop_session(self, report: Callable[[float], None] = lambda share: None) -> Path | None:
         """Finish the open session file; return it, or None where none is open or nothing was played.
+
+        Args:
+            report: told now and then how far it is, from 0 to 1.
 
         Raises:
             StorageError: the file could not be made; what was recorded is kept beside it.
         """
         writer, self._writer = self._writer, None
-        return None if writer is None else writer.close()
+        return None if writer is None else writer.close(report)
 
     @property
     def can_rewind(self) -> bool:
@@ -375,6 +416,8 @@ class PlaySession:
 
     def _go_on_from(self, kept: _Kept) -> View:
         """Play goes on from a moment in which the environment is already."""
+        self._is_at_start = False
+        self._observed = kept.observed
         self.view = dataclasses.replace(kept.view, **self._model_facts())
         self._marks = list(kept.marks)
         if self.chosen_mark not in [mark.number for mark in self._marks]:
@@ -386,15 +429,19 @@ class PlaySession:
 
     def _begin_episode(self, writer: SessionWriter, parent: Place | None) -> None:
         """Tell the session file that an episode begins with the present frame."""
-        frame, given = self.view.frame, {}
+        given: dict[str, Any] = {}
         start = {"seed": self.view.seed} | {k: v for k, v in self._info.items() if isinstance(v, int | float | str)}
-        is_fresh = self.view.step == 0
-        if parent is None and is_fresh and hasattr(self.env, "context"):
+        if self._engine:
+            self._recorded_engine = start["engine"] = self._engine
+        # A moment that was kept is no start, whatever its step: the context is that of the last reset.
+        if parent is None and self._is_at_start and hasattr(self.env, "context"):
             given = dict(zip(("context_frames", "context_actions"), self.env.context, strict=True))
         elif parent is None and hasattr(self.env, "pack_state"):
             given = {"start_state": self.env.pack_state()}
         values = self._world_values("frame", "episode")
-        writer.begin(frame, start=start | {"step": self.view.step}, parent=parent, values=values, **given)
+        start |= {"step": self.view.step}
+        pictures = self._further_pictures
+        writer.begin(self._observed, start=start, parent=parent, values=values, pictures=pictures, **given)
 
     def _field_names(self, *axes: str) -> list[str]:
         """Return the fields of the world that a session holds; depth costs more than all else."""
@@ -418,14 +465,14 @@ class PlaySession:
     def _show_marks(self) -> None:
         """Put the marks, and how alike the frame is to the chosen one, into the view."""
         chosen = [mark.frame for mark in self._marks if mark.number == self.chosen_mark]
-        likeness = psnr(chosen[0], self.view.frame) if chosen else None
+        likeness = psnr(chosen[0], self._observed) if chosen else None
         numbers = tuple(mark.number for mark in self._marks)
         chosen_mark = self.chosen_mark if chosen else None
         self.view = dataclasses.replace(self.view, marks=numbers, chosen_mark=chosen_mark, likeness=likeness)
 
     def _now(self) -> _Kept:
         place = None if self._writer is None else self._writer.place
-        return _Kept(self.view, place, tuple(self._marks))
+        return _Kept(self.view, self._observed, place, tuple(self._marks))
 
     def _record(self, write: Any, is_jump: bool = False) -> None:
         """Hand the present frame to all recordings; where one fails it stops, and the others go on."""
@@ -436,7 +483,7 @@ class PlaySession:
             except WorldModelError as error:
                 self._writer, failed = None, error  # what was written is kept beside it
         try:
-            self._add_to_video(self.view.frame)
+            self._video.add(self.view.frame)
         except WorldModelError as error:
             failed = failed or error
         if self._timeline is not None:
@@ -458,50 +505,58 @@ class PlaySession:
             ConfigError: the name or the scale is not accepted.
             StorageError: the file cannot be written.
         """
-        self.stop_video()
-        frame = self.view.frame
-        if scale is None:
-            scale = max(1, -(-DEFAULT_VIDEO_SIDE // frame.shape[0]))
-        self._video = VideoWriter(path, self.fps, scale)
-        self._add_to_video(frame)
+        self._video.start(path, self.fps, scale, self.view.frame)
 
-    def stop_video(self) -> None:
-        """Finish the open video, if there is one.
+    def stop_video(self) -> Path | None:
+        """Finish the open video; return its file, or None where none is open.
 
         Raises:
             StorageError: the file could not be finished; recording has stopped.
         """
-        video, self._video = self._video, None
-        if video is not None:
-            video.close()
+        return self._video.stop()
 
-    def close(self) -> None:
-        """Finish the open recordings and close the environment.
+    def close(self) -> list[Path]:
+        """Finish the open recordings and close the environment; return the files that were finished.
 
         Raises:
             StorageError: a recording could not be finished; the environment is closed all the same.
         """
+        made: list[Path | None] = []
         try:
-            self.stop_video()
+            made.append(self.stop_video())
         finally:
             try:
-                self.stop_session()
+                # For people at a terminal: an hour of play takes a minute.
+                with tqdm(total=1.0, desc="saving the session", disable=None if self.is_session_open else True) as bar:
+                    made.append(self.stop_session(lambda share: _move(bar, share)))
             finally:
                 self.env.close()
+        return [path for path in made if path is not None]
 
-    def _add_to_video(self, frame: np.ndarray) -> None:
-        if self._video is None:
-            return
-        try:
-            self._video.add(frame)
-        except WorldModelError:
-            self._video.discard()
-            self._video = None
-            raise
+    @property
+    def _engine(self) -> str:
+        """How steps run, in a word: compiled, uncompiled, or "" for a world without a model."""
+        return (self.view.engine or "").partition(":")[0].partition(",")[0]
 
     def _model_facts(self) -> dict[str, Any]:
-        names = ("memory_used", "memory_frames", "num_steps", "engine")
-        return {name: getattr(self.env, name, None) for name in names}
+        names = ("memory_used", "memory_frames", "num_steps", "engine", "compile_progress")
+        facts = {name: getattr(self.env, name, None) for name in names}
+        return facts | {"caption": getattr(self.env, "caption", ())}
+
+    @property
+    def _picture(self) -> np.ndarray:
+        """What there is to see: what is observed, unless the environment shows more."""
+        picture: np.ndarray = getattr(self.env, "picture", self._observed)
+        return picture
+
+    @property
+    def _further_pictures(self) -> dict[str, np.ndarray]:
+        """What is recorded beside the frames that are observed."""
+        return dict(getattr(self.env, "recorded_pictures", {}))
+
+
+def _move(bar: Any, share: float) -> None:
+    bar.update(share - bar.n)
 
 
 def psnr(first: np.ndarray, second: np.ndarray) -> float:

@@ -11,27 +11,20 @@ from envs.player.session import PlayableEnv, PlaySession
 from envs.player.worker import Report, WorldWorker
 from tests.stub_play import StubEnv
 
-Script = Callable[[Any, WorldWorker], Iterator[Callable[[], bool]]]
+Script = Callable[[Any, Any], Iterator[Callable[[], bool]]]
 
 
 @pytest.fixture
-def window(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Any]:
-    """Return a function that plays a stub in an invisible window, step by step along a script.
+def show(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Return a function that opens an invisible window and goes along a script.
 
     The script yields conditions; it goes on when the condition holds, once a turn of the window's loop at most. After
     its end the window is closed as by its user.
     """
     monkeypatch.setenv("SDL_VIDEODRIVER", "dummy")
-    from envs.player.window import Player, pygame
+    from envs.player.window import pygame
 
-    def run(
-        script: Script,
-        env: PlayableEnv | None = None,
-        make: Callable[[Report], PlaySession] | None = None,
-        **settings: Any,
-    ) -> WorldWorker:
-        worker = WorldWorker(make or (lambda report: PlaySession(env or StubEnv())))
-        player = Player(worker, "test", folder=tmp_path, **settings)
+    def run(player: Any, worker: Any, script: Script) -> None:
         steps = script(player, worker)
         state = {"condition": lambda: True}
         deadline_s = time.monotonic() + 10
@@ -51,6 +44,24 @@ def window(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Any
 
         monkeypatch.setattr(pygame.time, "Clock", ScriptedClock)
         player.run()
+
+    return run
+
+
+@pytest.fixture
+def window(show: Callable[..., None], tmp_path: Path) -> Callable[..., Any]:
+    """Return a function that plays a stub in an invisible window along a script of `show`."""
+
+    def run(
+        script: Script,
+        env: PlayableEnv | None = None,
+        make: Callable[[Report], PlaySession] | None = None,
+        **settings: Any,
+    ) -> WorldWorker:
+        from envs.player.window import Player
+
+        worker = WorldWorker(make or (lambda report: PlaySession(env or StubEnv())))
+        show(Player(worker, "test", folder=tmp_path, **settings), worker, script)
         return worker
 
     return run

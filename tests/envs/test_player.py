@@ -158,6 +158,7 @@ def test_main_headless(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFi
     report = json.loads(capsys.readouterr().out.splitlines()[-1])
     wanted = {"frames", "fps", "median_ms", "p95_ms", "denoising_steps", "memory_frames", "device"}
     assert wanted <= report.keys() and report["frames"] == 7
+    assert report["saved"] == [str(tmp_path / "a.mp4")]
     assert env.seeds == [5] and env.is_closed
     assert env.actions == ["forward", "forward", "noop", "forward", "forward", "noop", "forward"]
     assert (tmp_path / "a.mp4").stat().st_size > 0
@@ -178,7 +179,7 @@ def test_main_headless(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFi
         ["--fps", "0.0004"],
         ["--memory", "0"],
         ["--headless", "--actions", ""],
-        ["--headless", "--video", "a.mp4", "--scale", "9999"],
+        ["--headless", "--video", "a.mp4", "--scale", "65"],
     ],
     ids=" ".join,
 )
@@ -188,6 +189,22 @@ def test_main_says_errors_in_one_line(
     assert run_main(monkeypatch, StubEnv(), *arguments) == 2
     out, err = capsys.readouterr()
     assert out == "" and err.startswith("error: ") and err.count("\n") == 1
+
+
+@pytest.mark.parametrize("arguments", [[], ["--real"], ["--headless"]], ids=str)
+def test_a_world_that_there_is_not(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> None:
+    assert play.main(["--world", "foo", *arguments]) == 2
+    assert "unknown world 'foo'; there are LabMaze, or give module:class" in capsys.readouterr().err
+
+
+def test_threads_are_bounded(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0, 1, 2}, raising=False)
+    play.check_options(play.Options(threads=12))
+    assert play.main(["--threads", "13"]) == 2
+    assert "--threads 13 is too many for 3 CPUs" in capsys.readouterr().err
+    play.check_options(play.Options(scale=64))
+    assert play.main(["--scale", "65"]) == 2
+    assert "--scale 65 is too large for any screen or video: give at most 64" in capsys.readouterr().err
 
 
 def test_main_hands_options_to_the_dream(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -379,19 +396,67 @@ def test_screenshot_video_and_help(window: Callable[..., Any], tmp_path: Path) -
     assert tuple(picture[500, 100])[2] == 200
 
 
-def test_place_that_cannot_be_written_is_told(window: Callable[..., Any], tmp_path: Path) -> None:
+def test_a_scale_that_does_not_fit_the_screen_is_told(window: Callable[..., Any]) -> None:
+    import pygame
+
+    def script(player: Any, worker: WorldWorker) -> Iterator[Callable[[], bool]]:
+        yield lambda: "scale 60 does not fit the screen of" in worker.notice.text
+        screen, (width, height) = pygame.display.get_surface(), pygame.display.get_desktop_sizes()[0]
+        side = min(width, height) // 64 * 64
+        assert screen is not None and screen.get_size() == (side, side)
+
+    window(script, scale=60)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [("f12", "no screenshot"), ("v", "recording stopped: cannot write"), ("b", "no session: cannot write")],
+)
+@pytest.mark.parametrize("is_file", [True, False], ids=["a file in the way", "a folder that takes nothing"])
+def test_a_folder_that_cannot_be_written_is_told(
+    window: Callable[..., Any], tmp_path: Path, name: str, text: str, is_file: bool
+) -> None:
+    if not is_file and not Path("/proc/self").is_dir():
+        pytest.skip("no folder that even an administrator cannot write")
     env = StubEnv()
 
     def script(player: Any, worker: WorldWorker) -> Iterator[Callable[[], bool]]:
         (tmp_path / "file").touch()
-        player.folder = tmp_path / "file" / "missing"
+        player.folder = tmp_path / "file" / "missing" if is_file else Path("/proc/self/missing")
         yield lambda: worker.view is not None
-        key("f12")
-        yield lambda: worker.notice.text.startswith("no screenshot")
+        for _ in range(2):
+            worker.say("")
+            key(name)
+            key(name, is_down=False)
+            yield lambda: worker.notice.text.startswith(text)
+        assert not worker.is_recording and not worker.is_session_open
         count = len(env.actions)
         yield lambda: len(env.actions) > count + 2
 
-    window(script, env)
+    assert window(script, env).error is None
+
+
+@pytest.mark.parametrize(("name", "text"), [("f12", "saved "), ("v", "video saved: "), ("b", "session saved: ")])
+def test_the_folder_is_made_when_something_is_saved_and_is_named(
+    window: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, text: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    def script(player: Any, worker: WorldWorker) -> Iterator[Callable[[], bool]]:
+        player.folder = Path("some") / "plays"
+        yield lambda: worker.view is not None and worker.view.step > 2
+        assert not Path("some").exists()
+        key(name)
+        if name != "f12":
+            yield lambda: worker.is_recording or worker.is_session_open
+            step = worker.view.step if worker.view else 0
+            yield lambda: worker.view is not None and worker.view.step > step + 2
+            key(name)
+        yield lambda: worker.notice.text.startswith(text)
+        (file,) = (tmp_path / "some" / "plays").iterdir()
+        assert worker.notice.text == f"{text}{file}"
+
+    window(script)
 
 
 @pytest.mark.parametrize("is_new_dream", [False, True])
@@ -543,3 +608,13 @@ def test_check_display(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv(name, "x")
         check_display()
         monkeypatch.delenv(name)
+
+
+def test_first_size_of_a_window() -> None:
+    from envs.player.window import first_size
+
+    assert first_size((64, 64), None, (1920, 1080)) == (640, 640)
+    assert first_size((134, 64), None, (1280, 1024)) == (1206, 576)
+    assert first_size((64, 64), 3, (1920, 1080)) == (192, 192)
+    assert first_size((64, 64), 60, (1024, 768)) == (768, 768)
+    assert first_size((2000, 2000), None, (1024, 768)) == (2000, 2000)

@@ -67,6 +67,15 @@ def test_what_is_played_is_read(tmp_path: Path) -> None:
     assert found["context_actions"].tolist() == [1, 0, 1]
 
 
+def test_making_a_long_session_tells_how_far_it_is(tmp_path: Path) -> None:
+    writer = SessionWriter(tmp_path / "a.h5", INFO)
+    play(writer, make_frames(500))
+    shares: list[float] = []
+    assert writer.close(shares.append) == tmp_path / "a.h5"
+    assert len(shares) > 5 and shares == sorted(shares) and shares[-1] == 1
+    assert sum(0.2 < share < 0.8 for share in shares) >= 3
+
+
 def test_a_session_is_a_recording(tmp_path: Path) -> None:
     writer = SessionWriter(tmp_path / "a.h5", INFO)
     play(writer, make_frames(9))
