@@ -36,11 +36,11 @@ def test_the_report_has_what_is_asked_for(out: Path, bundle: Path) -> None:
     assert list(report["rows"]) == [
         "real world",
         "as played",
-        "a picture that stands still",
-        "pictures of noise",
         "world",
         "world, pairs of other tests",
         "world, memory of 16 frames",
+        "a picture that stands still",
+        "pictures of noise",
     ]
     rows = report["rows"]
     assert [rows[name]["role"] for name in ("real world", "pictures of noise", "world")] == [
@@ -66,7 +66,9 @@ def test_the_report_has_what_is_asked_for(out: Path, bundle: Path) -> None:
     text = (out / "report.md").read_text()
     for word in ("# Tests of memory", "| real world | 50.0 (50.0 to 50.0)", "spin, 48-112", "replay (7 pairs)"):
         assert word in text
-    assert "perceptual is left out: --no-features was given" in text
+    assert "perceptual is left out: --no-features was given" in text and "- places right:" not in text
+    truth = text[text.index("## PSNR to the truth") :].splitlines()[2]
+    assert "| world |" in truth and "real world" not in truth and "pairs of other tests" not in truth
 
 
 def test_the_page_needs_nothing_else(out: Path) -> None:

@@ -22,10 +22,10 @@ TESTS_SHOWN, PAIRS_SHOWN = 3, 3  # of each kind, and of each test
 PICTURE_PIXELS = 112
 STYLE = """
 :root { color-scheme: light dark; }
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 75rem; margin: 2rem auto; padding: 0 1rem; }
+body { font: 14px/1.5 system-ui, sans-serif; max-width: 100rem; margin: 2rem auto; padding: 0 1rem; }
 table { border-collapse: collapse; margin: 1rem 0; font-variant-numeric: tabular-nums; }
 th, td { padding: .25rem .7rem; border-bottom: 1px solid #8884; text-align: right; vertical-align: top; }
-th:first-child, td:first-child { text-align: left; }
+th:first-child, td:first-child { text-align: left; min-width: 11rem; }
 tr.checkpoint td { font-weight: 600; }
 .range { color: #888; font-weight: 400; white-space: nowrap; }
 .scroll { overflow-x: auto; }
@@ -55,11 +55,11 @@ def write_report(out: Path, report: Mapping[str, Any], rows: Sequence[Row], test
     write_file(out / "report.html", html_page(report, rows, tests).encode())
 
 
-def figure_text(figure: Mapping[str, Any] | None) -> str | None:
-    """Return a figure with its interval as text; None where there is none."""
-    if figure is None:
+def figure_text(cell: Mapping[str, Any], metric: str) -> str | None:
+    """Return a metric of a cell with its interval as text; None where there is none."""
+    if metric not in cell:
         return None
-    digits = 1 if abs(figure["mean"]) >= 5 else 3
+    figure, digits = cell[metric], METRICS[metric].digits
     text = f"{figure['mean']:.{digits}f}"
     return text if figure["low"] is None else f"{text} ({figure['low']:.{digits}f} to {figure['high']:.{digits}f})"
 
@@ -78,7 +78,7 @@ def summary_table(report: Mapping[str, Any]) -> list[list[str | None]]:
     lines = [head]
     for title, found in rows.items():
         passes = None if "passes" not in found else "yes" if found["passes"] else "no"
-        lines.append([title, *(figure_text(found["overall"].get(name)) for name in names), passes])
+        lines.append([title, *(figure_text(found["overall"], name) for name in names), passes])
     return lines
 
 
@@ -89,22 +89,20 @@ def metric_table(report: Mapping[str, Any], metric: str, part: str) -> list[list
     counts = [max(found[part].get(name, {"pairs": 0})["pairs"] for found in rows.values()) for name in names]
     head: list[str | None] = ["", *(f"{name} ({count} pairs)" for name, count in zip(names, counts, strict=True))]
     return [head] + [
-        [title, *(figure_text(found[part].get(name, {}).get(metric)) for name in names)]
-        for title, found in rows.items()
+        [title, *(figure_text(found[part].get(name, {}), metric) for name in names)] for title, found in rows.items()
     ]
 
 
 def kind_table(report: Mapping[str, Any], metric: str) -> list[list[str | None]]:
-    """Return a metric of all rows by kind and distance: a head, then a line for each cell."""
-    rows: Mapping[str, Any] = report["rows"]
+    """Return a metric by kind and distance, of the rows that have it: a head, then a line for each cell."""
+    rows = {name: found for name, found in report["rows"].items() if metric in found["overall"]}
     lines: list[list[str | None]] = [["kind, frames between", "pairs / tests", *rows]]
     keys = [(kind, name) for found in rows.values() for kind, cells in found["by_kind"].items() for name in cells]
     for kind, distance in dict.fromkeys(keys):
         cells = [found["by_kind"].get(kind, {}).get(distance, {}) for found in rows.values()]
         size = max(cells, key=lambda cell: cell.get("pairs", 0))
-        lines.append(
-            [f"{kind}, {distance}", f"{size['pairs']} / {size['tests']}", *(figure_text(c.get(metric)) for c in cells)]
-        )
+        figures = [figure_text(cell, metric) for cell in cells]
+        lines.append([f"{kind}, {distance}", f"{size['pairs']} / {size['tests']}", *figures])
     return lines
 
 
@@ -114,7 +112,8 @@ def describe(report: Mapping[str, Any]) -> list[str]:
         f"{report['tests']} tests ({report['real_tests']} of the real world) with {report['pairs']} pairs of frames "
         f"that show the same view; {report['seconds']} s. Brackets are 95% intervals over tests."
     ]
-    lines += [f"{METRICS[name].title}: {meaning}." for name, meaning in report["meanings"].items() if name in METRICS]
+    known = metrics_of(found["overall"] for found in report["rows"].values())
+    lines += [f"{METRICS[name].title}: {report['meanings'][name]}." for name in known]
     lines += [f"{name} is left out: {reason}." for name, reason in report["skipped"].items()]
     if report["classifier"] is not None:
         facts = report["classifier"]

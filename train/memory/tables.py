@@ -27,22 +27,30 @@ class Metric(NamedTuple):
         title: for people.
         meaning: what it is.
         is_better_high: whether more is better.
+        digits: after the point.
     """
 
     title: str
     meaning: str
     is_better_high: bool = True
+    digits: int = 3
 
 
 METRICS: dict[str, Metric] = {
-    "psnr": Metric("PSNR, dB", "of what is shown at the second frame to what was shown at the first, 50 at most"),
+    "psnr": Metric(
+        "PSNR, dB", "of what is shown at the second frame to what was shown at the first, 50 at most", digits=1
+    ),
     "ssim": Metric("SSIM", "likewise, structural similarity"),
     "perceptual": Metric("perceptual", "likewise, distance by features of EfficientNet-Lite0; less is better", False),
-    "truth_psnr": Metric("PSNR to the truth, dB", "of what is shown at the second frame to the real frame there"),
+    "truth_psnr": Metric(
+        "PSNR to the truth, dB", "of what is shown at the second frame to the real frame there", digits=1
+    ),
     "truth_ssim": Metric("SSIM to the truth", "likewise, structural similarity"),
     "truth_perceptual": Metric("perceptual to the truth", "likewise, distance by features; less is better", False),
     "places": Metric("places right", "the share of second frames in which a classifier names the place that is there"),
-    "margin": Metric("margin, dB", "PSNR of a pair above that of the same second frame and the first of another test"),
+    "margin": Metric(
+        "margin, dB", "PSNR of a pair above that of the same second frame and the first of another test", digits=1
+    ),
     "action_accuracy": Metric("actions obeyed", "how often the picture moves as its actions say"),
 }
 
