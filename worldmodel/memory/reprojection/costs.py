@@ -33,8 +33,6 @@ class WarpRule:
         candidates: sources that are met at every pixel; the rest is met at cells alone.
         same_place: sources seen from within this distance of the coming pose, in cells, go before all others.
         elsewhere: what all others cost more.
-        seen_through: how many times as far the last frame must see where a source shows something, for that to be gone.
-        seen_through_here: the same of sources of the same place, which do not need their depth for anything else.
     """
 
     sampling: str = "cubic"
@@ -52,8 +50,6 @@ class WarpRule:
     candidates: int = 2
     same_place: float = 0.01
     elsewhere: float = 3.0
-    seen_through: float = 1.2
-    seen_through_here: float = 2.0
 
     def __post_init__(self) -> None:
         if self.sampling not in SAMPLINGS:

@@ -108,7 +108,7 @@ def find_surfaces(sources: Sources, camera: Camera, rule: WarpRule, size: int) -
     seen = sources.turn @ cell_rays + sources.shift[..., None] * inverse[:, :, None]
 
     # What the last frame sees through is gone. No plane, no surface: all zero is found nowhere.
-    stays = 1 - _is_seen_through(sources, seen, inverse, camera, rule)
+    stays = 1 - _is_seen_through(sources, seen, inverse, camera)
     inverse = inverse * stays
     planes = [part.flatten(2) * stays for part in _planes(sources.inverse, camera)]
 
@@ -205,9 +205,7 @@ def _splat(
     return buffer.flatten(2)
 
 
-def _is_seen_through(
-    sources: Sources, seen: torch.Tensor, inverse: torch.Tensor, camera: Camera, rule: WarpRule
-) -> torch.Tensor:
+def _is_seen_through(sources: Sources, seen: torch.Tensor, inverse: torch.Tensor, camera: Camera) -> torch.Tensor:
     """Return where the last frame, the first source, sees through what the others show: it is not there any more.
 
     Args:
@@ -215,7 +213,6 @@ def _is_seen_through(
         seen: (N, K, 3, g * g), points of cells in the target's view, times inverse depth.
         inverse: (N, K, g * g).
         camera: of all.
-        rule: how much farther it must see.
 
     Returns:
         float32 (N, K, g * g), 1 or 0.
@@ -234,8 +231,7 @@ def _is_seen_through(
     nearest = nearest.gather(1, cell.flatten(1)).view_as(expected)
 
     inside = torch.minimum(torch.minimum(column, size - column), torch.minimum(row, size - row)) - 1
-    farther = rule.seen_through + (rule.seen_through_here - rule.seen_through) * sources.is_here[..., None]
-    deeper = expected - nearest * (farther + 0.05 * expected)
+    deeper = expected - nearest * (1.2 + 0.05 * expected)
     margin = torch.minimum(torch.minimum(inside, deeper), torch.minimum(20 - expected, nearest))
     return _is_positive(margin)
 
