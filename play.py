@@ -87,6 +87,12 @@ class Options:
     """With --headless: steps to take (300)."""
     actions: str | None = None
     """With --headless: random, or keys such as "wwwwaaad" or "w*30 a*15 wd*10 .*5" (. is no key), repeated."""
+    serve: bool = False
+    """Play in a browser, also of another machine, in place of the window; prints the address to open."""
+    host: str | None = None
+    """With --serve: address to listen on (127.0.0.1: this machine alone). Others are told a token in the address."""
+    port: int | None = None
+    """With --serve: port to listen on (8765); 0 takes a free one."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -105,11 +111,13 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def run(options: Options) -> None:
-    """Play or show again, in a window or without one."""
+    """Play or show again, in a window, in a browser or without either."""
     if options.headless:
         print(json.dumps(replay_headless(options) if options.replay else play_headless(options)), flush=True)
     elif options.replay is not None:
         replay_in_window(options)
+    elif options.serve:
+        play_in_browser(options)
     else:
         play_in_window(options)
 
@@ -131,15 +139,19 @@ def check_options(options: Options) -> None:
         if value is not None and value < 1:
             raise ConfigError(f"--{name} must be at least 1; got {value}")
     check_bounds(options)
+
     if options.compile not in ("auto", "wait", "off"):
         raise ConfigError(f"--compile takes auto, wait or off; got {options.compile!r}")
     if options.fps is not None and not 0.001 <= options.fps <= 1000:
         raise ConfigError(f"--fps must be from 0.001 to 1000; got {options.fps}")
     if options.video is not None and options.video.suffix.lower() != ".mp4":
         raise ConfigError(f"--video {str(options.video)!r} must end in .mp4; give a name such as play.mp4")
+
     for name in ("frames", "actions"):
         if getattr(options, name) is not None and not options.headless:
             raise ConfigError(f"--{name} goes only with --headless; add it, or leave --{name} out")
+    check_serving(options)
+
     if options.schedule is not None and (stride := parse_schedule(options.schedule).window.stride) != 1:
         raise WindowError(
             f"--schedule {options.schedule} makes {stride} frames a step and takes {stride} actions at once, which "
@@ -196,6 +208,23 @@ def check_replay(options: Options) -> None:
     for name in ("steps", "schedule", "memory", "threads"):
         if getattr(options, name) is not None and not is_dreamt:
             raise ConfigError(f"--{name} is for dreaming: add --redream or --checkpoint, or leave --{name} out")
+
+
+def check_serving(options: Options) -> None:
+    """Refuse options of --serve that are out of range or do not go together.
+
+    Raises:
+        ConfigError: as it says.
+    """
+    if options.serve and options.headless:
+        raise ConfigError("--serve does not go with --headless; leave one of them out")
+    for name in ("host", "port"):
+        if getattr(options, name) is not None and not options.serve:
+            raise ConfigError(f"--{name} goes only with --serve; add it, or leave --{name} out")
+    if options.port is not None and not 0 <= options.port <= 65535:
+        raise ConfigError(f"--port must be from 0 (any that is free) to 65535; got {options.port}")
+    if options.host == "":
+        raise ConfigError("--host is empty; give an address such as 127.0.0.1, or 0.0.0.0 for all of this machine")
 
 
 def play_headless(options: Options) -> dict[str, object]:
@@ -258,6 +287,19 @@ def play_in_window(options: Options) -> None:
     kind = f"{options.world}, the real world" if options.real else f"a dream of {options.world}"
     kind += ", the real world beside it" if options.beside else ""
     Player(worker, title=f"Playable world model: {kind}", scale=options.scale, folder=options.out).run()
+
+
+def play_in_browser(options: Options) -> None:
+    """Load the world and play it in browsers until Ctrl-C, TERM or HUP."""
+    from envs.player.address import DEFAULT_HOST, DEFAULT_PORT
+    from envs.player.browser import serve
+    from envs.player.worker import WorldWorker
+
+    record = None if options.record is None else session_file(options.record)
+    worker = WorldWorker(lambda report: make_session(options, report), options.video, options.scale, record)
+    host = DEFAULT_HOST if options.host is None else options.host
+    port = DEFAULT_PORT if options.port is None else options.port
+    serve(worker, f"Playable world model: {options.world}", host, port, lambda: session_file(options.out))
 
 
 def replay_in_window(options: Options) -> None:
@@ -360,6 +402,8 @@ def make_dream(options: Options, report: Report) -> PlayableEnv:
         memory_frames=options.memory,
         **given,
     )
+    for fault in env.faults:
+        print(f"a poor world: {fault}", flush=True)
     if options.threads is None:
         report(0.7, "measuring the machine")
         env.tune_threads()

@@ -19,7 +19,7 @@ export PYTHONUNBUFFERED=1 MUJOCO_GL=egl TORCH_CUDNN_SDPA_DEPRIORITIZED=1 HF_HUB_
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-2} TQDM_MININTERVAL=10
 echo "wheels: $(($(date +%s) - started)) s"
 # Ends 10 s before the call does: the copies, and what Python needs to leave.
-"$python" -m train.finetune --from "$WORLD" --out "$OUT" --work "$work" \
+"$python" -m train.finetune --from "$WORLD" --out "$OUT" --work "$work" --no-openings \
     --deadline $((SECONDS_IN_ALL - 10 - $(date +%s) + started)) "$@" 2> "$work.stderr"
 status=$?
 tr '\r' '\n' < "$work.stderr" | grep -v -e '^ *$' -e '%|' -e 'step \[' -e ' frames \[' | tail -n 30

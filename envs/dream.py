@@ -17,11 +17,13 @@ from envs.compile_clock import CompileClock
 from envs.worlds.base import World
 from envs.worlds.registry import get_world
 from worldmodel.errors import CheckpointError, ConfigError, SeedError, ShapeError, StateError
-from worldmodel.windows import parse_schedule
+from worldmodel.windows import Schedule, parse_schedule
 
 if TYPE_CHECKING:
+    import torch
+
     from worldmodel.compiled import BackgroundCompiler
-    from worldmodel.world import WorldState
+    from worldmodel.state import Step, WorldState
 
 COMPILE_MODES = ("off", "wait", "background")
 
@@ -130,47 +132,58 @@ class DreamEnv(gymnasium.Env[np.ndarray, np.int64]):
             raise ConfigError(f"render_mode {render_mode!r} is not accepted; use None or 'rgb_array'")
         if max_episode_steps is not None and max_episode_steps < 1:
             raise ConfigError(f"max_episode_steps must be at least 1 or None; got {max_episode_steps}")
-        chosen = parse_schedule(schedule)
+        self.render_mode = render_mode
+        self.max_episode_steps = max_episode_steps
+
+        name = world.lower() if checkpoint is None else checkpoint
+        self._schedule = schedule
+        self._load(name, parse_schedule(schedule), device, num_steps, memory_frames)
+        self.metadata = {**self.metadata, "render_fps": self.fps}
+        self.action_space = self.action_set.space
+        size = self.frame_size = self._model.codec.config.image_size
+        self.observation_space = spaces.Box(0, 255, (size, size, 3), np.uint8)
+
+        self._state: WorldState | None = None
+        self._frame: np.ndarray | None = None
+        self._context: tuple[np.ndarray, np.ndarray] | None = None
+        self._steps = 0
+        self._compiler: BackgroundCompiler | None = None
+        self._compile_clock: CompileClock | None = None
+        if compile != "off":
+            self.compile(wait=compile == "wait")
+
+    def _load(
+        self, name: str, schedule: Schedule, device: str, num_steps: int | None, memory_frames: int | None
+    ) -> None:
+        """Load a bundle by name or folder, and check that its world is the one that is known here.
+
+        Raises:
+            CheckpointError, ConfigError, DeviceError, WindowError: as the class says.
+        """
         from worldmodel.checkpoint import load_openings, weights_hash  # torch: seconds to import
         from worldmodel.world import WorldModel
 
-        name = world.lower() if checkpoint is None else checkpoint
         self._model = WorldModel.load(
             name,
             device=device,
-            num_steps=chosen.num_steps if num_steps is None else num_steps,
+            num_steps=schedule.num_steps if num_steps is None else num_steps,
             memory_frames=memory_frames,
-            window=chosen.window,
+            window=schedule.window,
         )
         self._openings = load_openings(name)
         self._name = Path(name).name
-        self._schedule = schedule
         self.world = find_world(self._model.info, name)
-        self.metadata = {**self.metadata, "render_fps": self.fps}
         self.action_set = self.world.actions
         if self._model.num_actions != self.action_set.num_actions:
             raise CheckpointError(
                 f"{name} takes {self._model.num_actions} actions; {self.world.name} has {self.action_set.num_actions}"
             )
-        self.action_space = self.action_set.space
-        size = self.frame_size = self._model.codec.config.image_size
-        self.observation_space = spaces.Box(0, 255, (size, size, 3), np.uint8)
-        self.render_mode = render_mode
-        self.max_episode_steps = max_episode_steps
-        self._state: WorldState | None = None
-        self._frame: np.ndarray | None = None
-        self._context: tuple[np.ndarray, np.ndarray] | None = None
-        self._steps = 0
         self._dreamer = {  # what a snapshot must agree with
             "weights": weights_hash(name),
             "memory_frames": str(self._model.memory_frames),
             "schedule": str(self._model.window),
             "dtype": str(self._model.dtype),
         }
-        self._compiler: BackgroundCompiler | None = None
-        self._compile_clock: CompileClock | None = None
-        if compile != "off":
-            self.compile(wait=compile == "wait")
 
     def compile(
         self, *, wait: bool, cached_only: bool = False, on_wait: Callable[[CompileClock], object] = lambda clock: None
@@ -252,6 +265,11 @@ class DreamEnv(gymnasium.Env[np.ndarray, np.int64]):
         """End what still runs in the background."""
         if self._compiler is not None:
             self._compiler.stop()
+
+    @property
+    def faults(self) -> tuple[str, ...]:
+        """What its own report has against the world, a sentence each; empty for a good one."""
+        return tuple(self._model.info.get("faults", ()))
 
     @property
     def fps(self) -> float:
@@ -396,11 +414,15 @@ class DreamEnv(gymnasium.Env[np.ndarray, np.int64]):
         index = self.action_set.check(action)
         if self._state is None:
             raise StateError("step was called before the first reset; call reset(seed=...) first")
-        result = self._model.step(self._state, torch.tensor([index]))
+        result = self._advance(self._state, torch.tensor([index]))
         self._frame = result.frames[0].cpu().numpy().copy()
         self._steps += 1
         truncated = self.max_episode_steps is not None and self._steps >= self.max_episode_steps
         return self._frame.copy(), float(result.rewards[0]), bool(result.terminated[0]), truncated, {}
+
+    def _advance(self, state: "WorldState", actions: "torch.Tensor") -> "Step":
+        """Take one step of the world in place; where a class derived from this one can watch it."""
+        return self._model.step(state, actions)
 
     def render(self) -> np.ndarray | None:
         """Return the present frame, uint8 (H, W, 3), or None when render_mode is None.
@@ -430,6 +452,18 @@ class DreamEnv(gymnasium.Env[np.ndarray, np.int64]):
         if self._state is None or self._frame is None:
             raise StateError("snapshot was called before the first reset; call reset(seed=...) first")
         return DreamSnapshot(self._state.clone(), self._frame.copy(), self._steps, self._dreamer)
+
+    @property
+    def pose(self) -> np.ndarray | None:
+        """Where the dream takes itself to be, float32 (5,): x, y, z in cells, yaw and pitch in degrees.
+
+        None before the first reset, and for worlds that do not reckon.
+        """
+        if self._state is None or not self._model.can_reckon:
+            return None
+        pose = self._state.dream.pending_poses[0, -1].cpu().numpy().copy()
+        pose[3:] = np.degrees(pose[3:])
+        return np.asarray(pose, np.float32)
 
     def pack_state(self) -> bytes:
         """Return the dream as it is now, for `worldmodel.state.WorldState.unpack`.

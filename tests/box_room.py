@@ -8,9 +8,10 @@ import numpy as np
 import torch
 
 from envs.data.episodes import ShardWriter
-from envs.worlds.labmaze.spec import ACTIONS as LABMAZE_ACTIONS
+from envs.worlds.labmaze.constants import ACTIONS as LABMAZE_ACTIONS
 from envs.worlds.labmaze.spec import LabMaze
-from train.losses.photometric import camera_axes, complete_poses, pixel_rays
+from train.losses.photometric import camera_axes, pixel_rays
+from worldmodel.memory.camera import complete_poses
 
 SIDE, WALL, EYE, SKY = 8.0, 1.5, 0.5, 200.0  # the room lies around the origin; eyes are at height 0 of poses
 VIEW_DEG = 70.0
@@ -51,6 +52,7 @@ def write_walks(
     folder.mkdir(parents=True, exist_ok=True)
     header: dict[str, Any] = {"world": "LabMaze", "action_names": LABMAZE_ACTIONS.names, "settings": {}}
     header |= {"action_names": changes.pop("action_names")} if "action_names" in changes else {}
+
     with ShardWriter(
         folder / f"{split}-00000.h5", image_size=size, fields=LabMaze.fields, split=split, **header
     ) as shard:
@@ -67,6 +69,7 @@ def write_walks(
                 "pose": (poses * torch.tensor([1.0, 1.0, 180 / math.pi])).numpy(),
                 "depth": see(poses, size // 2)[1].to(torch.float16).numpy(),
             }
+
             arrays |= changes if seed == 0 else {}
             kept = {name: value for name, value in arrays.items() if name not in drop}
             shard.write(kept, seed=seed, scene_seed=seed, policy="test")

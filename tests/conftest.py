@@ -26,14 +26,15 @@ import torch
 from hypothesis import settings
 
 from envs.data.episodes import ShardWriter
-from envs.worlds.labmaze.spec import ACTIONS as LABMAZE_ACTIONS
+from envs.worlds.labmaze.constants import ACTIONS as LABMAZE_ACTIONS
 from envs.worlds.labmaze.spec import LabMaze
 from worldmodel.checkpoint import save_bundle
 from worldmodel.codec import Codec, CodecConfig
-from worldmodel.denoiser import Denoiser, DenoiserConfig
+from worldmodel.config import DenoiserConfig
+from worldmodel.denoiser import Denoiser
+from worldmodel.folded import NUM_FOLDED
 from worldmodel.inputs import FrameInputs
 from worldmodel.memory.depth import DepthConfig, DepthNet
-from worldmodel.memory.folded import NUM_FOLDED
 from worldmodel.presets import get_preset
 
 torch.set_num_threads(1)

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 
 from envs.data.episodes import EpisodeInfo, ShardWriter, open_shards
+from envs.worlds.labmaze.constants import ACTIONS as LABMAZE_ACTIONS
 from envs.worlds.labmaze.sight import NUM_COLUMNS, look
-from envs.worlds.labmaze.spec import ACTIONS as LABMAZE_ACTIONS
 from envs.worlds.labmaze.spec import LabMaze
 from train.data.clips import list_episodes
 

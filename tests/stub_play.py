@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from envs.worlds.labmaze.spec import ACTIONS as LABMAZE_ACTIONS
+from envs.worlds.labmaze.constants import ACTIONS as LABMAZE_ACTIONS
 
 NAMES = LABMAZE_ACTIONS.names
 
@@ -18,6 +18,7 @@ class StubEnv:
     num_steps = 2
     memory_frames = 4
     device = "cpu"
+    faults: tuple[str, ...] = ()
 
     def __init__(self, step_s: float = 0.0) -> None:
         self.metadata: dict[str, Any] = {}

@@ -115,10 +115,10 @@ def test_other_code_of_a_memory_of_ones_own_is_another_compiled_step(
 ) -> None:
     check_memory(fading)
     world = WorldModel(make_codec(), make_denoiser(memory=fading), device="cpu")
-    before, file = step_key(world, 1), tmp_path / "fading.py"
-    assert step_key(world, 1) == before
+    before, file = step_key(world.stepper, 1), tmp_path / "fading.py"
+    assert step_key(world.stepper, 1) == before
     file.write_text(file.read_text().replace("KEPT = 0.9", "KEPT = 0.8"))
-    assert step_key(world, 1) != before
+    assert step_key(world.stepper, 1) != before
 
 
 def test_no_bundle_has_a_module_imported_that_nobody_allowed(

@@ -161,7 +161,8 @@ def test_setup_asks_for_the_pytorch_that_the_package_needs(bootstrap: ModuleType
 def test_wheel_carries_weights_and_player_and_leaves_the_workshop_out(tmp_path: Path) -> None:
     wheel_builder: Callable[[str], object] = pytest.importorskip("hatchling.builders.wheel").WheelBuilder
     tree, out = tmp_path / "tree", tmp_path / "out"
-    for name in ("worldmodel/__init__.py", "envs/worlds/__init__.py", "train/record.py", "play.py", "README.md"):
+    empty = ("worldmodel/__init__.py", "envs/worlds/__init__.py", "train/record.py", "play.py", "README.md")
+    for name in (*empty, "envs/player/page/page.js"):
         (tree / name).parent.mkdir(parents=True, exist_ok=True)
         (tree / name).touch()
     for name in ("worldmodel/assets/labmaze/codec.safetensors", "tests/test_x.py", "dev/LOG.md", "runs/a.mp4"):
@@ -178,6 +179,7 @@ def test_wheel_carries_weights_and_player_and_leaves_the_workshop_out(tmp_path: 
         "worldmodel/__init__.py",
         "worldmodel/assets/labmaze/codec.safetensors",
         "envs/worlds/__init__.py",
+        "envs/player/page/page.js",
         "train/record.py",
         "play.py",
     }
@@ -186,7 +188,10 @@ def test_wheel_carries_weights_and_player_and_leaves_the_workshop_out(tmp_path: 
 
 @pytest.mark.parametrize(
     ("package", "absent"),
-    [("worldmodel", "gymnasium pygame h5py mujoco labmaze envs train"), ("envs", "mujoco labmaze tensorboard train")],
+    [
+        ("worldmodel", "gymnasium pygame h5py mujoco labmaze envs train"),
+        ("envs", "mujoco labmaze tensorboard aiohttp train"),
+    ],
 )
 def test_importing_a_package_does_not_need_its_optional_ones(package: str, absent: str) -> None:
     code = (
@@ -206,6 +211,7 @@ def test_every_command_sets_up_first_and_only_once(target: str, tmp_path: Path) 
     for name in ("Makefile", "pyproject.toml", "dev/bootstrap.py"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         shutil.copy(ROOT / name, tmp_path / name)
+
     make = [
         "env",
         "-u",
@@ -219,8 +225,10 @@ def test_every_command_sets_up_first_and_only_once(target: str, tmp_path: Path) 
         "TORCH=cpu",
         "ARGS=--seed 3",
     ]
+
     first = subprocess.run(make, cwd=tmp_path, capture_output=True, text=True, check=True).stdout
     assert first.startswith("python3 dev/bootstrap.py --torch cpu")
+
     (tmp_path / ".venv").mkdir()
     (tmp_path / ".venv" / ".setup-cpu").touch()
     second = subprocess.run(make, cwd=tmp_path, capture_output=True, text=True, check=True).stdout

@@ -12,7 +12,7 @@ import torch
 from gymnasium.utils.env_checker import check_env
 
 from envs.dream import DreamEnv
-from envs.worlds.labmaze.spec import ACTIONS as LABMAZE_ACTIONS
+from envs.worlds.labmaze.constants import ACTIONS as LABMAZE_ACTIONS
 from worldmodel.checkpoint import ASSETS, load_info, load_openings
 
 ROOT = Path(__file__).parents[1]

@@ -16,6 +16,7 @@ from envs.data.episodes import ShardInfo, open_shards, read_episode
 from envs.worlds.registry import get_world
 from train.core.options import parse_options, run_program
 from train.reports.card import TrainingRecord, write_card
+from train.reports.verdict import find_faults
 from worldmodel.checkpoint import codec_hash, has_part, load_codec, load_denoiser, load_depth, save_bundle
 from worldmodel.codec import Codec
 from worldmodel.denoiser import Denoiser
@@ -118,7 +119,7 @@ def make_bundle(options: BundleOptions) -> dict[str, Any]:
 
     Returns:
         `weights_megabytes`, `openings_megabytes`, `codec_parameters`, `denoiser_parameters`, `openings`, `out`, and
-        `depth_parameters` where there is a depth network.
+        `depth_parameters` where there is a depth network, `faults` where the report has something against the world.
 
     Raises:
         CheckpointError: the trained model is missing or damaged, too large, or its parts do not belong together.
@@ -135,14 +136,18 @@ def make_bundle(options: BundleOptions) -> dict[str, Any]:
             f"the weights in {options.denoiser} take {weights_megabytes:.1f} MB; a bundle may have "
             f"{options.max_megabytes:g} MB: train a smaller preset or raise --max-megabytes"
         )
+
     report = {} if options.report is None else _read_report(options.report)
     training = TrainingRecord.find(options.denoiser)
+
     shards = open_shards(options.data, image_size=codec.config.image_size, num_actions=denoiser.config.num_actions)
     chosen = [shard for shard in shards if shard.split == options.split]
     if not chosen:
         raise DataError(f"{options.data} has no {options.split!r} shards among {len(shards)}: choose another --split")
+
     openings = choose_openings(chosen, options.openings, options.opening_frames, options.seed)
     scene_seeds = openings.pop("scene_seeds").tolist()
+
     info = {
         "world": chosen[0].world,
         "action_names": list(chosen[0].action_names),
@@ -154,7 +159,11 @@ def make_bundle(options: BundleOptions) -> dict[str, Any]:
         "opening_split": options.split,
         "opening_scene_seeds": scene_seeds,
     }
+    faults = find_faults(report)
+    if faults:
+        info["faults"] = faults
     save_bundle(options.out, codec=codec, denoiser=denoiser, depth=depth, openings=openings, info=info)
+
     summary = {
         "weights_megabytes": weights_megabytes,
         "openings_megabytes": sum(value.nbytes for value in openings.values()) / MEGABYTE,
@@ -163,6 +172,8 @@ def make_bundle(options: BundleOptions) -> dict[str, Any]:
         "openings": len(scene_seeds),
         "out": str(options.out),
     }
+    if faults:
+        summary["faults"] = faults
     if depth is not None:
         summary["depth_parameters"] = sum(weight.numel() for weight in depth.parameters())
     write_card(options.out, shards, info, summary, training, report, options.notes)

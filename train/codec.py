@@ -11,9 +11,11 @@ from torch import nn
 from torch.nn import functional as F
 
 from envs.data.episodes import open_shards
-from train.core.loop import Machine, TrainOptions, start_machine, train_model
+from train.core.loop import TrainOptions, train_model
+from train.core.machine import Machine, start_machine
 from train.core.options import options_to_json, parse_options, run_program, save_json
 from train.data.clips import load_frames
+from train.losses.texture import local_gradient
 from worldmodel.checkpoint import load_codec, save_bundle
 from worldmodel.codec import Codec
 from worldmodel.errors import CheckpointError, ConfigError
@@ -44,13 +46,6 @@ class CodecOptions(TrainOptions):
             raise ConfigError("--decoder-only needs --initial, the bundle whose encoder is kept")
         if self.texture_weight < 0:
             raise ConfigError(f"texture_weight must be at least 0; got {self.texture_weight}")
-
-
-def local_gradient(pixels: torch.Tensor) -> torch.Tensor:
-    """Return the root mean square of image gradients in 8 x 8 squares, (B, 1, H/8, W/8), of pixels (B, 3, H, W)."""
-    down = F.pad(pixels[..., 1:, :] - pixels[..., :-1, :], (0, 0, 0, 1))
-    right = F.pad(pixels[..., 1:] - pixels[..., :-1], (0, 1))
-    return (F.avg_pool2d((down.square() + right.square()).mean(1, keepdim=True), 8) + 1e-5).sqrt()
 
 
 class CodecLoss(nn.Module):

@@ -19,13 +19,22 @@ import torch
 from tqdm import tqdm
 
 from envs.data.episodes import ShardInfo, open_shards, read_episode
-from train.core.loop import Machine, TrainOptions, start_machine, train_model
+from train.core.loop import TrainOptions, train_model
+from train.core.machine import Machine, start_machine
 from train.core.options import options_to_json, parse_options, run_program, save_json
 from train.data.clips import draw_clips
+from train.data.prepared import DREAMT as DREAMT_LATENTS
+from train.data.prepared import (
+    PACKED,
+    PreparedData,
+    drop_memory,
+    is_anchored,
+    is_dreamt,
+    pack_folded,
+    unpack_folded,
+)
 from train.losses.adversary import ANCHORED, DREAMT, PREDICTED, TRUE, AdversaryConfig, DecoderLoss
 from train.measures.drift import random_actions
-from train.warps import DREAMT as DREAMT_LATENTS
-from train.warps import PreparedData, drop_memory, is_anchored, is_dreamt, pack_folded, unpack_folded
 from worldmodel.checkpoint import load_codec, load_denoiser, load_depth, load_info, save_bundle
 from worldmodel.codec import Codec
 from worldmodel.denoiser import Denoiser
@@ -37,7 +46,6 @@ from worldmodel.world import WorldModel
 
 CLIP_FRAMES, CLIP_CHUNK = 48, 8
 OPENING_FRAMES = 32  # of a dream
-PACKED = ("pixels", "mask", "facts")
 SECOND_LEVEL = 0.7  # where the second of two denoising steps begins, as in play
 
 
@@ -77,7 +85,7 @@ class Examples:
         latents: float16 (N, C, h, w).
         truth: uint8 (N, H, W, 3); for dreamt latents the picture means nothing.
         kinds: int64 (N,).
-        pixels, mask, facts: packed folded pictures (`train.warps`).
+        pixels, mask, facts: packed folded pictures (`train.data.prepared`).
     """
 
     latents: torch.Tensor
@@ -205,6 +213,39 @@ def make_examples(
     denoiser = denoiser.to(device)
     recorded = {shard.path.stem: shard for shard in open_shards(options.data) if shard.split == "train"}
     generator = torch.Generator().manual_seed(options.seed)
+    whole, dreamt = choose_shards(options, prepared)
+
+    parts: list[Examples] = []
+    openings = []
+    for name in tqdm([*whole, *dreamt], desc="predicting", unit="shard", mininterval=5.0):
+        shard = prepared.shards[prepared.names.index(name)]
+        frames = read_frames_of(name, len(shard["latents"]), recorded, options)
+        if name in dreamt:
+            parts.append(anchored_examples(shard, frames))
+            continue
+        parts.append(true_examples(shard, frames))
+        parts += predicted_examples(denoiser, shard, frames, generator, -(-options.clips // len(whole)))
+        index = draw_clips(shard["lengths"], 1, OPENING_FRAMES, generator)[0]
+        openings.append((frames[index], shard["actions"][index[1:]].long()))
+
+    if options.dreams:
+        depth = load_depth(options.checkpoint if options.depth is None else options.depth)
+        model = WorldModel(codec, denoiser, depth=depth, info=load_info(options.checkpoint), device=device)
+        chosen = [openings[i % len(openings)] for i in range(options.dreams)]
+        given = torch.stack([frames for frames, _ in chosen]), torch.stack([actions for _, actions in chosen])
+        parts.append(dreamt_examples(model, *given, options.seed, options.dream_frames))
+
+    examples = Examples.join(parts)
+    places = {kind: (examples.kinds == kind).nonzero()[:, 0] for kind in (TRUE, PREDICTED, DREAMT, ANCHORED)}
+    return examples, places, examples.truth[places[TRUE]]
+
+
+def choose_shards(options: DecoderOptions, prepared: PreparedData) -> tuple[list[str], list[str]]:
+    """Return the names of the shards to take, spread over all: whole ones, and those that a generator dreamt along.
+
+    Raises:
+        DataError: all of them are anchored.
+    """
     # Of torn memories a decoder learns to forget: it keeps a fifteenth of what it keeps otherwise (dev/LOG.md).
     files = {name: options.warps / f"{name}.safetensors" for name in prepared.names}
     whole = [name for name, path in files.items() if not is_anchored(path)]
@@ -215,34 +256,56 @@ def make_examples(
     def spread(names: list[str]) -> list[str]:
         return names[:: max(1, len(names) // options.shards)][: options.shards]
 
-    names = spread(whole)
-    parts: list[Examples] = []
-    openings = []
-    for name in tqdm([*names, *spread(dreamt)], desc="predicting", unit="shard", mininterval=5.0):
-        shard = prepared.shards[prepared.names.index(name)]
-        if name not in recorded:
-            raise DataError(f"{options.data} has no shard {name}, which {options.warps} was prepared from")
-        frames = read_frames(recorded[name])
-        if len(frames) != len(shard["latents"]):
-            raise DataError(
-                f"{name} of {options.warps} has {len(shard['latents'])} frames, the recording {len(frames)}"
-            )
-        if name in dreamt:
-            parts.append(anchored_examples(shard, frames))
-            continue
-        parts.append(true_examples(shard, frames))
-        parts += predicted_examples(denoiser, shard, frames, generator, -(-options.clips // len(names)))
-        index = draw_clips(shard["lengths"], 1, OPENING_FRAMES, generator)[0]
-        openings.append((frames[index], shard["actions"][index[1:]].long()))
-    if options.dreams:
-        depth = load_depth(options.checkpoint if options.depth is None else options.depth)
-        model = WorldModel(codec, denoiser, depth=depth, info=load_info(options.checkpoint), device=device)
-        chosen = [openings[i % len(openings)] for i in range(options.dreams)]
-        given = torch.stack([frames for frames, _ in chosen]), torch.stack([actions for _, actions in chosen])
-        parts.append(dreamt_examples(model, *given, options.seed, options.dream_frames))
-    examples = Examples.join(parts)
-    places = {kind: (examples.kinds == kind).nonzero()[:, 0] for kind in (TRUE, PREDICTED, DREAMT, ANCHORED)}
-    return examples, places, examples.truth[places[TRUE]]
+    return spread(whole), spread(dreamt)
+
+
+def read_frames_of(name: str, num_frames: int, recorded: dict[str, ShardInfo], options: DecoderOptions) -> torch.Tensor:
+    """Return the recorded frames that a shard of so many frames was prepared from, uint8 (N, H, W, 3).
+
+    Raises:
+        DataError: they are not there, or others.
+    """
+    if name not in recorded:
+        raise DataError(f"{options.data} has no shard {name}, which {options.warps} was prepared from")
+    frames = read_frames(recorded[name])
+    if len(frames) != num_frames:
+        raise DataError(f"{name} of {options.warps} has {num_frames} frames, the recording {len(frames)}")
+    return frames
+
+
+def make_sampler(
+    batch_size: int, image_size: int, examples: Examples, places: dict[int, torch.Tensor], real: torch.Tensor
+) -> Callable[[torch.Generator], dict[str, torch.Tensor]]:
+    """Return what draws the batch of a step: a third true examples, the other kinds in equal shares, and real pictures.
+
+    Args:
+        batch_size: examples a step.
+        image_size: height and width of a picture.
+        examples, places, real: from `make_examples`.
+    """
+    third = batch_size // 3
+    others = [kind for kind in (DREAMT, ANCHORED, PREDICTED) if len(places[kind])]
+
+    def draw(kind: int, count: int, generator: torch.Generator) -> torch.Tensor:
+        return places[kind][torch.randint(len(places[kind]), (count,), generator=generator)]
+
+    def sample(generator: torch.Generator) -> dict[str, torch.Tensor]:
+        drawn, left = [draw(TRUE, third, generator)], batch_size - third
+        for number, kind in enumerate(others):
+            share = left // (len(others) - number)
+            drawn.append(draw(kind, share, generator))
+            left -= share
+        batch = examples.pick(torch.cat(drawn))
+
+        more = to_pixels(real[torch.randint(len(real), (2 * third,), generator=generator)])
+        if torch.rand((), generator=generator) < 0.5:
+            more = more.flip(-1)
+        shown = torch.rand(batch_size + len(more), generator=generator) < 0.5
+        corner = torch.randint(image_size // 4 + 1, (2,), generator=generator)
+        jitter = torch.randn(batch["latents"].shape, generator=generator)
+        return batch | {"real": more, "is_coarse_shown": shown, "corner": corner, "jitter": jitter}
+
+    return sample
 
 
 def train_decoder(
@@ -263,9 +326,12 @@ def train_decoder(
         raise CheckpointError(f"the denoiser of {options.checkpoint} has no memory of pixels: train.denoiser --warps")
     if options.batch_size < 3:
         raise ConfigError(f"batch_size must be at least 3; got {options.batch_size}")
+
     torch.manual_seed(options.seed)
     codec = keep_pixels(load_codec(options.initial or options.checkpoint))
     examples, places, real = make_examples(options, codec, denoiser, machine.device)
+    sample = make_sampler(options.batch_size, codec.config.image_size, examples, places, real)
+
     codec = codec.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # not in its stubs
     loss = DecoderLoss(codec, options.adversary)
     trained = [p for p in codec.parameters() if p.requires_grad]
@@ -274,27 +340,6 @@ def train_decoder(
         torch.optim.Adam(trained, lr=options.learning_rate, betas=betas),
         torch.optim.Adam(loss.discriminator.parameters(), lr=4 * options.learning_rate, betas=betas),
     ]
-    third = options.batch_size // 3
-    size = codec.config.image_size
-
-    def sample(generator: torch.Generator) -> dict[str, torch.Tensor]:
-        def draw(kind: int, count: int) -> torch.Tensor:
-            return places[kind][torch.randint(len(places[kind]), (count,), generator=generator)]
-
-        others = [kind for kind in (DREAMT, ANCHORED, PREDICTED) if len(places[kind])]
-        drawn, left = [draw(TRUE, third)], options.batch_size - third
-        for number, kind in enumerate(others):
-            share = left // (len(others) - number)
-            drawn.append(draw(kind, share))
-            left -= share
-        batch = examples.pick(torch.cat(drawn))
-        more = to_pixels(real[torch.randint(len(real), (2 * third,), generator=generator)])
-        if torch.rand((), generator=generator) < 0.5:
-            more = more.flip(-1)
-        shown = torch.rand(options.batch_size + len(more), generator=generator) < 0.5
-        corner = torch.randint(size // 4 + 1, (2,), generator=generator)
-        jitter = torch.randn(batch["latents"].shape, generator=generator)
-        return batch | {"real": more, "is_coarse_shown": shown, "corner": corner, "jitter": jitter}
 
     averaged, summary = train_model(options, machine, loss, optimizers, sample, options.batch_size, deadline=deadline)
     if machine.is_main:

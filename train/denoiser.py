@@ -11,19 +11,21 @@ from typing import Any
 
 import torch
 
-from envs.data.episodes import open_shards
+from envs.data.episodes import ShardInfo, open_shards
 from envs.worlds.registry import find_displacements
-from train.core.loop import Machine, TrainOptions, start_machine, train_model
+from train.core.loop import TrainOptions, train_model
+from train.core.machine import Machine, start_machine
 from train.core.muon import StackedMuon
 from train.core.options import options_to_json, parse_options, run_program, save_json
 from train.data.clips import LatentData, encode_recording
-from train.warps import PreparedData, drop_memory
+from train.data.prepared import PreparedData, drop_memory
 from worldmodel.checkpoint import codec_hash, load_codec, load_denoiser, save_bundle
 from worldmodel.codec import Codec
-from worldmodel.denoiser import Denoiser, DenoiserConfig
+from worldmodel.config import DenoiserConfig
+from worldmodel.denoiser import Denoiser
 from worldmodel.distortions import LatentDistortions, fit_distortions
 from worldmodel.errors import CheckpointError, ConfigError, DataError
-from worldmodel.memory.folded import NUM_FOLDED
+from worldmodel.folded import NUM_FOLDED
 from worldmodel.memory.registry import check_memory
 from worldmodel.objective import DenoiserLoss, ObjectiveConfig, sample_noise
 from worldmodel.presets import get_preset
@@ -96,52 +98,17 @@ def train_denoiser(options: DenoiserOptions, machine: Machine) -> dict[str, Any]
         StorageError: a full disk.
     """
     codec = load_codec(options.codec)
-    identity = codec_hash(options.codec)
-    config = get_preset(options.preset).denoiser
-    if options.clip_frames < 2 or options.clip_frames % options.chunk:
-        raise ConfigError(f"clip_frames must be a multiple of chunk {options.chunk}; got {options.clip_frames}")
-    if (config.latent_channels, config.latent_size) != (codec.config.latent_channels, codec.config.latent_size):
-        raise CheckpointError(
-            f"the codec in {options.codec} makes latents of {codec.config.latent_channels} x {codec.config.latent_size}"
-            f"^2; preset {options.preset!r} takes {config.latent_channels} x {config.latent_size}^2: train its codec"
-        )
-    prepared: PreparedData | None = None
+    check_preset(options, codec)
     shard = open_shards(options.data)[0]
-    if options.warps is not None:
-        prepared = PreparedData(options.warps, device=machine.device)
-        found = tuple(prepared.shards[0]["latents"].shape[1:])
-        if found != (config.latent_channels, config.latent_size, config.latent_size):
-            raise DataError(
-                f"{options.warps} holds latents {found}, of another codec than {options.codec}: run train.warps again"
-            )
-        some, rewards = prepared.some_latents(), prepared.rewards()
-    else:
-        latent_folder = options.data / "latents"
-        if machine.is_main:
-            encode_recording(codec.to(machine.device), options.data, latent_folder, machine.device, identity)
-        if machine.world_size > 1:
-            torch.distributed.barrier()
-        data = LatentData.load(latent_folder, "train", identity)
-        some, rewards = data.latents, data.rewards
-        if machine.device.type == "cuda":
-            data = data.to(machine.device)
-    config = dataclasses.replace(
-        config,
-        num_actions=len(shard.action_names),
-        reward_values=reward_values(rewards, config.reward_values),
-        **memory_changes(config, options, shard.world, shard.action_names),
-    )
+    source = open_source(options, codec, machine)
+    config = make_config(options, source, shard)
+
     torch.manual_seed(options.seed)
     denoiser = build_denoiser(config, options.initial, options.graft)
-    distortions = None
-    if options.objective.distort_share > 0:
-        distortions, unexplained = fit_to_latents(codec, some, machine.device)
-        if machine.is_main:
-            shares = ", ".join(f"{name} {1 - share:.0%}" for name, share in unexplained.items())
-            print(f"distorted context: the fit explains {shares} of what happens to latents")
+    distortions = fit_to_source(codec, source, machine) if options.objective.distort_share > 0 else None
     loss = DenoiserLoss(denoiser, options.objective, options.chunk, distortions)
 
-    sample = make_sampler(options, config, data if prepared is None else prepared, machine.device)
+    sample = make_sampler(options, config, source, machine.device)
     frames = options.batch_size * options.clip_frames
     passes = 4.0 if options.objective.own_share > 0 else 3.0
     flops = passes * frames * denoiser.flops_per_frame(options.clip_frames)
@@ -153,12 +120,73 @@ def train_denoiser(options: DenoiserOptions, machine: Machine) -> dict[str, Any]
     averaged, summary = train_model(options, machine, loss, optimizers, sample, frames, flops, on_save=keep)
     if machine.is_main:
         save_bundle(options.out, codec=codec.cpu(), denoiser=averaged.denoiser)
-        frames, episodes = (
-            (len(data.latents), len(data.starts)) if prepared is None else (prepared.num_frames, prepared.num_episodes)
-        )
-        content = {"options": options_to_json(options), "summary": summary, "recorded_frames": frames}
-        save_json(options.out / "denoiser_training.json", content | {"mazes_or_episodes": episodes})
+        content = {"options": options_to_json(options), "summary": summary, "recorded_frames": source.num_frames}
+        save_json(options.out / "denoiser_training.json", content | {"mazes_or_episodes": source.num_episodes})
     return summary
+
+
+def check_preset(options: DenoiserOptions, codec: Codec) -> None:
+    """Check that the options go together, and with the codec.
+
+    Raises:
+        ConfigError: a clip cannot be cut into chunks. CheckpointError: the preset takes other latents.
+    """
+    config = get_preset(options.preset).denoiser
+    if options.clip_frames < 2 or options.clip_frames % options.chunk:
+        raise ConfigError(f"clip_frames must be a multiple of chunk {options.chunk}; got {options.clip_frames}")
+    if (config.latent_channels, config.latent_size) != (codec.config.latent_channels, codec.config.latent_size):
+        raise CheckpointError(
+            f"the codec in {options.codec} makes latents of {codec.config.latent_channels} x {codec.config.latent_size}"
+            f"^2; preset {options.preset!r} takes {config.latent_channels} x {config.latent_size}^2: train its codec"
+        )
+
+
+def open_source(options: DenoiserOptions, codec: Codec, machine: Machine) -> LatentData | PreparedData:
+    """Return what clips are cut from: prepared shards, or the latents of the recording, which are made if missing.
+
+    Raises:
+        DataError: it cannot be read, or is of another codec. StorageError: a full disk.
+    """
+    if options.warps is not None:
+        prepared = PreparedData(options.warps, device=machine.device)
+        found = tuple(prepared.shards[0]["latents"].shape[1:])
+        if found != (codec.config.latent_channels, codec.config.latent_size, codec.config.latent_size):
+            raise DataError(
+                f"{options.warps} holds latents {found}, of another codec than {options.codec}: run train.warps again"
+            )
+        return prepared
+
+    identity, folder = codec_hash(options.codec), options.data / "latents"
+    if machine.is_main:
+        encode_recording(codec.to(machine.device), options.data, folder, machine.device, identity)
+    if machine.world_size > 1:
+        torch.distributed.barrier()
+    data = LatentData.load(folder, "train", identity)
+    return data.to(machine.device) if machine.device.type == "cuda" else data
+
+
+def make_config(options: DenoiserOptions, source: LatentData | PreparedData, shard: ShardInfo) -> DenoiserConfig:
+    """Return the preset's shape with the actions and rewards of a recording, and the memory asked for.
+
+    Raises:
+        ConfigError: as `reward_values` and `memory_changes`.
+    """
+    config = get_preset(options.preset).denoiser
+    return dataclasses.replace(
+        config,
+        num_actions=len(shard.action_names),
+        reward_values=reward_values(source.all_rewards(), config.reward_values),
+        **memory_changes(config, options, shard.world, shard.action_names),
+    )
+
+
+def fit_to_source(codec: Codec, source: LatentData | PreparedData, machine: Machine) -> LatentDistortions:
+    """Return distortions fitted to the latents of a recording; says how well they fit."""
+    distortions, unexplained = fit_to_latents(codec, source.some_latents(), machine.device)
+    if machine.is_main:
+        shares = ", ".join(f"{name} {1 - share:.0%}" for name, share in unexplained.items())
+        print(f"distorted context: the fit explains {shares} of what happens to latents")
+    return distortions
 
 
 def make_sampler(
@@ -241,16 +269,8 @@ def build_denoiser(config: DenoiserConfig, initial: str | None, graft: str | Non
     if initial is not None and graft is not None:
         raise ConfigError("--initial and --graft cannot be given together: weights come from one bundle")
     if initial is not None:
-        denoiser = load_denoiser(initial)
-        theirs, ours = denoiser.config.setting, config.setting
-        if theirs != ours:
-            raise CheckpointError(
-                f"the denoiser of {initial} has another memory structure ({theirs}); this training makes {ours}: give "
-                "the same memory options, or take what fits with --graft"
-            )
-        if denoiser.config != config:
-            raise CheckpointError(f"the denoiser of {initial} is {denoiser.config}; this training makes {config}")
-        return denoiser.train()
+        return _load_same(initial, config).train()
+
     denoiser = Denoiser(config)
     if graft is not None:
         own = denoiser.state_dict()
@@ -261,6 +281,24 @@ def build_denoiser(config: DenoiserConfig, initial: str | None, graft: str | Non
                 f"only {len(fitting)} of {len(own)} weights of {graft} fit: of another width or depth"
             )
         denoiser.load_state_dict({**own, **fitting})
+    return denoiser
+
+
+def _load_same(bundle: str, config: DenoiserConfig) -> Denoiser:
+    """Return the denoiser of a bundle.
+
+    Raises:
+        CheckpointError: it has another shape than `config`.
+    """
+    denoiser = load_denoiser(bundle)
+    theirs, ours = denoiser.config.setting, config.setting
+    if theirs != ours:
+        raise CheckpointError(
+            f"the denoiser of {bundle} has another memory structure ({theirs}); this training makes {ours}: give "
+            "the same memory options, or take what fits with --graft"
+        )
+    if denoiser.config != config:
+        raise CheckpointError(f"the denoiser of {bundle} is {denoiser.config}; this training makes {config}")
     return denoiser
 
 

@@ -13,7 +13,8 @@ from torch import nn
 
 from envs.data.episodes import ShardInfo, open_shards
 from envs.worlds import registry
-from train.core.loop import Machine, TrainOptions, start_machine, train_model
+from train.core.loop import TrainOptions, train_model
+from train.core.machine import Machine, start_machine
 from train.core.options import options_to_json, parse_options, run_program
 from train.data.depth import DepthData, distort
 from train.losses.photometric import PosedFrames, photometric_loss

@@ -83,12 +83,21 @@ def read_measures(names: tuple[str, ...], texts: tuple[str, ...], *, quick: bool
     chosen = {}
     for name, assignments in given.items():
         measure = get_measure(name)
-        options = measure.Options(**read_assignments(measure.Options, assignments, f"the measure {name}"))
-        if quick:
-            least = {field: min(getattr(options, field), most) for field, most in measure.quick.items()}
-            options = dataclasses.replace(options, **least)
-        chosen[name] = options
+        values = read_assignments(measure.Options, assignments, f"the measure {name}")
+        options = measure.Options(**values)
+        chosen[name] = dataclasses.replace(options, **_shorten(options, values, measure.quick)) if quick else options
     return chosen
+
+
+def _shorten(options: Any, given: Mapping[str, Any], quick: Mapping[str, int | str]) -> dict[str, Any]:
+    """Return the settings of a rehearsal: numbers no larger than `quick` has them, its texts where none was given."""
+    changes: dict[str, Any] = {}
+    for field, value in quick.items():
+        if not isinstance(value, str):
+            changes[field] = min(getattr(options, field), value)
+        elif field not in given:
+            changes[field] = value
+    return changes
 
 
 def evaluate_world(
@@ -123,39 +132,14 @@ def evaluate_world(
         StorageError: a result cannot be written.
     """
     started = time.monotonic()
-    episodes = []
-    if data is not None:
-        shards = open_shards(data, "test", model.codec.config.image_size, model.num_actions)
-        episodes = list_episodes(shards)
-    info = {"world": shards[0].world} | model.info if data is not None else model.info
-    bench = Bench(model, find_world(info, "the world"), episodes, data, out, batch_size, seed)
-
-    # What cannot be taken is known before anything slow begins.
-    chosen = {name: get_measure(name) for name in measures}
-    reasons = {name: why_not(measure, bench) for name, measure in chosen.items()}
-    skipped = {name: reason for name, reason in reasons.items() if reason is not None}
-    taken = {name: measure for name, measure in chosen.items() if name not in skipped}
-    for name, reason in skipped.items():
-        print(f"{name} is left out: {reason}", file=sys.stderr)
-    if not taken:
-        raise DataError("nothing to measure: " + "; ".join(f"{name}: {reason}" for name, reason in skipped.items()))
-
-    scenes = {episode.scene_seed for episode in episodes}
+    bench = open_bench(model, out, data, batch_size, seed)
+    taken, skipped = choose_measures(bench, measures)
     report: dict[str, Any] = {"measures": {}, "skipped": skipped}
-    report["held_out"] = {"episodes": len(episodes), "scenes": len(scenes)}
-    report["settings"] = {
-        "measures": {name: dataclasses.asdict(measures[name]) for name in taken},
-        "batch_size": batch_size,
-        "seed": seed,
-        "denoising_steps": model.config.num_steps,
-        "level_shift": model.config.level_shift,
-        "context_level": model.config.context_level,
-        "memory_frames": model.memory_frames,
-        "device": str(model.device),
-        "dtype": str(model.dtype).removeprefix("torch."),
-        "torch": torch.__version__,
-        "data": None if data is None else str(data),
+    report["held_out"] = {
+        "episodes": len(bench.episodes),
+        "scenes": len({episode.scene_seed for episode in bench.episodes}),
     }
+    report["settings"] = describe_settings(bench, {name: measures[name] for name in taken})
     report["command"] = command
 
     total = sum(measure.num_frames(bench, measures[name]) for name, measure in taken.items())
@@ -172,6 +156,7 @@ def evaluate_world(
                     raise
                 skipped[name] = f"it failed: {error}"
                 print(f"{name} {skipped[name]}", file=sys.stderr)
+
             # What has been measured is kept, whatever becomes of the rest.
             report["seconds"] = round(time.monotonic() - started, 1)
             write_file(out / "report.md", ("\n".join(report_lines(report, taken)) + "\n").encode())
@@ -179,6 +164,57 @@ def evaluate_world(
     if not report["measures"]:
         raise DataError("nothing was measured: " + "; ".join(f"{name}: {reason}" for name, reason in skipped.items()))
     return report
+
+
+def open_bench(model: WorldModel, out: Path, data: Path | None, batch_size: int, seed: int) -> Bench:
+    """Return what measures work with; arguments as `evaluate_world`.
+
+    Raises:
+        DataError: no held-out shard of the world's frame size and actions. CheckpointError: no such world is known.
+    """
+    shards = [] if data is None else open_shards(data, "test", model.codec.config.image_size, model.num_actions)
+    info = {"world": shards[0].world} | model.info if shards else model.info
+    return Bench(model, find_world(info, "the world"), list_episodes(shards), data, out, batch_size, seed)
+
+
+def choose_measures(bench: Bench, measures: Mapping[str, Any]) -> tuple[dict[str, Measure], dict[str, str]]:
+    """Return the measures that can be taken, by name, and why others cannot, before anything slow begins.
+
+    Args:
+        bench: what they work with.
+        measures: settings of each, by name.
+
+    Raises:
+        DataError: none can be taken. ConfigError: no such measure.
+    """
+    chosen = {name: get_measure(name) for name in measures}
+    reasons = {name: why_not(measure, bench, measures[name]) for name, measure in chosen.items()}
+    skipped = {name: reason for name, reason in reasons.items() if reason is not None}
+    for name, reason in skipped.items():
+        print(f"{name} is left out: {reason}", file=sys.stderr)
+
+    taken = {name: measure for name, measure in chosen.items() if name not in skipped}
+    if not taken:
+        raise DataError("nothing to measure: " + "; ".join(f"{name}: {reason}" for name, reason in skipped.items()))
+    return taken, skipped
+
+
+def describe_settings(bench: Bench, measures: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a report says of how it was measured; `measures` are the settings of each."""
+    model = bench.model
+    return {
+        "measures": {name: dataclasses.asdict(options) for name, options in measures.items()},
+        "batch_size": bench.batch_size,
+        "seed": bench.seed,
+        "denoising_steps": model.config.num_steps,
+        "level_shift": model.config.level_shift,
+        "context_level": model.config.context_level,
+        "memory_frames": model.memory_frames,
+        "device": str(model.device),
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "torch": torch.__version__,
+        "data": None if bench.data is None else str(bench.data),
+    }
 
 
 def report_lines(report: dict[str, Any], measures: Mapping[str, Measure]) -> list[str]:

@@ -61,14 +61,18 @@ def draw_window(window: Window, title: str, num_steps: int) -> Figure:
     width = known + (num_steps - 1) * window.stride + window.size
     figure = Figure(figsize=(2.3 + 0.62 * (width + 1), 1.5 + 0.62 * ROW * num_steps))
     axes = figure.add_subplot()
+
     finished = slice(window.num_clean, window.num_clean + window.stride)
+
     for step in range(num_steps):
         first, top = known + step * window.stride, -ROW * step
         for frame in range(first):
             place = (frame + 0.04, top - 1.0)
             axes.add_patch(Rectangle(place, 0.92, 1.0, facecolor=MEMORY, edgecolor="#9aa8a0", linewidth=0.7))
+
         _draw_frames(axes, first, window.before, top - 0.48, 0.48)
         _draw_frames(axes, first, window.after, top - 1.0, 0.48)
+
         for frame in range(first + window.size - window.stride, first + window.size):
             axes.annotate(
                 "", (frame + 0.5, top), (frame + 0.5, top + 0.32), arrowprops={"arrowstyle": "-|>", "color": IN}
@@ -77,8 +81,10 @@ def draw_window(window: Window, title: str, num_steps: int) -> Figure:
             axes.annotate(
                 "", (frame + 0.5, top - 1.32), (frame + 0.5, top - 1.0), arrowprops={"arrowstyle": "-|>", "color": OUT}
             )
+
         axes.text(-0.25, top - 0.24, f"step {step + 1}: before", ha="right", va="center", fontsize=8)
         axes.text(-0.25, top - 0.74, "after", ha="right", va="center", fontsize=8)
+
     axes.set(xlim=(-2.2, width + 0.2), ylim=(-ROW * num_steps + 0.2, 0.5), aspect="equal")
     axes.set_xticks([frame + 0.5 for frame in range(width)], [str(frame + 1) for frame in range(width)], fontsize=8)
     axes.set_xlabel("frame of the video", fontsize=9)

@@ -25,8 +25,9 @@ from train.bundle import BundleOptions, make_bundle
 from train.codec import CodecOptions, train_codec
 from train.core.background import BackgroundProgram
 from train.core.journal import Journal, RecipeOptions
-from train.core.loop import STATE_FILE, start_machine
+from train.core.machine import start_machine
 from train.core.options import parse_options, run_program
+from train.core.state import STATE_FILE
 from train.core.stopwatch import measure_matrix_speed, time_in_turn
 from train.data.clips import encode_recording
 from train.decoder import DecoderOptions, train_decoder
@@ -347,6 +348,8 @@ def run_recipe(options: RecipeOptions) -> dict[str, Any]:
     recipe.content["memory"] = "pixels" if stages is PIXEL_STAGES else f"{options.memory or 'summaries'} alone"
     for stage, work in stages.items():
         recipe.run_stage(stage, lambda work=work: work(recipe))  # type: ignore[misc]
+    for fault in recipe.content["stages"]["bundle"].get("faults", ()):
+        print(f"a poor world: {fault}; give it more --minutes")
     print(f"world: {recipe.folder('world')}    python play.py --checkpoint {recipe.folder('world')}")
     return recipe.content
 

@@ -23,8 +23,8 @@ from tqdm import tqdm
 from envs.data.episodes import open_shards, read_shard
 from envs.worlds.registry import find_name
 from train.core.options import options_to_json, parse_options, run_program, save_json
-from train.data.recorded import show, summarize
 from train.data.recording import RecordOptions, ShardJob, episode_seeds, make_world, plan_shards, record_shard
+from train.reports.recorded import show, summarize
 from worldmodel.errors import DataError, StateError, StorageError
 
 # What was an option of its own before worlds had settings, and its default.
@@ -74,6 +74,7 @@ def record_jobs(jobs: list[ShardJob], options: RecordOptions, bar: "tqdm[Any]") 
     """
     # Mesa's software renderer: no threads of its own inside a recorder, they stall each other (a third faster).
     os.environ.setdefault("LP_NUM_THREADS", "0")
+
     if options.workers == 1 or len(jobs) == 1:
         env = make_world(options)
         try:
@@ -82,11 +83,13 @@ def record_jobs(jobs: list[ShardJob], options: RecordOptions, bar: "tqdm[Any]") 
         finally:
             env.close()
         return
+
     # Spawned, not forked: a forked OpenGL context is broken.
     context = multiprocessing.get_context("spawn")
     progress = context.Value("q", 0)
     num_workers = min(options.workers, len(jobs))
     pool = ProcessPoolExecutor(num_workers, context, initializer=_start_worker, initargs=(progress,))
+
     is_done = False
     try:
         waiting: set[Future[None]] = {pool.submit(_record_in_worker, job, options) for job in jobs}

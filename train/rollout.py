@@ -15,9 +15,9 @@ import torch
 from tqdm import tqdm
 
 from envs.data.episodes import open_shards
+from envs.data.video import VideoWriter
 from envs.dream import find_world
 from envs.player.headless import parse_actions
-from envs.player.video import VideoWriter
 from train.core.options import parse_options, run_program
 from train.data.clips import list_episodes
 from train.data.rollouts import read_pieces, spread_over

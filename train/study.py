@@ -20,15 +20,16 @@ import torch
 
 from envs.data.episodes import open_shards
 from envs.worlds.registry import find_displacements, get_world
-from train.accumulation import AccumulationOptions, measure_accumulation
 from train.codec import CodecOptions, train_codec
-from train.core.loop import STATE_FILE, start_machine
+from train.core.machine import start_machine
 from train.core.options import options_to_json, parse_options, run_program, save_json
+from train.core.state import STATE_FILE
 from train.data.clips import list_episodes
 from train.data.recording import RecordOptions
 from train.data.rollouts import read_pieces, spread_over
 from train.denoiser import DenoiserOptions, train_denoiser
-from train.measures.features import load_feature_extractor
+from train.evaluate import evaluate_world
+from train.measures.accumulation import AccumulationOptions
 from train.measures.memory_costs import count_flops
 from train.measures.place_classifier import load_or_train
 from train.measures.recall_cases import RecallCase, find_cases
@@ -51,6 +52,7 @@ RENDER = ObjectiveConfig()
 # A frame that shows through its noise needs no memory: here most frames in flight are pure noise, and count.
 REMEMBER = ObjectiveConfig(pure_noise_share=0.7, level_offset=1.0, blackout_share=0.5)
 OURS, OWN_FRAMES = "summaries-alone", 304  # of our memory: the bin of the longest distances is inside
+SCHEDULE_BATCH = 16  # dreams at once where schedules are compared
 
 
 @dataclass(frozen=True)
@@ -185,6 +187,7 @@ def prepare_data(options: StudyOptions) -> tuple[Path, Path, Path]:
                 seed=options.seed + seed,
             )
             record(recording)
+
     codec = options.codec or options.work / "codec"
     if options.codec is None and not (codec / "codec_training.json").is_file():
         settings = CodecOptions(
@@ -207,10 +210,12 @@ def train_network(
     if (out / "denoiser_training.json").is_file():
         return
     shard = open_shards(data)[0]
+
     has_motions = bool(find_displacements(shard.world, shard.action_names))
     memory_frames = structure.memory_frames if structure else 1
     clip = options.clip_frames if memory_frames < options.clip_frames else options.own_clip_frames
     batch_size = max(1, round(options.batch_size * options.clip_frames / clip))
+
     settings = DenoiserOptions(
         data=data,
         out=out,
@@ -252,11 +257,13 @@ def measure_structure(
     world = get_world(open_shards(needles)[0].world)
     episodes = list_episodes(open_shards(needles, "test", model.codec.config.image_size, model.num_actions))
     cases = find_cases(world, episodes, cases_per_bin=options.cases, seed=options.seed)
+
     length, seed = structure.memory_frames, options.seed
     needle = measure_recall(model, cases, judge, context_frames=length, controls=MODEL_FREE, seed=seed)
     few = take_few(cases, options.control_cases)
     checks = measure_recall(model, few, judge, context_frames=length, controls=MODEL_BOUND, seed=seed)
     needle["controls"] |= checks["controls"]
+
     episodes = list_episodes(open_shards(data, "test"))
     context, horizon = 112, 64
     rng = np.random.default_rng([options.seed, 6])
@@ -265,6 +272,7 @@ def measure_structure(
     seeds = list(range(len(frames)))
     decay = measure_decay(model, frames, actions, parse_schedule("next"), context=context, seeds=seeds)
     copied = squared_error(frames[:, context - 1 : context].expand_as(frames[:, context:]), frames[:, context:]).mean(0)
+
     training = json.loads((folder / "denoiser_training.json").read_text())
     return {
         "structure": dataclasses.asdict(structure),
@@ -283,25 +291,28 @@ def compare_schedules(options: StudyOptions, data: Path) -> None:
     """Measure and predict the decay of every schedule with our memory, unless the report is there.
 
     Raises:
-        DataError: as `measure_accumulation`.
+        DataError: episodes too short, or features are asked for and not installed.
     """
-    out, folder = options.out / "schedules", options.work / OURS
+    out = options.out / "schedules"
     if (out / "report.json").is_file():
         return
-    model = WorldModel.load(folder, device=options.device, num_steps=options.denoising_steps)
+    model = WorldModel.load(options.work / OURS, device=options.device, num_steps=options.denoising_steps)
     long_cases = options.schedule_cases // 4 if options.schedule_cases >= 8 else 0
     settings = AccumulationOptions(
-        checkpoint=str(folder),
-        data=data,
-        out=out,
         cases=options.schedule_cases,
         clips=options.schedule_cases,
         long_cases=long_cases,
-        seed=options.seed,
         features=options.features,
     )
-    extractor = load_feature_extractor(model.device, settings.feature_size) if options.features else None
-    measure_accumulation(model, settings, extractor, "python -m train.study")
+    evaluate_world(
+        model,
+        out,
+        {"accumulation": settings},
+        data=data,
+        batch_size=SCHEDULE_BATCH,
+        seed=options.seed,
+        command="python -m train.study",
+    )
 
 
 def take_few(cases: list[RecallCase], count: int) -> list[RecallCase]:

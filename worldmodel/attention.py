@@ -337,6 +337,7 @@ class FrameAttention(BlockAttention):
             raise ConfigError(f"chunk {chunk} must divide the {frames} frames of a clip")
         chunks = frames // chunk
         own_q, own_k, own_v = (rearrange(y, "b (c t) h n d -> (b c) h (t n) d", c=chunks) for y in (q, k, v))
+
         shared_k, shared_v = k[..., self.shared, :], v[..., self.shared, :]
         num_shared = shared_k.shape[3]
         past_frames = min(-(-self.reach // chunk) * chunk, frames - chunk)
@@ -348,15 +349,18 @@ class FrameAttention(BlockAttention):
         else:
             past_k, past_v = (self._unfold(y, chunk, chunks, past_frames) for y in (shared_k, shared_v))
             past = torch.arange(-past_frames, 0, device=device) + chunk * torch.arange(chunks, device=device)[:, None]
+
         query = torch.arange(frames, device=device).view(chunks, chunk).repeat_interleave(tokens, 1)
         past = past.repeat_interleave(num_shared, 1)
         age = query[:, :, None] - past[:, None, :]
         is_past = (age > 0) & (age <= self.reach) & (past >= 0)[:, None, :]
+
         # A chunk's own keys: the frame itself, and shared tokens of its earlier frames that the past does not repeat.
         is_past &= past[:, None, :] < (chunk * torch.arange(chunks, device=device))[:, None, None]
         is_shared = torch.zeros(tokens, dtype=torch.bool, device=device)
         is_shared[self.shared] = True
         is_own = visible(query, query, is_shared.repeat(chunk), self.reach)
+
         bias = to_bias(torch.cat([is_past, is_own], -1))  # (chunks, Q, K)
         bias = repeat(bias, "c q k -> (b c) 1 q k", b=q.shape[0])
         out = attend(own_q, torch.cat([past_k, own_k], 2), torch.cat([past_v, own_v], 2), bias)

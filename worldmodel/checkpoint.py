@@ -17,7 +17,8 @@ from safetensors.torch import load, save
 from torch import nn
 
 from worldmodel.codec import Codec, CodecConfig
-from worldmodel.denoiser import Denoiser, DenoiserConfig
+from worldmodel.config import DenoiserConfig
+from worldmodel.denoiser import Denoiser
 from worldmodel.errors import CheckpointError, ConfigError
 from worldmodel.files import write_files
 from worldmodel.memory.depth import DepthConfig, DepthNet

@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from worldmodel.errors import ConfigError, ShapeError
-from worldmodel.memory.folded import FOLD, NUM_FACTS, Unfolded, unfold
+from worldmodel.folded import FOLD, NUM_FACTS, Unfolded, unfold
 
 
 @dataclass(frozen=True)
@@ -170,7 +170,7 @@ class Codec(nn.Module):
 
         Args:
             latents: float (B, C, H/8, W/8).
-            warped: float (B, `NUM_FOLDED`, H/8, W/8), what is remembered of the frames (`worldmodel.memory.folded`);
+            warped: float (B, `NUM_FOLDED`, H/8, W/8), what is remembered of the frames (`worldmodel.folded`);
                 None, or a codec that does not keep pixels: nothing.
 
         Returns:

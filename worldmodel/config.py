@@ -6,7 +6,7 @@ Owns: the fields, what they may be, and what follows from them. Knows no weights
 from dataclasses import dataclass
 
 from worldmodel.errors import ConfigError
-from worldmodel.memory.folded import NUM_FOLDED
+from worldmodel.folded import NUM_FOLDED
 
 STRUCTURES = ("summary", "prepend", "channel", "cross", "none")
 COMPRESSIONS = {"summary": ("none",), "prepend": ("none", "joint"), "channel": ("none", "modulated")}
@@ -83,7 +83,7 @@ class DenoiserConfig:
             is found by direction and place too (odometry). Empty: by time alone.
         view_deg: horizontal angle of view in degrees, for odometry.
         warp_channels: those of a picture that a memory of pixels has warped into each frame
-            (`worldmodel.memory.folded`); 0: none.
+            (`worldmodel.folded`); 0: none.
     """
 
     latent_channels: int = 8

@@ -131,20 +131,25 @@ class Denoiser(nn.Module):
         self.config = config
         self.rotary = RotaryPosition.build(config)
         self.memories = nn.ModuleDict(build_memories(config) if memories is None else memories)
+
         width, patch_area = config.width, config.patch**2
         self.embed = nn.Linear(config.latent_channels * (1 + config.num_previous) * patch_area, width)
         self.patch_position = nn.Parameter(0.02 * torch.randn(config.num_patches, width))
         self.summary = nn.Parameter(0.02 * torch.randn(config.num_summary, width))
+
         self.embed_action = nn.Embedding(config.num_actions + 1, width)
         self.embed_level = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
         self.embed_previous_level = nn.Linear(width * config.num_previous, width)
         self.to_condition = nn.Linear(width, 6 * width)
+
         blocks = nn.ModuleList([Block(config, index, self.named_memories().values()) for index in range(config.depth)])
         self.blocks = cast("Sequence[Block]", blocks)  # ModuleList does not tell the type of its members
+
         self.final_modulation = nn.Linear(width, 2 * width)
         self.to_clean = nn.Linear(width, config.latent_channels * patch_area)
         self.reward_head = nn.Linear(width, len(config.reward_values))
         self.terminated_head = nn.Linear(width, 1)
+
         nn.init.normal_(self.embed_action.weight, std=0.5)
         for layer in (self.to_condition, self.final_modulation, self.to_clean, self.reward_head, self.terminated_head):
             nn.init.zeros_(layer.weight)

@@ -21,7 +21,7 @@ class FrameInputs:
         previous: float (B, T, K, C, h, w), the K frames before each frame, nearest first.
         previous_levels: float (B, T, K), the levels of those; 1 where there is no frame.
         warped: float (B, T, R, h, w), what was warped into each frame from frames before it and facts about that
-            (`worldmodel.memory.folded`); None: nothing was, as if all were zero.
+            (`worldmodel.folded`); None: nothing was, as if all were zero.
         poses: float32 (B, T, 5), where the frames are seen from, as whoever warped knows it; None: a memory of the
             denoiser finds that out.
     """

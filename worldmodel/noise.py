@@ -46,12 +46,6 @@ def add_noise(clean: torch.Tensor, noise: torch.Tensor, levels: torch.Tensor) ->
     return clean + scale * (noise - clean)
 
 
-def noise_from_clean(noisy: torch.Tensor, clean: torch.Tensor, levels: torch.Tensor) -> torch.Tensor:
-    """Return the noise prediction that a clean prediction implies; levels must exceed 0."""
-    scale = expand_levels(levels, noisy)
-    return (noisy - (1.0 - scale) * clean) / scale
-
-
 def move_level(noisy: torch.Tensor, clean: torch.Tensor, before: torch.Tensor, after: torch.Tensor) -> torch.Tensor:
     """Take one deterministic (Euler / DDIM) step from level `before` to level `after` towards a clean prediction.
 

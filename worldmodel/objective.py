@@ -187,19 +187,23 @@ class DenoiserLoss(nn.Module):
         noisy = add_noise(latents, noise, levels)
         context = add_noise(latents, context_noise, context_levels)
         frames = self._stack(noisy, levels, actions, context, context_levels, is_forced, beside)
+
         is_context = levels <= config.context_noise
         given = latents if shown is None else shown  # as a frame is known once it is context
         is_distorted = self.distort is not None and config.distort_share > 0
+
         true: Context | None = None
         if config.own_share > 0 or is_distorted or shown is not None:
             # What memories tell of frames (poses, warped views) stays true: it is worth more than the frames before.
             true = self._read_true(frames)
+
         if self.distort is not None and is_distorted:
             given = self.distort(given, distortions)
         if is_distorted or shown is not None:
             noisy = torch.where(expand_levels(is_context, noisy), add_noise(given, noise, levels), noisy)
             context = add_noise(given, context_noise, context_levels)
             frames = self._stack(noisy, levels, actions, context, context_levels, is_forced, beside)
+
         if config.own_share > 0:
             with torch.no_grad():
                 # The model's own frame is one it had to make from noise, so that it carries real errors.
@@ -208,17 +212,31 @@ class DenoiserLoss(nn.Module):
                 own = self._stack(own_noisy, own_levels, actions, context, context_levels, is_forced, beside)
                 first = self._predict(own, true)
                 source = torch.where(expand_levels(is_own, latents), first.clean.to(latents.dtype), given)
+
                 is_redone = is_own & is_context
                 noisy = torch.where(expand_levels(is_redone, noisy), add_noise(source, noise, levels), noisy)
                 context = add_noise(source, context_noise, context_levels)
                 frames = self._stack(noisy, levels, actions, context, context_levels, is_forced, beside)
-        prediction = self._predict(frames, true)
+
+        return self._score(self._predict(frames, true), latents, levels, rewards, terminated)
+
+    def _score(
+        self,
+        prediction: Prediction,
+        latents: torch.Tensor,
+        levels: torch.Tensor,
+        rewards: torch.Tensor,
+        terminated: torch.Tensor,
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """Return the loss of a prediction and scalars to log; arguments as `forward`."""
         error = (prediction.clean - latents).square().mean((2, 3, 4))
         loss = (error / (levels + self.config.level_offset)).mean()
+
         reward_index = (rewards[..., None] - self.reward_values).abs().argmin(-1)
         rarity = torch.where(self.reward_values == 0, 1.0, self.config.reward_weight)
         reward_loss = F.cross_entropy(prediction.reward_logits.flatten(0, 1), reward_index.flatten(), rarity)
         end_loss = F.binary_cross_entropy_with_logits(prediction.terminated_logit, terminated.float())
+
         is_first = levels > 0.98
         scalars = {
             "error_at_noise": (error * is_first).sum().detach() / is_first.sum().clamp_min(1),

@@ -8,7 +8,7 @@ Owns the numbers. Knows no weights and no training.
 from dataclasses import dataclass
 
 from worldmodel.codec import CodecConfig
-from worldmodel.denoiser import DenoiserConfig
+from worldmodel.config import DenoiserConfig
 from worldmodel.errors import ConfigError
 
 

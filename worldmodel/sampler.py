@@ -144,21 +144,25 @@ class Sampler:
                 f"{window.num_clean} clean frames from the context); got latents {tuple(latents.shape)}, actions "
                 f"{tuple(actions.shape)}, noise {tuple(noise.shape)}: give a longer context or a smaller overlap"
             )
+
         past = frames - window.num_clean
         shown = self._show(latents[:, :past], noise[:, :past])
         levels = shown.new_full((batch, past), self.config.context_level)
         given = FrameInputs.stack(shown, levels, actions[:, :past], config.num_previous)
         if sight is not None:
             given = dataclasses.replace(given, warped=sight.warped[:, :past], poses=sight.poses[:, :past])
+
         cache = self.denoiser.new_cache(batch, self.memory_frames)
         known = max(0, past - window.stride)
         for start in range(0, known, CONTEXT_PART):
             part = slice(start, min(start + CONTEXT_PART, known))
             _, written = self.denoiser(given[part], cache=cache)
             cache.commit(*written, num_frames=part.stop - part.start)
+
         keep = config.num_previous
         recent = F.pad(shown[:, :known], (0, 0, 0, 0, 0, 0, keep, 0))[:, -keep:]
         recent_levels = F.pad(levels[:, :known], (keep, 0), value=1.0)[:, -keep:]
+
         state = DreamState(
             cache=cache,
             pending=shown[:, known:].clone(),
@@ -176,6 +180,7 @@ class Sampler:
                 part[:, known:past].clone() for part in (sight.poses, sight.warped)
             )
             state.flight_poses = sight.poses[:, past:].clone()
+
         self._fill(state, flight_actions, flight_noise, None if sight is None else sight[past:])
         return state
 
@@ -213,9 +218,11 @@ class Sampler:
         beside: tuple[torch.Tensor | None, torch.Tensor | None] = None, None
         batch, num_pending = flight.shape[0], state.pending.shape[1]
         num_clean = self.window.num_clean
+
         is_alone = flight.shape[1] == 1  # then no frame before it changes on the way
         context: Context | None = None
         shown = state.recent.new_full((batch, num_pending), self.config.context_level)
+
         for step in range(len(grid) - 1):
             before, after = (g.expand(batch, -1) for g in grid[step : step + 2])
             known = torch.cat([state.recent, state.pending, flight], 1)
@@ -225,11 +232,13 @@ class Sampler:
                 new = sight.warped, sight.poses
                 pending = state.pending_warped, state.pending_poses
                 beside = new if step else (torch.cat([pending[0], new[0]], 1), torch.cat([pending[1], new[1]], 1))
+
             frames = FrameInputs.stack(known, known_levels, actions, self.denoiser.config.num_previous, *beside)
             if context is None or not is_alone:
                 context = self.denoiser.read(frames, state.cache)
             own = context.last(frames.num_frames)
             prediction, written = self.denoiser(frames, cache=state.cache, context=own)
+
             if step == 0:
                 state.cache.commit(*written, num_frames=num_pending)
                 prediction = Prediction(*(part[:, num_pending:] for part in prediction))

@@ -77,6 +77,11 @@ class DreamState:
         pixels = PixelState.from_tensors(groups["pixels"]) if groups["pixels"] else None
         return DreamState(cache=cache, pixels=pixels, **groups[""])
 
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of all memories, which do not grow: the cache and, where there is one, that of pixels."""
+        return self.cache.num_bytes + (0 if self.pixels is None else self.pixels.num_bytes)
+
     def clone(self) -> "DreamState":
         """Return an independent copy: a fork of the dreams."""
         parts = {f.name: getattr(self, f.name) for f in fields(self)}

@@ -23,7 +23,12 @@ class Stepper(nn.Module):
         super().__init__()
         self.codec, self.denoiser, self.pixels = codec, sampler.denoiser, pixels
         self._sampler = [sampler]  # in a list: it is no module
-        self._dtype = dtype
+        self.dtype = dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        return self.denoiser.to_clean.weight.device
 
     @property
     def sampler(self) -> Sampler:
@@ -46,7 +51,7 @@ class Stepper(nn.Module):
         sight = self._look(state, actions)
         latents, prediction = self.sampler.advance(state, actions, noise, shown_noise, sight)
         known = None if sight is None else sight.warped[:, finished].flatten(0, 1)
-        pixels = self.codec.decode(latents.flatten(0, 1).to(self._dtype), known).float()
+        pixels = self.codec.decode(latents.flatten(0, 1).to(self.dtype), known).float()
         frames = to_frames(pixels).unflatten(0, tuple(latents.shape[:2]))
         if sight is not None:
             self._remember(state, frames, sight[finished])

@@ -44,6 +44,7 @@ class Window:
         before, after = _read_levels("before", self.before), _read_levels("after", self.after)
         object.__setattr__(self, "before", before)
         object.__setattr__(self, "after", after)
+
         size, stride = len(before), self.stride
         if not 1 <= size <= MAX_SIZE or len(after) != size:
             raise WindowError(
@@ -52,6 +53,7 @@ class Window:
             )
         if isinstance(stride, bool) or not isinstance(stride, int) or not 1 <= stride <= size:
             raise WindowError(f"stride must be from 1 to the {size} frames in flight; got {stride!r}")
+
         for name, levels in (("before", before), ("after", after)):
             for j, level in enumerate(levels):
                 if not 0.0 <= level <= 1.0:
@@ -61,12 +63,14 @@ class Window:
                         f"monotonicity is broken at frame {j}: {name}[{j}] = {level} is below {name}[{j - 1}] = "
                         f"{levels[j - 1]}; a later frame must be as noisy or noisier"
                     )
+
         for j in range(size - stride):
             if after[j + stride] != before[j]:
                 raise WindowError(
                     f"circularity is broken at frame {j + stride}: after[{j + stride}] = {after[j + stride]} must "
                     f"equal before[{j}] = {before[j]}, the level it has {stride} further on; give equal numbers"
                 )
+
         ends = [(f"after[{j}]", j, after[j], "0 (clean)") for j in range(stride) if after[j] != 0.0]
         ends += [(f"before[{j}]", j, before[j], "1 (noise)") for j in range(size - stride, size) if before[j] != 1.0]
         for name, j, level, wanted in ends:

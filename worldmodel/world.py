@@ -18,11 +18,11 @@ from worldmodel.denoiser import Denoiser
 from worldmodel.devices import has_fast_bfloat16, pick_device
 from worldmodel.errors import ActionError, CheckpointError, CompileError, ConfigError, ShapeError, WindowError
 from worldmodel.frames import to_frames, to_pixels
-from worldmodel.memory.camera import POSE_SIZE
 from worldmodel.memory.depth import DepthNet
 from worldmodel.memory.pixels import PixelMemory, PixelState
+from worldmodel.odometry import POSE_SIZE
 from worldmodel.sampler import Sampler, SamplerConfig, Sight
-from worldmodel.state import Step, WorldState
+from worldmodel.state import DreamState, Step, WorldState
 from worldmodel.step import Stepper
 from worldmodel.windows import Window, next_frame_window
 
@@ -75,32 +75,73 @@ class WorldModel:
             denoiser.config.latent_size,
         ):
             raise ShapeError(f"codec {codec.config} and denoiser {denoiser.config} disagree on latents")
+
         self.info = dict(info or {})
         self.device = pick_device(device) if isinstance(device, str) else device
         if dtype is None:
             dtype = torch.bfloat16 if has_fast_bfloat16(self.device) else torch.float32
         self.dtype = dtype
+
         own = copy.deepcopy(codec).to(self.device, dtype)
         self.codec = own.to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload]  # not in its stubs
         self.denoiser = copy.deepcopy(denoiser).to(self.device, dtype).eval()
-        self.config = SamplerConfig(
+
+        config = SamplerConfig(
             num_steps=self.info.get("num_steps", DEFAULT_STEPS) if num_steps is None else num_steps,
             context_level=self.info.get("context_level", 0.05) if context_level is None else context_level,
             level_shift=self.info.get("level_shift", DEFAULT_SHIFT) if level_shift is None else level_shift,
             num_init_steps=SamplerConfig.num_init_steps if num_init_steps is None else num_init_steps,
         )
+
         self.window = next_frame_window() if window is None else window
         if self.window.stride != 1:
             raise WindowError(
                 f"a world makes one frame a step; got a window of stride {self.window.stride}: use a schedule of "
                 "stride 1, or WorldModel.rollout"
             )
+
         self.pixels = self._make_pixels(depth)
-        self.sampler = Sampler(self.denoiser, self.window, self.config, memory_frames)
+        self.source: Path | None = None  # the bundle it was loaded from
+        self._set_up(config, memory_frames)
+
+    def _set_up(self, config: SamplerConfig, memory_frames: int | None) -> None:
+        """Make what samples, with the networks that are there, uncompiled.
+
+        Raises:
+            ConfigError: `memory_frames` is below 1 or more than the denoiser can see.
+        """
+        self.config = config
+        self.sampler = Sampler(self.denoiser, self.window, config, memory_frames)
         self.stepper = Stepper(self.codec, self.sampler, self.pixels, self.dtype)
         self.memory_frames = self.sampler.memory_frames
-        self.source: Path | None = None  # the bundle it was loaded from
         self.compiled: CompiledStep | None = None  # takes the steps it fits, see `compile`
+
+    def with_settings(
+        self,
+        *,
+        num_steps: int | None = None,
+        memory_frames: int | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> "WorldModel":
+        """Return the same world with other settings, uncompiled; this one stays as it is.
+
+        The weights are shared; only another number format takes copies of them.
+
+        Args:
+            num_steps: denoising steps in an auto-regressive step; None: as here.
+            memory_frames: frames remembered through their summaries; None: as here.
+            dtype: number format of the networks; None: as here.
+
+        Raises:
+            ConfigError: a setting is out of range.
+        """
+        other = copy.copy(self)
+        if dtype is not None and dtype != self.dtype:
+            other.dtype = dtype
+            other.codec, other.denoiser = (copy.deepcopy(part).to(dtype) for part in (self.codec, self.denoiser))
+        config = self.config if num_steps is None else dataclasses.replace(self.config, num_steps=num_steps)
+        other._set_up(config, self.memory_frames if memory_frames is None else memory_frames)
+        return other
 
     def _make_pixels(self, depth: DepthNet | None) -> PixelMemory | None:
         """Return the memory of pixels that the denoiser was trained with, if it was.
@@ -169,7 +210,11 @@ class WorldModel:
         Raises:
             CompileError: with `wait`, if the step cannot be compiled.
         """
-        compiler = BackgroundCompiler(self, batch)
+
+        def take(compiled: CompiledStep) -> None:
+            self.compiled = compiled
+
+        compiler = BackgroundCompiler(self.stepper, batch, self.source, self.begin_gray, take)
         compiler.start(cached_only=cached_only, is_wanted=wait)
         try:
             while wait and on_wait is not None and not compiler.is_over:
@@ -181,6 +226,13 @@ class WorldModel:
         if wait and not compiler.wait():
             raise CompileError(compiler.note)
         return compiler
+
+    def begin_gray(self, batch: int) -> DreamState:
+        """Return gray dreams of a context long enough to fill all parts of a state: what a step is tried on."""
+        size, overlap = self.codec.config.image_size, max(1, self.window.num_clean)
+        context = overlap + 2 * self.window.stride + 2
+        frames = torch.full((batch, context, size, size, 3), 128, dtype=torch.uint8)
+        return self.reset(frames, torch.zeros(batch, context - 1, dtype=torch.int64), list(range(batch))).dream
 
     @property
     def num_actions(self) -> int:
@@ -266,18 +318,21 @@ class WorldModel:
                 f"ahead must be ({batch}, {lag}), an action into each frame begun before the first step; got "
                 f"{tuple(ahead.shape)}"
             )
+
         overlap = sampler.window.num_clean
         if known < overlap:
             raise ShapeError(
                 f"a context of {known} frames is shorter than the {overlap} clean frames that this schedule takes from "
                 f"it: give at least {overlap} frames, or a schedule with a smaller overlap"
             )
+
         none = torch.full((batch, 1), self.num_actions, device=self.device, dtype=torch.int64)
         into = torch.cat([none, self._check_actions(actions)], 1)
         generators = [torch.Generator().manual_seed(int(seed)) for seed in seeds]
         noise = self._noise(generators, known)
         flight_actions = self._check_actions(ahead) if lag else None
         flight_noise = self._noise(generators, 2 * lag) if lag else None
+
         latents = self.encode(frames)
         pixels = sight = None
         if self.pixels is not None:

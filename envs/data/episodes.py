@@ -298,6 +298,7 @@ def open_shards(
     if not paths:
         state = "holds no episode shards (*.h5)" if folder.is_dir() else "is not a folder"
         raise DataError(f"{folder} {state}; record some first: {RECORD_COMMAND.replace('DIR', str(folder))}")
+
     shards = []
     for path in paths:
         try:
@@ -306,8 +307,10 @@ def open_shards(
             if strict:
                 raise
             warnings.warn(f"skipped: {error}", stacklevel=2)
+
     if not shards:
         raise DataError(f"none of the {len(paths)} shards in {folder} can be read; first {paths[0]}: record again")
+
     image_size = image_size or shards[0].image_size
     num_actions = num_actions or len(shards[0].action_names)
     for shard in shards:
@@ -321,6 +324,7 @@ def open_shards(
                 f"{shard.path} has {len(shard.action_names)} actions {list(shard.action_names)}; expected {num_actions}"
                 f" like {list(shards[0].action_names)}: keep recordings of different action sets in different folders"
             )
+
     chosen = [shard for shard in shards if split in (None, shard.split)]
     if not chosen:
         raise DataError(f"{folder} has no {split!r} shards among {len(shards)}: record with another --test-fraction")

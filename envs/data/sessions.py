@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 import h5py
 import numpy as np
 
-from envs.data.episodes import EpisodeInfo, read_episode, read_shard, shard_header
+from envs.data.episodes import SPLITS, EpisodeInfo, read_episode, read_shard, shard_header
 from envs.data.journal import Journal, is_being_written, read_journal
 from envs.fields import CORE_FIELDS, Field
 from worldmodel.errors import ConfigError, DataError, StorageError
@@ -200,12 +200,27 @@ class SessionWriter:
         path: of the file to be, ending in .h5; the journal lies beside it until `close`.
         info: what is played.
         fields: what the world records beside `CORE_FIELDS`, of frames or steps in a few numbers, or of the episode.
+        split: "train", or "test" for a scene that no training may see.
+        policy: who plays.
+        clock: seconds; only differences count.
 
     Raises:
-        ConfigError: the name does not end in .h5. StorageError: the folder cannot be written, or the file is there.
+        ConfigError: the name does not end in .h5, or the split is not accepted.
+        StorageError: the folder cannot be written, or the file is there.
     """
 
-    def __init__(self, path: Path, info: SessionInfo, fields: Mapping[str, Field] | None = None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        info: SessionInfo,
+        fields: Mapping[str, Field] | None = None,
+        *,
+        split: str = "train",
+        policy: str = POLICY,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        if split not in SPLITS:
+            raise ConfigError(f"split must be one of {SPLITS}; got {split!r}")
         if path.suffix.lower() != SUFFIX:
             raise ConfigError(f"session file {str(path)!r} must end in {SUFFIX}; give a name such as walk{SUFFIX}")
         if path.exists():
@@ -213,12 +228,13 @@ class SessionWriter:
         self.path = path
         self.num_steps = 0
         self._journal = Journal(path.with_suffix(JOURNAL_SUFFIX))
-        self._start_s = time.monotonic()
+        self._clock, self._start_s = clock, clock()
         self._episode = -1
         self._frame = 0
         self._next_mark = 1
         declared = {name: list(field) for name, field in (fields or {}).items()}
-        self._journal.append({"kind": "session", "info": dataclasses.asdict(info), "fields": declared})
+        said = {"info": dataclasses.asdict(info), "fields": declared, "split": split, "policy": policy}
+        self._journal.append({"kind": "session"} | said)
 
     @property
     def place(self) -> Place:
@@ -314,7 +330,7 @@ class SessionWriter:
         return finish(self._journal.path, report)
 
     def _now_s(self) -> float:
-        return round(time.monotonic() - self._start_s, 4)
+        return round(self._clock() - self._start_s, 4)
 
 
 def _plain(values: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -505,6 +521,7 @@ def _convert(journal: Path, report: Callable[[float], None]) -> bytes | None:
     if first.get("kind") != "session":
         return None
     info, declared = first["info"], {name: Field(*row) for name, row in first["fields"].items()}
+    policy = first.get("policy", POLICY)
     fields = CORE_FIELDS | declared | SESSION_FIELDS
     said: dict[str, Any] = {"info": info, "marks": [], "revisits": [], "notes": []}
     num_kept, dropped = 0, set()
@@ -512,8 +529,10 @@ def _convert(journal: Path, report: Callable[[float], None]) -> bytes | None:
     with h5py.File(journal.name, "w", driver="core", backing_store=False) as file:
         names = info["action_names"]
         settings = {"source": info["source"]} | info["settings"]
-        file.attrs.update(shard_header(info["world"], names, info["image_size"], settings, "train", fields))
+        split = first.get("split", "train")
+        file.attrs.update(shard_header(info["world"], names, info["image_size"], settings, split, fields))
         for number, stretch in enumerate(_stretches(records, file, fields, info["image_size"], said)):
+            stretch.group.attrs["policy"] = policy
             if stretch.close():
                 num_kept += 1
             else:
@@ -545,7 +564,6 @@ def _stretches(
             group = file.create_group(f"episode_{number:05d}")
             start = record["start"]
             group.attrs.update({name: int(start.get(name, 0)) for name in ("seed", "scene_seed")})
-            group.attrs["policy"] = POLICY
             group.attrs["origin"] = json.dumps({"parent": record["parent"], "start": start})
             stretch, number = _Stretch(group, fields, size), number + 1
             stretch.add_frame(payload, record["pictures"])

@@ -17,10 +17,10 @@ from tqdm import tqdm
 
 from envs.data.episodes import read_episode
 from envs.data.sessions import Place, Session
+from envs.data.video import VideoTrack
 from envs.player.interrupts import held
 from envs.player.session import Bar, View, psnr
 from envs.player.side_by_side import compose
-from envs.player.video import VideoTrack
 from worldmodel.errors import CheckpointError, ConfigError, DataError
 
 if TYPE_CHECKING:

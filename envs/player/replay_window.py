@@ -9,8 +9,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import ClassVar
 
+import pygame  # noqa: TID253
+
 from envs.player.replay_worker import ReplayWorker
-from envs.player.window import Window, pygame
+from envs.player.window import Window  # checks that pygame is there
 
 HELP = (
     ("P / Space", "pause, play"),

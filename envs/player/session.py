@@ -21,8 +21,9 @@ import numpy as np
 from tqdm import tqdm
 
 from envs.actions import ActionSet
+from envs.data.video import VideoTrack
+from envs.fields import POSE, Field
 from envs.player.timeline import Timeline
-from envs.player.video import VideoTrack
 from worldmodel.errors import SeedError, StateError, WorldModelError
 
 if TYPE_CHECKING:
@@ -177,6 +178,11 @@ class PlaySession:
         return None if device is None else str(device)
 
     @property
+    def faults(self) -> tuple[str, ...]:
+        """What is known against the world that is played, a sentence each."""
+        return tuple(getattr(self.env, "faults", ()))
+
+    @property
     def is_recording(self) -> bool:
         """A video is open and takes every further frame."""
         return self._video.is_open
@@ -328,8 +334,7 @@ class PlaySession:
             started=datetime.now(UTC).isoformat(timespec="seconds"),
             **identity,
         )
-        names = self._field_names("frame", "step", "episode")
-        fields = {} if self._world is None else {name: self._world.fields[name] for name in names}
+        fields = {name: self._fields[name] for name in self._field_names("frame", "step", "episode")}
         self._writer = SessionWriter(Path(path), info, fields)
         try:
             self._begin_episode(self._writer, None)
@@ -440,14 +445,21 @@ class PlaySession:
 
     def _field_names(self, *axes: str) -> list[str]:
         """Return the fields of the world that a session holds; depth costs more than all else."""
-        if self._world is None:
-            return []
-        return [name for name, field in self._world.fields.items() if field.axis in axes and name != "depth"]
+        return [name for name, field in self._fields.items() if field.axis in axes and name != "depth"]
+
+    @property
+    def _fields(self) -> Mapping[str, Field]:
+        """What can be recorded beside frames: of the real world what it declares, of a dream its own pose."""
+        if self._world is not None:
+            return self._world.fields
+        return {} if getattr(self.env, "pose", None) is None else {"pose": POSE}
 
     def _world_values(self, *axes: str) -> Mapping[str, Any]:
-        if self._world is None or self._writer is None:
+        if self._writer is None:
             return {}
         wanted: Collection[str] = self._field_names(*axes)
+        if self._world is None:
+            return {name: getattr(self.env, name) for name in wanted}
         return self._world.observe(self.env, self._info, wanted)  # type: ignore[arg-type]
 
     def _show_marks(self) -> None:

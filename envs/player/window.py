@@ -198,20 +198,22 @@ class Window(Generic[W]):
         screen, worker, hud = pygame.display.get_surface(), self.worker, self._hud
         if screen is None or hud is None:
             return
+
         view, notes = worker.view, self.notes
         if view is None:
             share, text = worker.progress
             hud.draw_loading(screen, share, text, time.monotonic() - self._start_s)
             pygame.display.flip()
             return
-        recorded = [
-            name for name, is_open in (("REC", worker.is_recording), ("SESSION", worker.is_session_open)) if is_open
-        ]
+
+        open_files = {"REC": worker.is_recording, "SESSION": worker.is_session_open}
+        recorded = [name for name, is_open in open_files.items() if is_open]
         switches = (self.is_smooth, self.is_help_shown, self.is_hud_shown, tuple(recorded))
         state = (view, screen.get_size(), tuple(notes), switches)
         if state == self._drawn:
             return
         self._drawn = state
+
         height, width = view.frame.shape[:2]
         if not self._is_sized:
             screen = self._fit_window(screen, (width, height))
@@ -220,6 +222,7 @@ class Window(Generic[W]):
         size = fit((width, height), screen.get_size(), is_whole=not self.is_smooth)
         scaled = (pygame.transform.smoothscale if self.is_smooth else pygame.transform.scale)(picture, size)
         screen.blit(scaled, ((screen.get_width() - size[0]) // 2, (screen.get_height() - size[1]) // 2))
+
         if self.is_hud_shown:
             hud.draw_counters(screen, view, worker.rate_fps, worker.device)
         if view.bar is not None:

@@ -1,10 +1,9 @@
-"""The thread in which a world loads and dreams, so that a window stays alive whatever the model does.
+"""The thread in which a world loads and dreams, so that a window or a server stays alive whatever the model does.
 
-Owns: loading in the background, steady pacing, held and tapped keys on their way to an action, orders from the window
+Owns: loading in the background, steady pacing, held and tapped keys on their way to an action, orders from the player
 (reset, pause, rewind, marks, recordings, speed).
-Does not know pygame. Everything that touches the environment runs in this one thread (an OpenGL context belongs to the
-thread that made it); a window only reads the public
-attributes, each replaced whole.
+Does not know pygame or the web. Everything that touches the environment runs in this one thread (an OpenGL context
+belongs to the thread that made it); who shows it only reads the public attributes, each replaced whole.
 """
 
 from __future__ import annotations
@@ -92,6 +91,9 @@ class Worker(Generic[S]):
         make_session: called in the thread with a `Report`; makes the session.
         video_path: record to this file from the first frame on; None records nothing.
         video_scale: video pixels per frame pixel; None as in `VideoTrack.start`.
+
+    Attributes:
+        on_change: called in the thread when there may be something new to show; must return at once and not raise.
     """
 
     def __init__(
@@ -110,6 +112,7 @@ class Worker(Generic[S]):
         self.is_recording = False
         self.is_session_open = False
         self.speed = 1.0
+        self.on_change: Callable[[], None] = lambda: None
         self._make_session = make_session
         self._video_path = video_path
         self._video_scale = video_scale
@@ -164,6 +167,7 @@ class Worker(Generic[S]):
             self.device = session.device
             self.view = session.view
             self._tell_engine()
+            self.on_change()
             self._play(session)
         except _Stopped:
             pass
@@ -171,6 +175,7 @@ class Worker(Generic[S]):
             self.error = error
         finally:
             self._close(session)
+            self.on_change()
 
     def _begin(self, session: S) -> None:
         """Do what is to be done before the first frame is shown."""
@@ -186,11 +191,13 @@ class Worker(Generic[S]):
             order = self._next_order(wait_s)
             if order is not None:
                 order(session)
+                self.on_change()
                 continue
             period_s, start_s = 1.0 / (session.fps * self.speed), time.perf_counter()
             # A little lateness is caught up with, for a steady rate; more than a period (a pause, a slow step) is not.
             due_s = (due_s if start_s - due_s < period_s else start_s) + period_s
             self._advance(session)
+            self.on_change()
 
     def _show(self, session: S, move: Callable[[], View]) -> None:
         """Show where a step or a jump leads, also when only a recording failed."""
@@ -243,6 +250,7 @@ class Worker(Generic[S]):
         if self._is_stopping.is_set():
             raise _Stopped
         self.progress = Progress(share, text)
+        self.on_change()
 
     def _close(self, session: S | None) -> None:
         try:
@@ -260,6 +268,7 @@ class WorldWorker(Worker[PlaySession]):
         session_path: record a session to this file from the first frame on; None records none.
 
     Attributes:
+        finished_session: the session file that was finished last, or None.
         bindings: pairs of a key and the control it stands for in the world that is played; none while it loads.
     """
 
@@ -272,6 +281,7 @@ class WorldWorker(Worker[PlaySession]):
     ) -> None:
         super().__init__(make_session, video_path, video_scale)
         self.is_rewinding = False
+        self.finished_session: Path | None = None
         self._session_path = session_path
         self._rewound_steps = 0
         self._resets_wanted = 0
@@ -358,6 +368,8 @@ class WorldWorker(Worker[PlaySession]):
         if self._session_path is not None:
             session.start_session(self._session_path)
             self.is_session_open = True
+        if session.faults:
+            self.say(f"a poor world: {session.faults[0]}")
         self.bindings = session.action_set.keys
         self._take_keys()  # A key tapped while loading is not meant for the first frame.
 
@@ -427,6 +439,7 @@ class WorldWorker(Worker[PlaySession]):
         try:
             if session.is_session_open:
                 made = session.stop_session(lambda share: self.say(f"saving the session: {share:.0%}"))
+                self.finished_session = made or self.finished_session
                 saved = "" if made is None else f"session saved: {made.resolve()}"
                 self.say(saved or "nothing was played: no session kept")
             else:

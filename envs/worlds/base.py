@@ -149,6 +149,29 @@ class Targets(Protocol):
         ...
 
 
+class Floor(Protocol):
+    """Where a walker can go in a scene: places, and ways that lead from each to the next along one axis of poses.
+
+    Attributes:
+        places: float64 (N, 2), x and y.
+        here: the number of the place where the walker is.
+    """
+
+    places: np.ndarray
+    here: int
+
+    def find_way(self, start: int, goal: int, avoid: Collection[int], rng: np.random.Generator) -> list[int]:
+        """Return the places of a shortest way, both ends included; empty where there is none.
+
+        Args:
+            start: where it begins.
+            goal: where it ends.
+            avoid: places not to pass, other than the ends.
+            rng: chooses among ways of equal length.
+        """
+        ...
+
+
 class HeldActions:
     """Plays any world: draws an action, holds it for a while, and draws again."""
 
@@ -238,6 +261,14 @@ class World:
             num_steps: for so long.
         """
         return np.ones(len(frames), bool)
+
+    def floor(self, info: Mapping[str, Any]) -> Floor:
+        """Return where a walker can go without changing the scene, by the `info` of the last reset or step.
+
+        Raises:
+            DataError: the world does not tell.
+        """
+        raise DataError(f"the world {self.name} does not tell where a walker can go (World.floor)")
 
     def revisit(self, episode: EpisodeInfo) -> Revisit:
         """Return the real scene of a recorded episode, for all episodes recorded with its settings.

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from envs.worlds.labmaze.spec import ACTIONS as LABMAZE_ACTIONS
+from envs.worlds.labmaze.constants import ACTIONS as LABMAZE_ACTIONS
 from worldmodel.errors import ActionError
 
 

@@ -20,7 +20,7 @@ from gymnasium.utils.env_checker import check_env
 from safetensors.torch import save
 
 from envs.dream import DreamEnv
-from envs.worlds.labmaze.spec import ACTIONS as LABMAZE_ACTIONS
+from envs.worlds.labmaze.constants import ACTIONS as LABMAZE_ACTIONS
 from worldmodel.checkpoint import save_bundle
 from worldmodel.denoiser import Denoiser
 from worldmodel.errors import ActionError, CheckpointError, ConfigError, DeviceError, SeedError, ShapeError, StateError

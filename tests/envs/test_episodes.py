@@ -12,7 +12,7 @@ import pytest
 
 from envs.data.episodes import ALIGNMENT, ShardWriter, open_shards, read_episode, read_shard
 from envs.fields import CORE_FIELDS, Field
-from envs.worlds.labmaze.spec import ACTIONS as LABMAZE_ACTIONS
+from envs.worlds.labmaze.constants import ACTIONS as LABMAZE_ACTIONS
 from envs.worlds.labmaze.spec import LabMaze
 from worldmodel.errors import ConfigError, DataError, ShapeError, StateError, StorageError
 
@@ -242,6 +242,7 @@ def test_a_shard_holds_what_its_world_declares_and_nothing_else(tmp_path: Path) 
         "gear": np.arange(steps).astype(np.uint8),
         "map": np.ones((2, 3, 4), np.int16),
     }
+
     given: dict[str, Any] = {"world": "Cars", "image_size": 16, "settings": {}, "split": "train", "fields": fields}
     with ShardWriter(tmp_path / "a.h5", action_names=["go"] * 300, action_dtype="uint16", **given) as writer:
         with pytest.raises(ShapeError, match="actions must be uint16"):
@@ -250,6 +251,7 @@ def test_a_shard_holds_what_its_world_declares_and_nothing_else(tmp_path: Path) 
         with pytest.raises(ShapeError, match=r"unknown: \['pose'\]"):
             writer.write(core | {"pose": make_arrays()["pose"]}, seed=0, scene_seed=5, policy="test")
         writer.write(core | extra, seed=0, scene_seed=5, policy="test")
+
     shard = read_shard(tmp_path / "a.h5")
     assert shard.fields == CORE_FIELDS | fields | {"actions": Field("uint16", "step", 1, True)}
     found = read_episode(shard.episodes[0], 1, 4, fields=("actions", *extra))
@@ -257,6 +259,7 @@ def test_a_shard_holds_what_its_world_declares_and_nothing_else(tmp_path: Path) 
     np.testing.assert_array_equal(found["speed"], extra["speed"][1:4])
     np.testing.assert_array_equal(found["gear"], extra["gear"][1:3])
     np.testing.assert_array_equal(found["map"], extra["map"])
+
     for dtype in ("int8", "float32"):
         with pytest.raises(ConfigError, match="unsigned"):
             ShardWriter(tmp_path / "b.h5", action_names=["go"], action_dtype=dtype, **given)

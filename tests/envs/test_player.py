@@ -17,11 +17,11 @@ import numpy as np
 import pytest
 
 import play
+from envs.data.video import VideoWriter
 from envs.player.headless import parse_actions, run_headless
 from envs.player.session import PlaySession
-from envs.player.video import VideoWriter
 from envs.player.worker import Report, WorldWorker
-from envs.worlds.labmaze.spec import ACTIONS as LABMAZE_ACTIONS
+from envs.worlds.labmaze.constants import ACTIONS as LABMAZE_ACTIONS
 from tests.stub_play import NAMES, StubEnv, key
 from worldmodel.errors import (
     ActionError,

@@ -270,3 +270,22 @@ def test_revisits_that_point_outside_are_refused(tmp_path: Path) -> None:
         journal.close()
         with pytest.raises(DataError, match="has no frame|does not lie on the way|has no episode"):
             read_session(tmp_path / f"{name}.journal")
+
+
+def test_a_session_of_a_test_scene_is_kept_from_training_and_the_clock_is_given(tmp_path: Path) -> None:
+    def record(path: Path) -> bytes:
+        frame, frames = 0, make_frames(9)
+        writer = SessionWriter(path, INFO, split="test", policy="loop", clock=lambda: frame / 10)
+        writer.begin(frames[0], start={})
+        for frame in range(1, 9):
+            writer.add(0, frames[frame], 0.0, False, False)
+        writer.close()
+        return path.read_bytes()
+
+    assert record(tmp_path / "a.h5") == record(tmp_path / "b.h5")
+    session = read_session(tmp_path / "a.h5")
+    assert session.episodes[0].policy == "loop" and [s.split for s in open_shards(tmp_path)] == ["test", "test"]
+    times = read_episode(session.episodes[0], fields=("time_s",))["time_s"]
+    np.testing.assert_allclose(times, np.arange(9) / 10)
+    with pytest.raises(ConfigError, match="split must be one of"):
+        SessionWriter(tmp_path / "c.h5", INFO, split="held")

@@ -8,7 +8,7 @@ import av
 import numpy as np
 import pytest
 
-from envs.player.video import VideoWriter
+from envs.data.video import VideoWriter
 from worldmodel.errors import ConfigError, MissingPackageError, ShapeError, StateError, StorageError
 
 
@@ -134,7 +134,7 @@ def test_full_disk(tmp_path: Path, num_frames: int) -> None:
     """A limit on the size of files stands for the full disk; it must not be set in the process of the tests."""
     program = (
         "import resource, sys, numpy as np\n"
-        "from envs.player.video import VideoWriter\n"
+        "from envs.data.video import VideoWriter\n"
         "from worldmodel.errors import StorageError\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (8000, -1))\n"
         "noise = np.random.default_rng(0)\n"

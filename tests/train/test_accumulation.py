@@ -1,6 +1,7 @@
-"""Error accumulation: distances on distributions whose distance is known, segments that add up, and the program."""
+"""Error accumulation: distances on distributions whose distance is known, segments that add up, and the measure."""
 
 import dataclasses
+import importlib.util
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -9,7 +10,12 @@ from typing import Any
 import pytest
 import torch
 
-from train.accumulation import SCHEDULES, AccumulationOptions, measure_accumulation, read_schedule
+from envs.data.episodes import open_shards
+from envs.worlds.labmaze.spec import LabMaze
+from train.data.clips import list_episodes
+from train.evaluate import evaluate_world, read_measures
+from train.measures.accumulation import Accumulation, AccumulationOptions, measure_accumulation, read_schedule
+from train.measures.base import Bench
 from train.reports.accumulation import UNRELATED
 from worldmodel.analysis.accumulation import compare_frames, measure_decay, segments
 from worldmodel.analysis.distances import (
@@ -20,7 +26,7 @@ from worldmodel.analysis.distances import (
     random_projection,
 )
 from worldmodel.analysis.metrics import MAX_PSNR, squared_error
-from worldmodel.errors import ConfigError, DataError, SeedError, ShapeError, WindowError
+from worldmodel.errors import ConfigError, DataError, MissingPackageError, ShapeError, WindowError
 from worldmodel.windows import parse_schedule
 from worldmodel.world import WorldModel
 
@@ -156,21 +162,22 @@ def test_a_number_of_steps_stands_behind_the_schedule() -> None:
     assert (read_schedule("next@4").name, read_schedule("next@4").num_steps) == ("next@4", 4)
     assert read_schedule("rolling:4:3").num_steps == 3
     assert read_schedule("outpaint:8:4").num_steps is None
-    assert len({read_schedule(text).name for text in SCHEDULES}) >= 8
+    assert len(AccumulationOptions().read_schedules()) >= 8
     for text in ("next@0", "next@", "next@x", "next@1001", "next@2@3"):
         with pytest.raises(WindowError, match="denoising steps, 1 to 1000"):
             read_schedule(text)
 
 
-def test_options_are_checked(tmp_path: Path) -> None:
-    given: dict[str, Any] = {"checkpoint": "w", "data": tmp_path, "out": tmp_path}
-    for name, value in (("cases", 1), ("context", 1), ("clips", 0), ("long_cases", 1), ("frames", 0)):
+def test_options_are_checked() -> None:
+    wrong = {"cases": 1, "context": 1, "clips": 0, "long_cases": 1, "frames": 0, "feature_size": 8, "feature_dims": 0}
+    for name, value in [*wrong.items(), ("feature_every", 0), ("feature_every", 17)]:
         with pytest.raises(ConfigError, match=name):
-            AccumulationOptions(**given, **{name: value})
-    with pytest.raises(ConfigError, match="different ones; got next next"):
-        AccumulationOptions(**given, schedules=("next", "next"))
-    with pytest.raises(SeedError, match="-1"):
-        AccumulationOptions(**given, seed=-1)
+            AccumulationOptions(**{name: value})
+    with pytest.raises(ConfigError, match="different ones; got next, next"):
+        AccumulationOptions(schedules="next,next")
+    for text in ("next,sideways", ""):
+        with pytest.raises(WindowError, match="is not understood"):
+            AccumulationOptions(schedules=text)
 
 
 @pytest.fixture(scope="module")
@@ -181,63 +188,80 @@ def data(tmp_path_factory: pytest.TempPathFactory, shard_writer: Callable[..., N
 
 
 @pytest.fixture
-def options(bundle: Path, data: Path, tmp_path: Path) -> AccumulationOptions:
-    return AccumulationOptions(
-        checkpoint=str(bundle),
-        data=data,
-        out=tmp_path / "report",
-        schedules=("next@1", "fifo:2", "outpaint:4:2"),
-        cases=2,
-        clips=3,
-        context=4,
-        frames=18,
-        long_cases=2,
-        feature_dims=3,
-    )
+def bench(bundle: Path, data: Path, tmp_path: Path) -> Bench:
+    episodes = list_episodes(open_shards(data, "test"))
+    return Bench(WorldModel.load(bundle, device="cpu"), LabMaze(), episodes, data, tmp_path, batch_size=16)
 
 
-def test_program_measures_predicts_and_reports(options: AccumulationOptions) -> None:
-    model = WorldModel.load(options.checkpoint, device="cpu")
-    report = measure_accumulation(model, options, extractor, "the command")
-    kept = json.loads((options.out / "report.json").read_text())
-    assert kept["correlation"] == report["correlation"]
-    assert kept["command"] == "the command"
-    assert {*options.schedules, UNRELATED, "last frame held", "codec alone"} == {*kept["measured"]}
-    assert {*options.schedules} == {*kept["predicted"]}
-    assert kept["measured_long"]["next@1"]["segments"][-1]["frames"] == [33, 37]  # the longest episode less the context
-    assert kept["correlation"]["headline"]["schedules"] == 3
-    assert -1 <= kept["correlation"]["headline"]["rho"] <= 1
-    assert kept["correlation"]["parts"]["distance"].keys() >= {"mse 1-16", "fd_lite0 17-18", "decay_db"}
-    assert all(entry["noise_initialization"] == 0 for entry in kept["predicted"].values())
-    text = (options.out / "report.md").read_text()
+OPTIONS = AccumulationOptions(
+    schedules="next@1,fifo:2,outpaint:4:2",
+    cases=2,
+    clips=3,
+    context=4,
+    frames=18,
+    long_cases=2,
+    features=False,
+    feature_dims=3,
+)
+
+
+def test_it_measures_predicts_and_reports(bench: Bench) -> None:
+    counted: list[int] = []
+    found = measure_accumulation(dataclasses.replace(bench, on_frames=counted.append), OPTIONS, extractor)
+    names = [schedule.name for schedule in OPTIONS.read_schedules()]
+    assert {*names, UNRELATED, "last frame held", "codec alone"} == {*found["measured"]}
+    assert names == list(found["predicted"])
+    assert found["measured_long"]["next@1"]["segments"][-1]["frames"] == [33, 37]  # the longest less the context
+    assert found["correlation"]["headline"]["schedules"] == 3
+    assert -1 <= found["correlation"]["headline"]["rho"] <= 1
+    assert found["correlation"]["parts"]["distance"].keys() >= {"mse 1-16", "fd_lite0 17-18", "decay_db"}
+    assert all(entry["noise_initialization"] == 0 for entry in found["predicted"].values())
+    assert json.loads(json.dumps(found)) == found
+    text = "\n".join(Accumulation().lines(found))
     assert "outpaint:4:2" in text and "not LPIPS" in text and "16 frames in 3 dimensions" in text
     for name in ("segments.png", "prediction.png"):
-        assert (options.out / name).read_bytes().startswith(b"\x89PNG")
+        assert (bench.out / name).read_bytes().startswith(b"\x89PNG")
+    assert sum(counted) == 3 * (3 + 2 * 18 + 37)  # clips, frames, and the only piece that is as long as asked
+    assert Accumulation().num_frames(bench, OPTIONS) == 3 * (3 + 2 * 18 + 2 * 37)
 
 
-def test_program_without_features_and_with_one_schedule(options: AccumulationOptions) -> None:
-    model = WorldModel.load(options.checkpoint, device="cpu")
-    plan = dataclasses.replace(options, schedules=("next",), long_cases=0, frames=4)
-    report = measure_accumulation(model, plan)
-    assert report["correlation"]["headline"] is None
-    assert "perceptual" not in report["measured"]["next"]["segments"][0]
-    assert "measured_long" not in report
+def test_it_is_taken_without_features_and_in_a_rehearsal(bundle: Path, data: Path, tmp_path: Path) -> None:
+    texts = ("accumulation.features=false", "accumulation.context=8")
+    measures = read_measures(("accumulation",), texts, quick=True)
+    assert measures["accumulation"].schedules == "next@1,fifo:4,outpaint:8:4"
+    report = evaluate_world(WorldModel.load(bundle, device="cpu"), tmp_path, measures, data=data)
+    found = report["measures"]["accumulation"]
+    assert "perceptual" not in found["measured"]["next@1"]["segments"][0] and "measured_long" not in found
+    assert found["measured"]["fifo:4"]["num_cases"] == 2 and found["correlation"]["headline"]["schedules"] == 3
+    assert "### 2 rollouts of 16 frames" in (tmp_path / "report.md").read_text()
+    assert (tmp_path / "accumulation" / "segments.png").is_file()
+
+
+def test_one_schedule_is_not_correlated(bench: Bench) -> None:
+    found = measure_accumulation(bench, dataclasses.replace(OPTIONS, schedules="next", long_cases=0, frames=4))
+    assert found["correlation"]["headline"] is None
+    assert "- saturated segments: " in "\n".join(Accumulation().lines(found))
 
 
 @pytest.mark.parametrize(
     ("changes", "error", "says"),
     [
-        ({"schedules": ("next", "fifo:20")}, ConfigError, "fifo:20 dreams 20 frames at once; got frames 18"),
-        ({"schedules": ("fifo:60",), "frames": 60}, DataError, "longest held-out episode has 41 frames"),
-        ({"schedules": ("next", "sideways")}, WindowError, "sideways"),
-        ({"schedules": ("outpaint:8:5",)}, ConfigError, "context"),
+        ({"schedules": "next,fifo:20"}, ConfigError, "fifo:20 dreams 20 frames at once; got frames 18"),
+        ({"schedules": "fifo:60", "frames": 60}, DataError, "longest held-out episode has 41 frames"),
+        ({"schedules": "outpaint:8:5"}, ConfigError, "outpaint:8:5 takes 5 clean frames from the context.* at least 6"),
         ({"frames": 60}, DataError, "64 are needed"),
     ],
 )
-def test_what_does_not_fit_is_refused(
-    options: AccumulationOptions, changes: dict[str, Any], error: type[Exception], says: str
+def test_what_does_not_fit_is_refused_before_anything_is_dreamt(
+    bench: Bench, changes: dict[str, Any], error: type[Exception], says: str
 ) -> None:
-    model = WorldModel.load(options.checkpoint, device="cpu")
-    plan = dataclasses.replace(options, long_cases=0, **changes)
+    Accumulation().check(bench, OPTIONS)
+    plan = dataclasses.replace(OPTIONS, long_cases=0, **changes)
     with pytest.raises(error, match=says):
-        measure_accumulation(model, plan)
+        Accumulation().check(bench, plan)
+
+
+def test_missing_features_are_said_before_anything_is_dreamt(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(MissingPackageError, match=r"accumulation\.features=false"):
+        Accumulation().check(bench, dataclasses.replace(OPTIONS, features=True))

@@ -8,15 +8,15 @@ import pytest
 import torch
 
 import train.data.anchored
-from envs.worlds.labmaze.spec import ACTIONS as LABMAZE_ACTIONS
+from envs.worlds.labmaze.constants import ACTIONS as LABMAZE_ACTIONS
 from tests.box_room import see, walk
 from train.data.anchored import LEAST_KNOWN, DreamPainter, roll_out, stray
-from train.losses.photometric import complete_poses
 from worldmodel.codec import Codec
 from worldmodel.denoiser import Denoiser
+from worldmodel.folded import NUM_FOLDED, share_known, unfold
 from worldmodel.frames import to_pixels
+from worldmodel.memory.camera import complete_poses
 from worldmodel.memory.depth import DepthNet
-from worldmodel.memory.folded import NUM_FOLDED, share_known, unfold
 from worldmodel.memory.pixels import PixelConfig, PixelMemory
 from worldmodel.sampler import SamplerConfig, Sight
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from envs.dream import DreamEnv
-from envs.worlds.labmaze.spec import ACTIONS as LABMAZE_ACTIONS
+from envs.worlds.labmaze.constants import ACTIONS as LABMAZE_ACTIONS
 from envs.worlds.labmaze.spec import LabMaze
 from train.evaluate import evaluate_world
 from train.measures.bold_play import (

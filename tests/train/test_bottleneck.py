@@ -1,5 +1,6 @@
 """Mutual information from denoising errors: exact values on Gaussian processes, then a denoiser's own path."""
 
+import dataclasses
 import json
 import math
 from collections.abc import Callable
@@ -9,16 +10,17 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
+from gaussian_process import gaussian_process_denoise, gaussian_process_errors, gaussian_process_information
 
-from train.bottleneck import BottleneckOptions, measure_bottleneck, run_bottleneck
+from envs.data.episodes import open_shards
+from envs.worlds.labmaze.spec import LabMaze
+from train.data.clips import list_episodes
+from train.evaluate import evaluate_world, read_measures
+from train.measures.base import Bench
+from train.measures.bottleneck import Bottleneck, BottleneckOptions, measure_bottleneck
 from worldmodel.analysis.bottleneck import information_gap, information_weights, level_path, memory_errors
-from worldmodel.analysis.gaussian import (
-    gaussian_process_denoise,
-    gaussian_process_errors,
-    gaussian_process_information,
-)
 from worldmodel.denoiser import Denoiser, Prediction
-from worldmodel.errors import ConfigError, DataError, ShapeError
+from worldmodel.errors import ConfigError, DataError, ShapeError, WindowError
 from worldmodel.inputs import FrameInputs
 from worldmodel.noise import add_noise
 from worldmodel.windows import Window, fifo_window, next_frame_window, outpainting_window, rolling_window
@@ -296,46 +298,66 @@ def test_the_action_into_the_first_frame_can_be_left_out(
     assert not torch.equal(run(known, 7), run(known, None))
 
 
-def test_the_program_writes_report_and_plot(bundle: Path, tmp_path: Path, shard_writer: Callable[..., None]) -> None:
+def test_it_measures_and_plots(bundle: Path, tmp_path: Path, shard_writer: Callable[..., None]) -> None:
     shard_writer(tmp_path / "data" / "test-00000.h5", [18, 14], "test", image_size=32)
-    options = BottleneckOptions(
-        checkpoint=str(bundle), data=tmp_path / "data", out=tmp_path / "out", memory="1,4,12", cases=6, num_levels=4
-    )
-    report = run_bottleneck(options)
-    assert json.loads((tmp_path / "out" / "report.json").read_text()) == report
-    assert report["cases"] == 6 and list(report["memory"]) == ["0", "1", "4", "12"]
-    assert report["memory"]["0"]["gained"] == 0.0 == report["memory"]["12"]["lost"]
-    for entry in report["memory"].values():
-        assert entry["gained"] + entry["lost"] == pytest.approx(report["memory"]["12"]["gained"], abs=1e-3)
+    model, counted = WorldModel.load(bundle, device="cpu"), list[int]()
+    options = BottleneckOptions(memory="1,4,12", cases=6, num_levels=4)
+    episodes = list_episodes(open_shards(tmp_path / "data", "test"))
+    bench = Bench(model, LabMaze(), episodes, tmp_path / "data", tmp_path / "out", 4, on_frames=counted.append)
+    found = Bottleneck().run(bench, options)
+    assert json.loads(json.dumps(found)) == found
+    assert found["cases"] == 6 and list(found["memory"]) == ["0", "1", "4", "12"]
+    assert found["memory"]["0"]["gained"] == 0.0 == found["memory"]["12"]["lost"]
+    for entry in found["memory"].values():
+        assert entry["gained"] + entry["lost"] == pytest.approx(found["memory"]["12"]["gained"], abs=1e-3)
         assert len(entry["error_per_dimension"]) == 4
     assert (tmp_path / "out" / "bottleneck.png").read_bytes().startswith(b"\x89PNG")
+    assert sum(counted) == Bottleneck().num_frames(bench, options) == 6 * 4 * 4
+    halved = dataclasses.replace(bench, model=WorldModel.load(bundle, device="cpu", dtype=torch.bfloat16))
+    assert Bottleneck().run(halved, options) == found  # a bundle's weights lose nothing, and float32 measures
+
+
+def test_it_is_taken_in_a_rehearsal(bundle: Path, tmp_path: Path, shard_writer: Callable[..., None]) -> None:
+    shard_writer(tmp_path / "data" / "test-00000.h5", [18, 22], "test", image_size=32)
+    measures = read_measures(("bottleneck",), (), quick=True)
+    report = evaluate_world(WorldModel.load(bundle, device="cpu"), tmp_path, measures, data=tmp_path / "data")
+    assert list(report["measures"]["bottleneck"]["memory"]) == ["0", "1", "4", "16"]
+    assert report["measures"]["bottleneck"]["cases"] == 4
+    assert "| 16 | " in (tmp_path / "report.md").read_text()
+
+
+def bench_of(bundle: Path, data: Path) -> Bench:
+    episodes = list_episodes(open_shards(data, "test"))
+    return Bench(WorldModel.load(bundle, device="cpu"), LabMaze(), episodes, data, data / "out")
 
 
 def test_another_schedule_can_be_measured(bundle: Path, tmp_path: Path, shard_writer: Callable[..., None]) -> None:
     shard_writer(tmp_path / "test-00000.h5", [18], "test", image_size=32)
-    model = WorldModel.load(bundle, device="cpu")
-    report = measure_bottleneck(model, tmp_path, memory=(2, 4), cases=3, window=rolling_window(3), num_levels=4)
-    assert report["settings"]["before"] == pytest.approx([1 / 3, 2 / 3, 1.0])
-    assert math.isfinite(report["memory"]["4"]["gained"])
+    options = BottleneckOptions(memory="2,4", cases=3, schedule="rolling:3:3", num_levels=4)
+    found = measure_bottleneck(bench_of(bundle, tmp_path), options)
+    assert found["window"]["before"] == pytest.approx([1 / 3, 2 / 3, 1.0])
+    assert math.isfinite(found["memory"]["4"]["gained"])
+    assert "| 4 | " in "\n".join(Bottleneck().lines(found))  # of one episode: without intervals
 
 
 def test_bad_input_is_one_clear_error(
     bundle: Path, tmp_path: Path, shard_writer: Callable[..., None], make_denoiser: Callable[..., Denoiser]
 ) -> None:
     shard_writer(tmp_path / "data" / "test-00000.h5", [18], "test", image_size=32)
-    model = WorldModel.load(bundle, device="cpu")
     with pytest.raises(DataError, match=r"19 frames.*a memory of 48 frames needs 50"):
-        measure_bottleneck(model, tmp_path / "data", memory=(1, 48), cases=2)
-    for memory in ((), (-1,), (1, 1)):
-        with pytest.raises(ConfigError, match="memory"):
-            measure_bottleneck(model, tmp_path / "data", memory=memory, cases=2)
+        Bottleneck().check(bench_of(bundle, tmp_path / "data"), BottleneckOptions(memory="1,48"))
+    for memory in ("-1", "1,1"):
+        with pytest.raises(ConfigError, match="memory must be different numbers of at least 0"):
+            BottleneckOptions(memory=memory)
+    for memory in ("1,two", ""):
+        with pytest.raises(ConfigError, match="memory must be whole numbers"):
+            BottleneckOptions(memory=memory)
     with pytest.raises(ConfigError, match="cases must be at least 1; got 0"):
-        measure_bottleneck(model, tmp_path / "data", memory=(1,), cases=0)
-    with pytest.raises(DataError, match="record some first"):
-        measure_bottleneck(model, tmp_path / "nothing", memory=(1,))
-    for text in ("1,two", ""):
-        with pytest.raises(ConfigError, match="whole numbers"):
-            run_bottleneck(BottleneckOptions(checkpoint=str(bundle), data=tmp_path, out=tmp_path, memory=text))
+        BottleneckOptions(cases=0)
+    with pytest.raises(WindowError, match="sideways"):
+        BottleneckOptions(schedule="sideways")
+    with pytest.raises(ConfigError, match="num_levels of at least 3"):
+        BottleneckOptions(num_levels=2)
     denoiser, levels = make_denoiser(), level_path(next_frame_window(), 3)
     latents, actions = torch.zeros(1, 5, 4, 4, 4), torch.zeros(1, 5, dtype=torch.int64)
     for length in (-1, 5):

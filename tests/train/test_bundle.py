@@ -11,7 +11,7 @@ import torch
 
 from envs.data.episodes import ShardWriter, open_shards
 from envs.dream import DreamEnv
-from envs.worlds.labmaze.spec import ACTIONS as LABMAZE_ACTIONS
+from envs.worlds.labmaze.constants import ACTIONS as LABMAZE_ACTIONS
 from envs.worlds.labmaze.spec import LabMaze
 from train.bundle import BundleOptions, choose_openings, make_bundle
 from train.data.recording import RecordOptions
@@ -22,8 +22,8 @@ from worldmodel.checkpoint import load_codec, load_info, load_openings, save_bun
 from worldmodel.codec import Codec
 from worldmodel.denoiser import Denoiser
 from worldmodel.errors import CheckpointError, ConfigError, DataError
+from worldmodel.folded import NUM_FOLDED
 from worldmodel.memory.depth import DepthConfig, DepthNet
-from worldmodel.memory.folded import NUM_FOLDED
 from worldmodel.presets import get_preset
 from worldmodel.world import WorldModel
 
@@ -108,15 +108,18 @@ def test_a_bundle_plays_and_says_what_it_is(trained: Path, data: Path, tmp_path:
     settings = {"opening_frames": 8, "num_steps": 2, "level_shift": 3.0, "notes": "Grown in two parts."}
     summary = bundle(trained, data, tmp_path / "world", report=report, **settings)
     assert summary["openings"] == 4 and summary["weights_megabytes"] < 1
+
     env = DreamEnv(checkpoint=str(tmp_path / "world"))
     env.reset(seed=0)
     frame, *_ = env.step(1)
     assert frame.shape == (64, 64, 3) and env.num_steps == 2 and env.fps == 15
     assert WorldModel.load(tmp_path / "world", device="cpu").sampler.grid.flatten().tolist() == [1.0, 0.75, 0.0]
+
     info = load_info(tmp_path / "world")
     assert info["world"] == "LabMaze" and info["action_names"] == list(NAMES) and info["settings"]["palette"] == "plain"
     assert set(info["opening_scene_seeds"]) <= {16, 32, 48}
     assert set(load_openings(tmp_path / "world")["frames"][:, 0, 0, 0, 1].tolist()) <= {16, 32, 48}
+
     card = (tmp_path / "world" / "README.md").read_text()
     told = (
         "26.71",

@@ -13,7 +13,7 @@ import torch
 import train.data.anchored
 from envs.data.episodes import open_shards
 from tests.box_room import write_walks
-from train.core.loop import Machine
+from train.core.machine import Machine
 from train.decoder import CLIP_FRAMES, DecoderOptions, keep_pixels, train_decoder
 from train.denoiser import DenoiserOptions, train_denoiser
 from train.losses.adversary import ANCHORED, DREAMT, PREDICTED, TRUE, AdversaryConfig, DecoderLoss, judge_gate
@@ -21,8 +21,8 @@ from train.warps import WarpOptions, prepare
 from worldmodel.checkpoint import codec_hash, load_codec, load_denoiser, load_depth, save_bundle, save_depth
 from worldmodel.codec import Codec
 from worldmodel.errors import CheckpointError, ConfigError, DataError
+from worldmodel.folded import NUM_FACTS, NUM_FOLDED, fold
 from worldmodel.memory.depth import DepthNet
-from worldmodel.memory.folded import NUM_FACTS, NUM_FOLDED, fold
 from worldmodel.world import WorldModel
 
 CPU = Machine(torch.device("cpu"))

@@ -12,18 +12,19 @@ from torch.nn import functional as F
 
 from envs.data.episodes import open_shards
 from envs.fields import POSE
-from envs.worlds.labmaze.spec import ACTIONS as LABMAZE_ACTIONS
+from envs.worlds.labmaze.constants import ACTIONS as LABMAZE_ACTIONS
 from envs.worlds.labmaze.spec import LabMaze
 from tests.box_room import SKY, VIEW_DEG, see, walk, write_walks
-from train.core.loop import Machine
+from train.core.machine import Machine
 from train.data.depth import DepthData, read_poses, reckon_poses, tear
 from train.data.recording import record_episode
 from train.depth import DepthOptions, train_depth
-from train.losses.photometric import PosedFrames, complete_poses, photometric_loss, picture_error, warp_frames
+from train.losses.photometric import PosedFrames, photometric_loss, picture_error, warp_frames
 from worldmodel.checkpoint import load_depth, save_depth
 from worldmodel.codec import Codec
 from worldmodel.errors import CheckpointError, ConfigError, DataError, ShapeError, WorldModelError
 from worldmodel.frames import to_pixels
+from worldmodel.memory.camera import complete_poses
 from worldmodel.memory.depth import DepthConfig, DepthNet, double_inverse, halve_depth
 
 CONFIG = DepthConfig(image_size=32, view_deg=VIEW_DEG, width=8, inner_width=8, inner_blocks=1, outer_blocks=1)

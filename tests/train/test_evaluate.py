@@ -18,8 +18,8 @@ import train.evaluate
 from envs.actions import ActionSet
 from envs.data.episodes import ShardWriter, open_shards
 from envs.worlds.base import World
+from envs.worlds.labmaze.constants import ACTIONS as LABMAZE_ACTIONS
 from envs.worlds.labmaze.sight import gets_on
-from envs.worlds.labmaze.spec import ACTIONS as LABMAZE_ACTIONS
 from envs.worlds.labmaze.spec import LabMaze
 from train.data.clips import list_episodes
 from train.data.rollouts import spread, spread_over
@@ -37,7 +37,8 @@ from worldmodel.denoiser import Denoiser, Prediction
 from worldmodel.errors import ConfigError, DataError, SeedError
 from worldmodel.inputs import FrameInputs
 from worldmodel.presets import get_preset
-from worldmodel.world import Step, WorldModel
+from worldmodel.state import Step
+from worldmodel.world import WorldModel
 
 SIZE = 64
 NAMES = LABMAZE_ACTIONS.names
@@ -284,6 +285,8 @@ def test_settings_of_measures_are_read_and_quick_only_ever_lowers_numbers() -> N
     assert read_measures(("fidelity",), ()) == {"fidelity": FidelityOptions()}
     assert list(read_measures(EvaluateOptions.measures, ())) == ["fidelity", "action_accuracy", "drift", "heads"]
     assert list(read_measures(("all",), ())) == list(MEASURES)
+    assert read_measures(("bottleneck",), (), quick=True)["bottleneck"].memory == "1,4,16"
+    assert read_measures(("bottleneck",), ("bottleneck.memory=1,2",), quick=True)["bottleneck"].memory == "1,2"
 
 
 @pytest.mark.parametrize(
@@ -312,7 +315,10 @@ def test_each_measure_is_whole(name: str) -> None:
     measure = get_measure(name)
     assert measure.name == name and {*measure.needs} <= {*NEEDS}
     options = measure.Options()
-    assert all(getattr(options, field) >= most for field, most in measure.quick.items())
+    numbers = {field: most for field, most in measure.quick.items() if not isinstance(most, str)}
+    assert all(getattr(options, field) >= most for field, most in numbers.items())
+    quick = read_measures((name,), (), quick=True)[name]
+    assert all(getattr(quick, field) == value for field, value in measure.quick.items())
 
 
 def test_what_cannot_be_measured_is_left_out_and_said(
@@ -359,6 +365,24 @@ def test_a_measure_that_fails_does_not_take_the_others_with_it(
         evaluate_world(model, tmp_path, {"broken": FEW, "broken2": FEW}, data=data)
 
 
+class Picky(Broken):
+    """Has an objection to its settings."""
+
+    def check(self, bench: Bench, options: FidelityOptions) -> None:
+        raise ConfigError("settings that do not fit")
+
+
+def test_a_measure_whose_settings_do_not_fit_is_left_out_before_any_is_taken(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(train.evaluate, "get_measure", {"picky": Picky(), "broken": Broken()}.__getitem__)
+    with pytest.raises(DataError, match="^no such frame"):
+        evaluate_world(cast("WorldModel", StandIn()), tmp_path, {"broken": FEW, "picky": FEW}, data=data)
+    assert "picky is left out: settings that do not fit" in capsys.readouterr().err
+    with pytest.raises(DataError, match="nothing to measure: picky: settings that do not fit"):
+        evaluate_world(cast("WorldModel", StandIn()), tmp_path, {"picky": FEW}, data=data)
+
+
 def test_each_need_says_what_is_lacking(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Plain(World):
         name, fps = "Plain", 10.0
@@ -382,10 +406,24 @@ def test_each_need_says_what_is_lacking(data: Path, tmp_path: Path, monkeypatch:
     assert "without targets" in str(NEEDS["revisit"](whole)) and "without targets" in str(NEEDS["targets"](whole))
 
 
-@pytest.mark.parametrize("program", ["needle", "endurance", "bold_play", "spheres"])
-def test_programs_that_are_gone_say_what_took_their_place(program: str) -> None:
+@pytest.mark.parametrize(
+    ("program", "measures"),
+    [
+        ("needle", "place_recall"),
+        ("endurance", "teco revisit long_rollout"),
+        ("bold_play", "bold_play"),
+        ("spheres", "targets"),
+        ("accumulation", "accumulation"),
+        ("bottleneck", "bottleneck"),
+        ("dial", "tradeoff"),
+        ("benchmark", "speed memory_costs"),
+    ],
+)
+def test_programs_that_are_gone_say_what_took_their_place(program: str, measures: str) -> None:
     done = subprocess.run([sys.executable, "-m", f"train.{program}", "--out", "d"], capture_output=True, text=True)
-    assert done.returncode == 1 and "python -m train.evaluate --measures" in done.stderr
+    assert done.returncode == 1
+    assert done.stderr == f"error: train.{program} is gone: python -m train.evaluate --measures {measures}\n"
+    assert {*measures.split()} <= {*MEASURES}
 
 
 def test_pieces_are_spread_over_episodes_and_within_them(data: Path) -> None:

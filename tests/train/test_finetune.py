@@ -19,19 +19,24 @@ import pytest
 import torch
 
 import train.finetune
+import train.finetuning.training
 from envs.data.episodes import ShardWriter
-from envs.worlds.labmaze.spec import ACTIONS as LABMAZE_ACTIONS
+from envs.worlds.labmaze.constants import ACTIONS as LABMAZE_ACTIONS
 from envs.worlds.labmaze.spec import LabMaze
 from tests.conftest import moving_frames
 from train.core.muon import StackedMuon
-from train.finetune import FineTuneOptions, Terminated, fine_tune, first_fatal_line
-from train.warps import PreparedData, WarpOptions, prepare
+from train.data.prepared import PreparedData
+from train.finetune import fine_tune
+from train.finetuning.deadline import Terminated
+from train.finetuning.gathering import first_fatal_line
+from train.finetuning.options import FineTuneOptions
+from train.warps import WarpOptions, prepare
 from worldmodel.checkpoint import load_denoiser, save_bundle
 from worldmodel.codec import Codec
 from worldmodel.denoiser import Denoiser
 from worldmodel.errors import CheckpointError, ConfigError, StateError
+from worldmodel.folded import NUM_FOLDED
 from worldmodel.memory.depth import DepthConfig, DepthNet
-from worldmodel.memory.folded import NUM_FOLDED
 from worldmodel.objective import ObjectiveConfig
 from worldmodel.world import WorldModel
 
@@ -80,6 +85,7 @@ def posed(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 ends = np.zeros(steps, bool)
                 turned = np.arange(steps + 1) * 6.0 % 360
                 pose = np.stack([np.full(steps + 1, 1.5), np.full(steps + 1, 2.5), turned], 1).astype(np.float32)
+
                 arrays = {
                     "frames": moving_frames(steps + 1, 32, 10 * number + steps),
                     "actions": np.full(steps, 3, np.uint8),
@@ -148,7 +154,7 @@ def test_muon_in_stacks_is_muon() -> None:
 
 def test_joined_shards_give_the_clips_that_shards_give(prepared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plain = PreparedData(prepared)
-    clips, rewards = plain.sample_clips(5, 16, torch.Generator().manual_seed(4)), plain.rewards()
+    clips, rewards = plain.sample_clips(5, 16, torch.Generator().manual_seed(4)), plain.all_rewards()
     monkeypatch.setattr(PreparedData, "is_joined", True)
     joined = PreparedData(prepared)
     assert "latents" not in joined.shards[0] and joined.num_frames == plain.num_frames
@@ -156,7 +162,7 @@ def test_joined_shards_give_the_clips_that_shards_give(prepared: Path, monkeypat
     assert clips.keys() == same.keys() and clips["warped"].std() > 0.1
     for name, part in clips.items():
         assert torch.equal(part, same[name]), name
-    assert torch.equal(rewards, joined.rewards())
+    assert torch.equal(rewards, joined.all_rewards())
 
 
 def test_several_preparers_make_what_one_makes(prepared: Path, posed: Path, pixel_world: Path, tmp_path: Path) -> None:
@@ -176,7 +182,7 @@ def test_the_line_of_a_compiler_that_says_what_is_wrong() -> None:
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"deadline": 0.0}, "deadline must be above 0"),
+        ({"deadline": 0.0}, r"deadline \(or minutes\) must be above 0"),
         ({"clip_frames": 12}, "multiple of chunk 8; got 12"),
         ({"length": 8}, "length must be at least 16; got 8"),
         ({"warps": Path("x")}, "give --data too"),
@@ -247,8 +253,8 @@ def test_what_hangs_is_ended_in_time_and_what_was_cut_is_said(
         while not ended and time.monotonic() - started < 60:
             time.sleep(0.05)
 
-    monkeypatch.setattr(train.finetune.os, "_exit", ended.append)
-    monkeypatch.setattr(train.finetune, "train", hang)
+    monkeypatch.setattr(os, "_exit", ended.append)
+    monkeypatch.setattr(train.finetune, "fine_tune_denoiser", hang)
     started = time.monotonic()
     fine_tune(options(pixel_world, tmp_path, data=posed, warps=prepared, deadline=6.0))
     assert ended == [1] and time.monotonic() - started >= 4.0
@@ -265,7 +271,7 @@ def test_what_diverges_leaves_the_bundle_of_before(
 
 
 def test_a_missing_real_world_is_one_line(pixel_world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("train.finetune.sys.executable", "/bin/false")
+    monkeypatch.setattr(sys, "executable", "/bin/false")
     with pytest.raises(StateError, match="no frame of the real world"):
         fine_tune(options(pixel_world, tmp_path / "out"))
     assert dreams(tmp_path / "out")
@@ -308,7 +314,7 @@ def test_sigterm_at_any_moment_leaves_a_bundle_that_loads(
 def test_sigterm_in_training_keeps_what_was_trained(
     pixel_world: Path, posed: Path, prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = train.finetune.make_sampler
+    real = train.finetuning.training.make_sampler
 
     def make(*given: Any) -> Callable[[torch.Generator], dict[str, torch.Tensor]]:
         draw, calls = real(*given), []
@@ -321,7 +327,7 @@ def test_sigterm_in_training_keeps_what_was_trained(
 
         return sample
 
-    monkeypatch.setattr(train.finetune, "make_sampler", make)
+    monkeypatch.setattr(train.finetuning.training, "make_sampler", make)
     with pytest.raises(Terminated):
         fine_tune(options(pixel_world, tmp_path, data=posed, warps=prepared, steps=50, learning_rate=0.05))
     report = json.loads((tmp_path / "report.json").read_text())
@@ -360,3 +366,16 @@ def test_it_records_prepares_and_trains(pixel_world: Path, tmp_path: Path) -> No
 def test_terminated_is_no_error_that_is_caught() -> None:
     assert not issubclass(Terminated, Exception)
     assert dataclasses.is_dataclass(FineTuneOptions)
+
+
+def test_what_was_played_is_learned_from(pixel_world: Path, posed: Path, tmp_path: Path) -> None:
+    """Sessions in place of a recording; the report says what was taken."""
+    plays = tmp_path / "plays"
+    plays.mkdir()
+    for path in posed.glob("train-*.h5"):
+        (plays / path.name).write_bytes(path.read_bytes())
+    changes = {"sessions": plays, "deadline": None, "minutes": 8.0, "work": tmp_path / "work", "preparers": 1}
+    report = fine_tune(options(pixel_world, tmp_path / "out", **changes))
+    assert report["is_complete"] and report["parts"]["training"]["steps"] == 4
+    assert report["sessions"] == {"files": 2, "frames": 41 + 45 + 49, "dreams_left_out": 0}
+    assert dreams(tmp_path / "out")

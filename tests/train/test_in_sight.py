@@ -10,11 +10,12 @@ import pytest
 import torch
 
 from envs.data.episodes import EpisodeInfo, ShardWriter, read_episode
+from envs.worlds.labmaze.constants import ACTIONS as LABMAZE_ACTIONS
+from envs.worlds.labmaze.constants import VIEW_DEG
 from envs.worlds.labmaze.env import LabMazeEnv
 from envs.worlds.labmaze.revisit import RealMaze, find_reached
 from envs.worlds.labmaze.scene import SKY_DEPTH
-from envs.worlds.labmaze.spec import ACTIONS as LABMAZE_ACTIONS
-from envs.worlds.labmaze.spec import VIEW_DEG, LabMaze
+from envs.worlds.labmaze.spec import LabMaze
 from envs.worlds.registry import try_revisit
 from tests.painted_maze import episodes_of
 from train.data.rollouts import Piece
@@ -33,6 +34,7 @@ def record_real(folder: Path, walks: list[list[int]], drop: tuple[str, ...] = ()
     folder.mkdir(parents=True, exist_ok=True)
     env = LabMazeEnv(**SETTINGS)
     header: dict[str, Any] = {"world": "LabMaze", "settings": SETTINGS} | changes
+
     with ShardWriter(
         folder / "test-00000.h5",
         action_names=LABMAZE_ACTIONS.names,
@@ -45,11 +47,13 @@ def record_real(folder: Path, walks: list[list[int]], drop: tuple[str, ...] = ()
             frame, info = env.reset(seed=seed, options={"scene_seed": 16 * seed})
             arrays = {name: info[name] for name in ("layout", "wall_textures", "floor_textures", "targets")}
             frames, poses, rewards = [frame], [info["pose"]], []
+
             for action in actions:
                 frame, reward, _, _, info = env.step(action)
                 frames.append(frame)
                 poses.append(info["pose"])
                 rewards.append(reward)
+
             ends = np.zeros(len(actions), bool)
             arrays |= {"frames": np.stack(frames), "pose": np.stack(poses).astype(np.float32)}
             arrays |= {"actions": np.array(actions, np.uint8), "rewards": np.array(rewards, np.float32)}
@@ -126,12 +130,14 @@ def test_in_a_real_maze_the_oracle_is_like_the_truth_where_it_was_in_sight(tmp_p
             frames = torch.from_numpy(maze.play(episode, 0, _actions(episode)))[None]
             recorded = torch.from_numpy(_frames(episode))[None]
             assert torch.equal(frames, recorded[:, 1:])  # the maze made again is the recorded one
+
             truth = recorded[:, [known + h - 1 for h in horizons]]
             copy = recorded[:, known - 1 : known].expand_as(truth)
             noise = torch.randint(256, truth.shape, generator=torch.Generator().manual_seed(0)).to(torch.uint8)
             named = {"dream": noise, "copy": copy, "codec": truth}
             for name, values in compare_in_sight(sources, recorded[:, :known], truth, named).items():
                 parts.setdefault(name, []).append(values)
+
     found = {name: torch.cat(values) for name, values in parts.items()}
     report = summarize_in_sight(found, np.arange(2), horizons, SIZE * SIZE, 0)
     assert report["share"]["at"]["1"] > 0.9 > 0.6 > report["share"]["at"]["12"]

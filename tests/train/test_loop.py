@@ -1,6 +1,7 @@
 """Training: killed at any moment it goes on as if nothing had happened; several processes are one training."""
 
 import dataclasses
+import importlib.machinery
 import itertools
 import json
 import math
@@ -9,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+import types
 from pathlib import Path
 from typing import Any
 
@@ -17,24 +19,15 @@ import torch
 from safetensors.torch import load
 from torch import nn
 
-from train.benchmark import BenchmarkOptions
 from train.bundle import BundleOptions
 from train.codec import CodecOptions, train_codec
+from train.core.interrupts import command_to_go_on
 from train.core.journal import RecipeOptions
-from train.core.loop import (
-    STATE_FILE,
-    Machine,
-    TrainOptions,
-    _steps,
-    compile_model,
-    load_state,
-    rate_at,
-    save_state,
-    start_machine,
-    step_generator,
-    train_model,
-)
+from train.core.loop import TrainOptions, iterate_steps, rate_at, step_generator, train_model
+from train.core.machine import Machine, compile_model, start_machine
+from train.core.state import STATE_FILE, load_state, save_state
 from train.denoiser import DenoiserOptions, reward_values, train_denoiser
+from train.evaluate import EvaluateOptions
 from worldmodel.checkpoint import codec_hash, load_codec, load_denoiser
 from worldmodel.errors import CheckpointError, ConfigError, DataError, SeedError, StorageError
 
@@ -159,7 +152,7 @@ def test_the_clock_of_the_main_process_counts_for_all(tmp_path: Path, monkeypatc
     other = Machine(torch.device("cpu"), rank=1, world_size=2)
     options = TrainOptions(data=tmp_path, out=tmp_path, minutes=1.0)
     own_clock = itertools.count(5.0, 7.0)
-    assert list(_steps(4, options, other, lambda: next(own_clock))) == [(4, 0.0), (5, 0.3), (6, 0.6)]
+    assert list(iterate_steps(4, options, other, lambda: next(own_clock))) == [(4, 0.0), (5, 0.3), (6, 0.6)]
 
 
 def test_without_a_compiler_training_goes_on_uncompiled(
@@ -301,7 +294,7 @@ def test_a_negative_seed_is_refused_by_every_program(tmp_path: Path) -> None:
         lambda: TrainOptions(data=tmp_path, out=tmp_path, seed=-1),
         lambda: RecipeOptions(out=tmp_path, seed=-1),
         lambda: BundleOptions(denoiser=tmp_path, data=tmp_path, out=tmp_path, seed=-1),
-        lambda: BenchmarkOptions(json=tmp_path / "report.json", seed=-1),
+        lambda: EvaluateOptions(checkpoint="", out=tmp_path, seed=-1),
     ):
         with pytest.raises(SeedError, match="seed must be 0 or more; got -1"):
             make()
@@ -495,3 +488,50 @@ def test_frames_are_counted_also_when_the_batch_changes_on_resume(tmp_path: Path
     train_slope(tmp_path, 4, frames=10)
     _, _, summary, _ = train_slope(tmp_path, 6, frames=25, resume=True)
     assert summary["frames"] == 4 * 10 + 2 * 25
+
+
+STOPPED = """
+import sys, time
+from pathlib import Path
+import torch
+from tests.train.test_loop import CPU, TINY, Slope, sample_slope
+from train.core.loop import TrainOptions, train_model
+from train.core.options import run_program
+
+def main():
+    options = TrainOptions(data=Path("."), out=Path(sys.argv[1]), **{**TINY, "steps": 100_000})
+    model, told = Slope(), []
+    def sample(generator):
+        if not told:
+            told.append(print("begun", flush=True))
+        time.sleep(0.01)
+        return sample_slope(generator)
+    train_model(options, CPU, model, [torch.optim.AdamW([model.weight], lr=0.05)], sample, 10)
+
+run_program(main)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_training_that_is_stopped_saves_its_state_and_says_how_it_goes_on(number: int, tmp_path: Path) -> None:
+    words = [sys.executable, "-c", STOPPED, str(tmp_path)]
+    with subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "begun\n"
+        time.sleep(0.2)
+        process.send_signal(number)
+        _, said = process.communicate(timeout=60)
+    assert process.returncode == 128 + number
+    step = load_state(tmp_path)["step"]
+    assert 0 < step < 100_000
+    assert said.splitlines()[-1] == f"stopped at step {step}, state saved; to go on: the same command with --resume"
+
+
+def test_the_command_that_goes_on_is_the_one_that_was_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    main = types.ModuleType("__main__")
+    monkeypatch.setitem(sys.modules, "__main__", main)
+    monkeypatch.setattr(sys, "argv", ["denoiser.py", "--out", "my runs"])
+    main.__spec__ = importlib.machinery.ModuleSpec("train.denoiser", None)
+    assert command_to_go_on() == "python -m train.denoiser --out 'my runs' --resume"
+    main.__spec__ = importlib.machinery.ModuleSpec("train.recipe", None)
+    assert command_to_go_on() == "python -m train.recipe --out 'my runs'"

@@ -17,7 +17,8 @@ from train.measures.recall_cases import RecallCase, find_cases
 from train.measures.recall_dreams import CONTROLS, dream_cases, guess_constant, measure_recall, read_frames
 from worldmodel.analysis.recall import BINS, Verdict, bin_name, find_bin, summarize, wilson_interval
 from worldmodel.errors import ConfigError, DataError
-from worldmodel.world import Step, WorldModel
+from worldmodel.state import Step
+from worldmodel.world import WorldModel
 
 TURNS = [turn_away(25), turn_away(25), turn_away(70), turn_away(70)]
 ROOMS = [dress(ROOM, (4 * i, 4 * i + 1, 4 * i + 2, 4 * i + 3), i % 3) for i in range(4)]
@@ -164,7 +165,7 @@ def test_short_memory_is_shorter_than_the_distance(cases: list[RecallCase]) -> N
 
 def test_a_shuffled_memory_needs_another_maze(cases: list[RecallCase]) -> None:
     alone = [case for case in cases if case.episode.scene_seed == 0]
-    with pytest.raises(DataError, match="cases of another scene.*--no-controls"):
+    with pytest.raises(DataError, match="cases of another scene.*place_recall.controls=false"):
         measure(alone, controls=("shuffled_memory",))
 
 
@@ -187,6 +188,14 @@ def test_the_constant_guess_is_the_share_of_the_most_frequent_look(cases: list[R
 
 def test_frames_read_are_those_asked_for(cases: list[RecallCase]) -> None:
     assert read_frames(cases, [case.seen for case in cases])[:, 0, 0, 2].tolist() == [case.seen for case in cases]
+
+
+def test_without_a_training_scene_it_is_left_out(bundle: Path, tmp_path: Path) -> None:
+    data = write_turns(tmp_path / "data", TURNS, ROOMS, "test")
+    model, options = WorldModel.load(bundle, device="cpu", num_steps=1), PlaceRecallOptions(cases=1)
+    with pytest.raises(DataError, match="nothing to measure: place_recall: .*no 'train' shards"):
+        evaluate_world(model, tmp_path / "out", {"place_recall": options}, data=data)
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_tiny_world_gives_a_whole_report(painted: Path, bundle: Path, tmp_path: Path) -> None:

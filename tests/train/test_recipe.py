@@ -22,8 +22,9 @@ from envs.worlds.registry import get_world
 from tests.box_room import write_walks
 from train.core.background import BackgroundProgram
 from train.core.journal import Journal, RecipeOptions
-from train.core.loop import STATE_FILE, Machine
+from train.core.machine import Machine
 from train.core.plans import PLANS, get_plan
+from train.core.state import STATE_FILE
 from train.data.recording import RecordOptions, plan_shards
 from train.denoiser import DenoiserOptions
 from train.evaluate import EvaluateOptions, read_measures
@@ -81,6 +82,26 @@ def is_alive(pid: int) -> bool:
 # The whole recipe -----------------------------------------------------------------------------------------------------
 
 
+def kill_in_recording(command: list[str], folder: Path) -> None:
+    """Start a recipe and kill it when something is recorded; nothing that it started lives on."""
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    assert wait_until(lambda: sum(count_shards(folder).values()) or process.poll(), 60)
+    children = descendants(process.pid)
+    process.kill()
+    said = process.communicate()[0].decode()
+    assert len(children) >= 3, said  # the recorder and its two workers
+    assert wait_until(lambda: not any(map(is_alive, children)), 10), "recorders outlived the recipe"
+
+
+def check_that_it_plays(world: Path) -> None:
+    env = DreamEnv(checkpoint=str(world), device="cpu")
+    first, _ = env.reset(seed=0)
+    frames = [env.step(action)[0] for action in (1, 3, 3, 4, 1)]
+    assert all(frame.shape == (64, 64, 3) for frame in frames) and not (frames[-1] == first).all()
+    card = (world / "README.md").read_text()
+    assert "PSNR" in card and "Memory of pixels: depth network" in card
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks at /proc for processes left behind")
 def test_killed_and_run_again_it_ends_in_a_world_that_plays(tmp_path: Path) -> None:
@@ -88,13 +109,7 @@ def test_killed_and_run_again_it_ends_in_a_world_that_plays(tmp_path: Path) -> N
     out = tmp_path / "maze"
     words = ["--preset", "tiny", "--minutes", "0.3", "--out", str(out), "--workers", "2", "--device", "cpu"]
     command = [sys.executable, "-m", "train.recipe", *words]
-    first = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-    assert wait_until(lambda: sum(count_shards(out / "recording").values()) or first.poll(), 60)
-    children = descendants(first.pid)
-    first.kill()
-    said = first.communicate()[0].decode()
-    assert len(children) >= 3, said  # the recorder and its two workers
-    assert wait_until(lambda: not any(map(is_alive, children)), 10), "recorders outlived the recipe"
+    kill_in_recording(command, out / "recording")
     early = {path.name: path.read_bytes() for path in (out / "recording").glob("*.h5")}
 
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
@@ -104,6 +119,7 @@ def test_killed_and_run_again_it_ends_in_a_world_that_plays(tmp_path: Path) -> N
     assert all(stages[name]["is_done"] for name in ("record", *PIXEL_STAGES))
     assert content["memory"] == "pixels" and stages["warps"]["shards"] >= SAMPLED_SHARDS
     assert all(f"] {name}: " in done.stdout for name in stages)
+
     assert {name: (out / "recording" / name).read_bytes() for name in early} == early
     shards = open_shards(out / "recording", strict=True)
     assert all(sum(s.split == split for s in shards) >= least for split, least in MIN_SHARDS.items())
@@ -113,12 +129,7 @@ def test_killed_and_run_again_it_ends_in_a_world_that_plays(tmp_path: Path) -> N
     assert stages["evaluate"]["psnr"].keys() >= {"1", "16"} and stages["evaluate"]["sharpness_ratio"] > 0
     assert stages["evaluate"]["action_accuracy"].keys() == {"turn", "walk"}
     assert load_denoiser(out / "world").config.warp_channels and load_codec(out / "world").config.keeps_pixels
-    env = DreamEnv(checkpoint=str(out / "world"), device="cpu")
-    first, _ = env.reset(seed=0)
-    frames = [env.step(action)[0] for action in (1, 3, 3, 4, 1)]
-    assert all(frame.shape == (64, 64, 3) for frame in frames) and not (frames[-1] == first).all()
-    card = (out / "world" / "README.md").read_text()
-    assert "PSNR" in card and "Memory of pixels: depth network" in card
+    check_that_it_plays(out / "world")
 
     # Once more: everything is skipped, nothing changes but the clock.
     options = RecipeOptions(out, preset="tiny", minutes=0.3, workers=2, device="cpu")
@@ -129,36 +140,37 @@ def test_killed_and_run_again_it_ends_in_a_world_that_plays(tmp_path: Path) -> N
         run_recipe(dataclasses.replace(options, minutes=1.0))
 
 
-@pytest.mark.parametrize("reason", [None, "it was recorded without poses"])
-def test_recording_goes_on_beside_the_first_trainings(
-    reason: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    events: list[str] = []
-    plan = dataclasses.replace(get_plan("tiny", "cpu"), is_beside=True, first_frames=2_000, record_share=0.001)
+class StubRecorder:
+    """Stands for the program that records: a shard of 150 frames whenever it is asked how it is."""
 
-    class StubProgram:
-        """Records a shard of 150 frames whenever it is asked how it is."""
+    last_words, log = "", Path("log")
 
-        last_words, log = "", Path("log")
+    def __init__(self, folder: Path, events: list[str]) -> None:
+        self.folder, self.events = folder, events
 
-        def __init__(self, module: str, words: list[str], log: Path) -> None:
-            assert module == "train.record" and words[:2] == ["--out", str(tmp_path / "recording")]
-            (tmp_path / "recording").mkdir()
+    def start(self, module: str, words: list[str], log: Path) -> "StubRecorder":
+        assert module == "train.record" and words[:2] == ["--out", str(self.folder)]
+        self.folder.mkdir()
+        return self
 
-        def __enter__(self) -> None:
-            events.append("start")
+    def __enter__(self) -> None:
+        self.events.append("start")
 
-        def __exit__(self, *_: object) -> None:
-            events.append("end")
+    def __exit__(self, *_: object) -> None:
+        self.events.append("end")
 
-        def stop(self) -> None:
-            events.append("stop")
+    def stop(self) -> None:
+        self.events.append("stop")
 
-        @property
-        def exit_status(self) -> None:
-            counts = count_shards(tmp_path / "recording")
-            split = "test" if counts["train"] > 12 and not counts["test"] else "train"
-            (tmp_path / "recording" / f"{split}-{counts[split]:05d}.h5").touch()
+    @property
+    def exit_status(self) -> None:
+        counts = count_shards(self.folder)
+        split = "test" if counts["train"] > 12 and not counts["test"] else "train"
+        (self.folder / f"{split}-{counts[split]:05d}.h5").touch()
+
+
+def stub_stages(events: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let every stage note that it was run, and that there was enough to learn from."""
 
     def stage(name: str) -> Callable[[Journal], dict[str, Any]]:
         def work(recipe: Journal) -> dict[str, Any]:
@@ -169,16 +181,26 @@ def test_recording_goes_on_beside_the_first_trainings(
 
         return work
 
-    monkeypatch.setattr(train.recipe, "BackgroundProgram", StubProgram)
-    monkeypatch.setattr(train.recipe, "open_shards", lambda folder: [])
-    monkeypatch.setattr(train.recipe.time, "sleep", lambda seconds: None)
-    monkeypatch.setattr("train.core.journal.get_plan", lambda preset, device: plan)
-    monkeypatch.setattr(train.recipe, "why_no_pixels", lambda shards: reason)
     for stages in (PIXEL_STAGES, SUMMARY_STAGES):
         for name in stages:
             monkeypatch.setitem(stages, name, stage(name))
     for name, event in (("make_codec", "codec"), ("make_depth", "depth"), ("encode", "encode early")):
         monkeypatch.setattr(train.recipe, name, stage(event))
+
+
+@pytest.mark.parametrize("reason", [None, "it was recorded without poses"])
+def test_recording_goes_on_beside_the_first_trainings(
+    reason: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    events: list[str] = []
+    plan = dataclasses.replace(get_plan("tiny", "cpu"), is_beside=True, first_frames=2_000, record_share=0.001)
+    stub_stages(events, monkeypatch)
+    monkeypatch.setattr(train.recipe, "BackgroundProgram", StubRecorder(tmp_path / "recording", events).start)
+    monkeypatch.setattr(train.recipe, "open_shards", lambda folder: [])
+    monkeypatch.setattr(train.recipe.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr("train.core.journal.get_plan", lambda preset, device: plan)
+    monkeypatch.setattr(train.recipe, "why_no_pixels", lambda shards: reason)
+
     content = run_recipe(RecipeOptions(tmp_path, preset="tiny", minutes=1.0, device="cpu"))
     early = ["start", "codec", "depth" if reason is None else "encode early", "stop", "end"]
     rest = ["warps", "denoiser", "decoder"] if reason is None else ["encode", "denoiser"]

@@ -19,7 +19,7 @@ import stub_maze
 from envs.data.episodes import open_shards, read_episode
 from envs.worlds.labmaze.explorer import Explorer, find_path, turn_between
 from train.core.options import parse_options
-from train.data.recording import RecordOptions, episode_seeds, is_test_scene, plan_shards, world_settings
+from train.data.recording import TEST_SCENE_DIVISOR, RecordOptions, episode_seeds, plan_shards, world_settings
 from train.record import GONE, record
 from worldmodel.errors import ConfigError, DataError, SeedError, StateError, StorageError
 
@@ -148,7 +148,7 @@ def test_every_episode_is_planned_once_and_splits_share_no_maze() -> None:
     assert "test" in {job.split for job in jobs[: len(jobs) // 2]}
     seeds = {(job.split, episode_seeds(0, number, job.split)[1]) for job in jobs for number in job.episodes}
     assert len(seeds) == 203
-    assert all(is_test_scene(scene_seed) == (split == "test") for split, scene_seed in seeds)
+    assert all((scene_seed % TEST_SCENE_DIVISOR == 0) == (split == "test") for split, scene_seed in seeds)
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from envs.data.episodes import ShardWriter
-from envs.worlds.labmaze.spec import ACTIONS as LABMAZE_ACTIONS
+from envs.worlds.labmaze.constants import ACTIONS as LABMAZE_ACTIONS
 from envs.worlds.labmaze.spec import LabMaze
 from envs.worlds.registry import get_world
 from tests.conftest import moving_frames

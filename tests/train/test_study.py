@@ -52,6 +52,7 @@ def studied(tmp_path_factory: pytest.TempPathFactory) -> tuple[StudyOptions, Pat
         write_turns(data, [turn_away(110)] * 4, rooms, split)
     work = folder / "work"
     load_or_train(data, work / "textures.safetensors", num_steps=60, batch_size=64)
+
     options = StudyOptions(
         out=folder / "report",
         work=work,
@@ -88,7 +89,10 @@ def test_every_structure_chosen_is_reported(studied: tuple[StudyOptions, Path]) 
     tables = (folder / "report" / "tables.md").read_text()
     assert "| prepend-16 |" in tables and ".52 / 0.03 / 0.00" in tables
     assert (folder / "report" / "pareto.png").stat().st_size > 5000
-    assert (folder / "report" / "schedules" / "prediction.png").stat().st_size > 5000
+    schedules = folder / "report" / "schedules"
+    assert (schedules / "accumulation" / "prediction.png").stat().st_size > 5000
+    settings = json.loads((schedules / "report.json").read_text())["settings"]["measures"]["accumulation"]
+    assert settings["cases"] == options.schedule_cases and "fifo:8" in (schedules / "report.md").read_text()
 
 
 @pytest.mark.slow

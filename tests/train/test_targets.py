@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from envs.data.episodes import EpisodeInfo, read_episode
+from envs.worlds.labmaze.constants import ACTIONS as LABMAZE_ACTIONS
 from envs.worlds.labmaze.revisit import RealMaze
-from envs.worlds.labmaze.spec import ACTIONS as LABMAZE_ACTIONS
 from envs.worlds.labmaze.targets import (
     FORWARD,
     LEFT,

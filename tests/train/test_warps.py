@@ -12,32 +12,28 @@ from safetensors.torch import load_file, save_file
 import train.data.anchored
 import train.warps
 from envs.data.episodes import open_shards, read_episode
-from envs.worlds.labmaze.spec import ACTIONS as LABMAZE_ACTIONS
+from envs.worlds.labmaze.constants import ACTIONS as LABMAZE_ACTIONS
 from tests.box_room import see, walk, write_walks
 from train.data.anchored import LEAST_KNOWN
 from train.data.depth import read_poses
-from train.decoder import keep_pixels
-from train.losses.photometric import complete_poses
-from train.warps import (
-    READ_FIELDS,
+from train.data.prepared import (
     PreparedData,
-    WarpOptions,
-    draw_remembered,
     drop_memory,
     is_anchored,
     is_dreamt,
     pack_folded,
-    prepare,
     unpack_folded,
-    warp_episode,
 )
+from train.data.remembered import draw_remembered, warp_episode
+from train.decoder import keep_pixels
+from train.warps import READ_FIELDS, WarpOptions, prepare
 from worldmodel.checkpoint import load_codec, load_denoiser, save_bundle
 from worldmodel.codec import Codec
 from worldmodel.denoiser import Denoiser
 from worldmodel.errors import CheckpointError, ConfigError, DataError
-from worldmodel.memory.camera import Camera
+from worldmodel.folded import NUM_FACTS, NUM_FOLDED, fold, share_known, unfold
+from worldmodel.memory.camera import Camera, complete_poses
 from worldmodel.memory.depth import DepthNet
-from worldmodel.memory.folded import NUM_FACTS, NUM_FOLDED, fold, share_known, unfold
 from worldmodel.memory.pose import relative_poses
 
 STEPS = 20

@@ -102,9 +102,11 @@ def test_a_bundle_with_the_names_of_before_loads_and_is_saved_with_those_of_now(
         old[OLD_STARTS.get(start, "") + name.removeprefix(start)] = value
     assert not any(name.startswith("memories.") for name in old)
     save_file(old, path)
+
     config = json.loads((tmp_path / "config.json").read_text())
     config["files"]["denoiser"] = hashlib.sha256(path.read_bytes()).hexdigest()
     (tmp_path / "config.json").write_text(json.dumps(config))
+
     loaded = load_denoiser(tmp_path)
     for name, value in denoiser.state_dict().items():
         assert torch.equal(loaded.state_dict()[name], value), name

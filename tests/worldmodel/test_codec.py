@@ -14,8 +14,8 @@ from train.decoder import keep_pixels
 from worldmodel.checkpoint import codec_hash, load_codec, save_bundle
 from worldmodel.codec import Codec, CodecConfig
 from worldmodel.errors import ConfigError, ShapeError
+from worldmodel.folded import NUM_FACTS, NUM_FOLDED, fold
 from worldmodel.frames import to_pixels
-from worldmodel.memory.folded import NUM_FACTS, NUM_FOLDED, fold
 
 CPU = torch.device("cpu")
 

@@ -24,8 +24,9 @@ from worldmodel.compiled import (
 )
 from worldmodel.devices import tune_threads
 from worldmodel.errors import CompileError
+from worldmodel.state import WorldState
 from worldmodel.windows import Window
-from worldmodel.world import WorldModel, WorldState
+from worldmodel.world import WorldModel
 
 Openings = dict[str, torch.Tensor]
 
@@ -127,7 +128,7 @@ def test_a_step_with_a_memory_of_pixels_can_be_exported(pixel_bundle: Path, open
             world.step(state, torch.tensor([1]))
         return {name: part.clone() for name, part in state.dream.tensors().items()}, torch.tensor([[action]])
 
-    step = WholeStep(world).eval()
+    step = WholeStep(world.stepper).eval()
     with torch.no_grad():
         exported = torch.export.export(step, (*arguments(2, 0), *noise), strict=False).module()
         (found, action), (expected, _) = arguments(4, 3), arguments(4, 3)
@@ -149,7 +150,7 @@ def test_without_a_compiler_play_goes_on(
     with pytest.raises(CompileError, match="no C.. compiler"):
         world.compile(wait=True)
     with pytest.raises(CompileError, match="no C.. compiler"):
-        compile_step(world, 1, cache_folder() / "step.pt2")
+        compile_step(world.stepper, world.begin_gray(1), cache_folder() / "step.pt2")
 
 
 def test_a_world_without_a_bundle_or_of_another_schedule_is_not_compiled(world: WorldModel) -> None:
@@ -161,25 +162,27 @@ def test_a_world_without_a_bundle_or_of_another_schedule_is_not_compiled(world: 
         ahead.compile()
 
 
-def test_a_name_depends_on_what_the_step_depends_on(world: WorldModel, bundle: Path, tmp_path: Path) -> None:
-    names = {step_key(world, 1), step_key(world, 2)}
-    names.add(step_key(WorldModel.load(bundle, device="cpu", num_steps=2, dtype=torch.float32), 1))
-    names.add(step_key(WorldModel.load(bundle, device="cpu", num_steps=1, dtype=torch.bfloat16), 1))
-    names.add(step_key(WorldModel.load(bundle, device="cpu", num_steps=1, memory_frames=2, dtype=torch.float32), 1))
-    names.add(step_key(WorldModel.load(bundle, device="cpu", num_steps=1, level_shift=2.0, dtype=torch.float32), 1))
+def test_a_name_depends_on_what_the_step_depends_on(bundle: Path, tmp_path: Path) -> None:
+    def key(source: Path, batch: int = 1, **changes: Any) -> str:
+        settings = {"num_steps": 1, "dtype": torch.float32, **changes}
+        return step_key(WorldModel.load(source, device="cpu", **settings).stepper, batch)
+
+    names = {key(bundle), key(bundle, 2)}
+    for change in ({"num_steps": 2}, {"dtype": torch.bfloat16}, {"memory_frames": 2}, {"level_shift": 2.0}):
+        names.add(key(bundle, **change))
     threads = torch.get_num_threads()
     torch.set_num_threads(threads + 1)
-    names.add(step_key(world, 1))
+    names.add(key(bundle))
     torch.set_num_threads(threads)
     assert len(names) == 7
+
     shutil.copytree(bundle, tmp_path / "copy")
-    same = WorldModel.load(tmp_path / "copy", device="cpu", num_steps=1, dtype=torch.float32)
-    assert step_key(same, 1) == step_key(world, 1)
+    assert key(tmp_path / "copy") == key(bundle)
 
 
 def test_the_shipped_world_has_a_name() -> None:
     """Single numbers among its weights, in 16 bits, can be hashed as well."""
-    assert len(step_key(WorldModel.load("labmaze", device="cpu", dtype=torch.bfloat16), 1)) == 24
+    assert len(step_key(WorldModel.load("labmaze", device="cpu", dtype=torch.bfloat16).stepper, 1)) == 24
 
 
 def test_the_compiler_gets_a_group_and_a_folder_of_its_own(world: WorldModel, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -261,7 +264,7 @@ def test_a_step_is_taken_up_where_it_is_the_faster_one(
     monkeypatch.setattr(worldmodel.compiled, "time_steps", lambda *_: milliseconds)
     monkeypatch.setattr(worldmodel.compiled, "CompiledStep", lambda *_: step)
     cache_folder().mkdir(parents=True)
-    (cache_folder() / f"step-{step_key(world, 1)}.pt2").touch()
+    (cache_folder() / f"step-{step_key(world.stepper, 1)}.pt2").touch()
     compiler = world.compile(wait=False)
     assert compiler.is_over and compiler.wait() == is_taken
     assert world.compiled is (step if is_taken else None)
@@ -269,5 +272,5 @@ def test_a_step_is_taken_up_where_it_is_the_faster_one(
 
 
 def test_both_steps_are_timed_on_dreams_of_their_own(world: WorldModel) -> None:
-    ours, theirs = time_steps(world, world.stepper, 2, rounds=2)  # type: ignore[arg-type]
+    ours, theirs = time_steps(world.stepper, world.stepper, world.begin_gray(2), rounds=2)
     assert ours > 0 and theirs > 0

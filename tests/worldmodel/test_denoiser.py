@@ -10,10 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from worldmodel.cache import MemoryCache
-from worldmodel.denoiser import Denoiser, DenoiserConfig, Prediction
+from worldmodel.config import DenoiserConfig
+from worldmodel.denoiser import Denoiser, Prediction
 from worldmodel.errors import ActionError, ConfigError, ShapeError
+from worldmodel.folded import NUM_FOLDED
 from worldmodel.inputs import FrameInputs
-from worldmodel.memory.folded import NUM_FOLDED
 from worldmodel.presets import PRESETS, get_preset
 
 SETTINGS: list[dict[str, Any]] = [

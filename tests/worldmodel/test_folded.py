@@ -2,7 +2,7 @@
 
 import torch
 
-from worldmodel.memory.folded import (
+from worldmodel.folded import (
     FOLD,
     NUM_COLORS,
     NUM_FACTS,

@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 import torch
 
-from envs.worlds.labmaze.spec import ACTIONS as LABMAZE_ACTIONS
+from envs.worlds.labmaze.constants import ACTIONS as LABMAZE_ACTIONS
 from worldmodel.checkpoint import load_denoiser, save_bundle
-from worldmodel.config import STRUCTURES
-from worldmodel.denoiser import Denoiser, DenoiserConfig
+from worldmodel.config import STRUCTURES, DenoiserConfig
+from worldmodel.denoiser import Denoiser
 from worldmodel.errors import ConfigError
+from worldmodel.folded import NUM_FOLDED
 from worldmodel.inputs import FrameInputs, stack_previous
-from worldmodel.memory.folded import NUM_FOLDED
 from worldmodel.memory.registry import MEMORIES, check_memory
 from worldmodel.memory.warped import WarpedView
 from worldmodel.objective import DenoiserLoss, ObjectiveConfig, sample_noise

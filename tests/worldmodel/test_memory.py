@@ -9,17 +9,17 @@ from typing import Any
 import pytest
 import torch
 
-from envs.worlds.labmaze.spec import ACTIONS as LABMAZE_ACTIONS
+from envs.worlds.labmaze.constants import ACTIONS as LABMAZE_ACTIONS
 from envs.worlds.registry import find_displacements
 from train.denoiser import DenoiserOptions, build_denoiser, memory_changes
-from train.measures.memory_costs import costs_table, memory_costs
+from train.measures.memory_costs import MemoryCosts, memory_costs
 from worldmodel.attention import RotaryPosition, rotate
 from worldmodel.checkpoint import save_bundle
-from worldmodel.config import MemorySetting
-from worldmodel.denoiser import Denoiser, DenoiserConfig
+from worldmodel.config import DenoiserConfig, MemorySetting
+from worldmodel.denoiser import Denoiser
 from worldmodel.errors import CheckpointError, ConfigError
 from worldmodel.inputs import FrameInputs
-from worldmodel.memory.camera import level_pose
+from worldmodel.memory.camera import complete_poses
 from worldmodel.memory.odometry import Odometry
 from worldmodel.objective import DenoiserLoss, ObjectiveConfig, sample_noise
 from worldmodel.odometry import YAW, look_angles, walk_poses
@@ -167,7 +167,7 @@ def test_directions_match_across_columns_and_turns() -> None:
     headings = torch.tensor(
         [[0.0, left - right]]
     )  # turned so far that the right column looks where the left one looked
-    poses = level_pose(torch.cat([torch.zeros(1, 2, 2), headings[..., None]], -1))
+    poses = complete_poses(torch.cat([torch.zeros(1, 2, 2), headings[..., None]], -1))
     cos, sin = rotary(torch.zeros(1, 2, dtype=torch.int64), poses)
     turning = slice(16, 24)  # the pairs that turn with the direction
     same = rotate(torch.ones(1, 2, 1, 5, 16), (cos[..., turning], sin[..., turning]))[0, :, 0]
@@ -217,4 +217,4 @@ def test_costs_grow_as_they_must(make_denoiser: Callable[..., Denoiser]) -> None
         tokens = config.num_patches + config.num_summary
         expected = 24 * shared * tokens * 4 * config.width * layers
         assert rows[name, 32]["flops_a_call"] - rows[name, 8]["flops_a_call"] == expected
-    assert len(costs_table(list(rows.values())).splitlines()) == 2 + len(rows)
+    assert len(MemoryCosts().lines({"rows": list(rows.values())})) == 2 + len(rows)

@@ -10,8 +10,8 @@ import torch
 from worldmodel.denoiser import Denoiser
 from worldmodel.distortions import DISTORTIONS, LatentDistortions, LatentMap
 from worldmodel.errors import ConfigError
+from worldmodel.folded import NUM_FOLDED
 from worldmodel.inputs import FrameInputs, stack_previous
-from worldmodel.memory.folded import NUM_FOLDED
 from worldmodel.noise import add_noise
 from worldmodel.objective import DenoiserLoss, ObjectiveConfig, sample_noise
 from worldmodel.sampler import Sampler, SamplerConfig
@@ -95,22 +95,26 @@ def test_context_is_distorted_and_what_is_asked_for_is_not(
     drawn["is_forced"][:], drawn["is_own"][:] = False, False
     black = LatentDistortions(SHAPE[2])  # the first distortion makes zeros, the second nothing
     cast("LatentMap", black.maps[0]).convolution.weight.zero_()
+
     shown = clips(1)["latents"] if is_shown else batch["latents"]
     seen: list[Any] = []
     handle = denoiser.register_forward_hook(lambda module, given, output: seen.append((given[0], output[0])))
     with torch.no_grad():
         loss, _ = DenoiserLoss(denoiser, config, 4, black)(**batch, **drawn, shown=shown if is_shown else None)
     handle.remove()
+
     inputs, prediction = seen[-1]
     noisy, levels = inputs.latents, inputs.levels
     given = shown * (1 - drawn["distortions"][:, :, 0])[:, :, None, None, None]
     is_context = (levels <= config.context_noise)[:, :, None, None, None]
     expected = torch.where(is_context, given, batch["latents"])
     torch.testing.assert_close(noisy, add_noise(expected, drawn["noise"], levels))
+
     context = add_noise(given, drawn["context_noise"], drawn["context_levels"])
     expected_past = stack_previous(context, drawn["context_levels"], denoiser.config.num_previous)
     torch.testing.assert_close(inputs.previous, expected_past[0])
     torch.testing.assert_close(inputs.previous_levels, expected_past[1])
+
     errors = (prediction.clean - batch["latents"]).square().mean((2, 3, 4)) / (levels + config.level_offset)
     assert float(loss) == pytest.approx(float(errors.mean()), rel=1e-5)
     with pytest.raises(ConfigError, match="needs the distortions"):

@@ -5,14 +5,14 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from envs.worlds.labmaze.spec import ACTIONS as LABMAZE_ACTIONS
+from envs.worlds.labmaze.constants import ACTIONS as LABMAZE_ACTIONS
 from tests.box_room import see, walk
-from train.losses.photometric import complete_poses
 from worldmodel.denoiser import Denoiser
 from worldmodel.errors import ConfigError
+from worldmodel.folded import NUM_FOLDED, unfold
 from worldmodel.frames import to_pixels
+from worldmodel.memory.camera import complete_poses
 from worldmodel.memory.depth import DepthConfig, DepthNet
-from worldmodel.memory.folded import NUM_FOLDED, unfold
 from worldmodel.memory.pixels import NUM_KEYFRAMES, PixelConfig, PixelMemory, PixelState
 from worldmodel.presets import get_preset
 

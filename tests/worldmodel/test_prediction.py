@@ -95,6 +95,7 @@ def test_a_known_error_gives_the_known_sum(
     assert found["distance_rate"] == pytest.approx(offset**2 * expected, rel=1e-4)
     assert found["score"] == pytest.approx(0.0, abs=1e-5)  # the reference misses by as much
     assert found["discretization"] == pytest.approx(0.0, abs=1e-9)  # a fixed target is reached along a straight line
+
     better = predict_decay(
         world(Oracle(denoiser, clips[0], offset)),
         *clips,

@@ -10,7 +10,8 @@ from worldmodel.denoiser import Denoiser
 from worldmodel.errors import ConfigError, ShapeError
 from worldmodel.inputs import FrameInputs
 from worldmodel.noise import add_noise, move_level
-from worldmodel.sampler import DreamState, Sampler, SamplerConfig
+from worldmodel.sampler import Sampler, SamplerConfig
+from worldmodel.state import DreamState
 from worldmodel.windows import (
     Window,
     fifo_window,

@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from envs.worlds.labmaze.spec import ACTIONS as LABMAZE_ACTIONS
+from envs.worlds.labmaze.constants import ACTIONS as LABMAZE_ACTIONS
 from worldmodel.checkpoint import load_codec, load_denoiser, load_depth, save_bundle
 from worldmodel.codec import Codec
 from worldmodel.errors import CheckpointError, ConfigError, ShapeError
+from worldmodel.folded import NUM_FOLDED
 from worldmodel.memory.depth import DepthNet
-from worldmodel.memory.folded import NUM_FOLDED
 from worldmodel.state import DreamState, WorldState
 from worldmodel.windows import fifo_window, next_frame_window, outpainting_window, parse_schedule
 from worldmodel.world import WorldModel

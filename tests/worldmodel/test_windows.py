@@ -39,47 +39,50 @@ def test_windows_of_the_paper_are_accepted() -> None:
     assert (ROLLING.size, ROLLING.input_lag) == (6, 4)
 
 
-@pytest.mark.parametrize(
-    ("before", "after", "stride", "message"),
-    [
-        ((), (), 1, "one level a frame; got 0 and 0 levels"),
-        ((1.0,), (0.0, 0.0), 1, "one level a frame; got 1 and 2 levels"),
-        ((1.0,), (0.0,), 0, "stride must be from 1 to the 1 frames in flight; got 0"),
-        ((1.0,), (0.0,), 2, "stride must be from 1 to the 1 frames in flight; got 2"),
-        ((1.0,), (0.0,), 1.0, "stride must be from 1 to the 1 frames in flight; got 1.0"),
-        ((1.0,), (0.0,), True, "stride must be from 1 to the 1 frames in flight; got True"),
-        (("1",), (0.0,), 1, "before must be a list of levels, numbers from 0"),
-        ((1.0,), (False,), 1, "after must be a list of levels, numbers from 0"),
-        (1.0, (0.0,), 1, "before must be a list of levels, numbers from 0"),
-        ((1.0,) * 1001, (0.0,) * 1001, 1001, "from 1 to 1000"),
-        ((1.5,), (0.0,), 1, r"before\[0\] must be a level in \[0, 1\]; got 1.5"),
-        ((1.0,), (-0.1,), 1, r"after\[0\] must be a level in \[0, 1\]; got -0.1"),
-        ((float("nan"),), (0.0,), 1, r"before\[0\] must be a level in \[0, 1\]; got nan"),
-        (
-            (0.5, 0.4, 1.0),
-            (0.0, 0.5, 0.4),
-            1,
-            r"monotonicity is broken at frame 1: before\[1\] = 0.4 is below before\[0\] = 0.5",
-        ),
-        (
-            (0.5, 1.0, 1.0),
-            (0.0, 0.5, 0.4),
-            1,
-            r"monotonicity is broken at frame 2: after\[2\] = 0.4 is below after\[1\] = 0.5",
-        ),
-        ((0.5, 1.0), (0.0, 0.4), 1, r"circularity is broken at frame 1: after\[1\] = 0.4 must equal before\[0\] = 0.5"),
-        (
-            (0.2, 0.5, 1.0),
-            (0.0, 0.2, 0.6),
-            1,
-            r"circularity is broken at frame 2: after\[2\] = 0.6 must equal before\[1\] = 0.5",
-        ),
-        ((0.5, 1.0), (0.1, 0.5), 1, r"0-T boundary is broken at frame 0: after\[0\] must be 0 \(clean\); got 0.1"),
-        ((0.5, 0.9), (0.0, 0.5), 1, r"0-T boundary is broken at frame 1: before\[1\] must be 1 \(noise\); got 0.9"),
-        ((0.9, 1.0), (0.0, 0.0), 2, r"0-T boundary is broken at frame 0: before\[0\] must be 1 \(noise\); got 0.9"),
-        ((1.0, 1.0), (0.0, 0.2), 2, r"0-T boundary is broken at frame 1: after\[1\] must be 0 \(clean\); got 0.2"),
-    ],
-)
+MALFORMED = [
+    ((), (), 1, "one level a frame; got 0 and 0 levels"),
+    ((1.0,), (0.0, 0.0), 1, "one level a frame; got 1 and 2 levels"),
+    ((1.0,), (0.0,), 0, "stride must be from 1 to the 1 frames in flight; got 0"),
+    ((1.0,), (0.0,), 2, "stride must be from 1 to the 1 frames in flight; got 2"),
+    ((1.0,), (0.0,), 1.0, "stride must be from 1 to the 1 frames in flight; got 1.0"),
+    ((1.0,), (0.0,), True, "stride must be from 1 to the 1 frames in flight; got True"),
+    (("1",), (0.0,), 1, "before must be a list of levels, numbers from 0"),
+    ((1.0,), (False,), 1, "after must be a list of levels, numbers from 0"),
+    (1.0, (0.0,), 1, "before must be a list of levels, numbers from 0"),
+    ((1.0,) * 1001, (0.0,) * 1001, 1001, "from 1 to 1000"),
+    ((1.5,), (0.0,), 1, r"before\[0\] must be a level in \[0, 1\]; got 1.5"),
+    ((1.0,), (-0.1,), 1, r"after\[0\] must be a level in \[0, 1\]; got -0.1"),
+    ((float("nan"),), (0.0,), 1, r"before\[0\] must be a level in \[0, 1\]; got nan"),
+]
+
+BROKEN = [
+    (
+        (0.5, 0.4, 1.0),
+        (0.0, 0.5, 0.4),
+        1,
+        r"monotonicity is broken at frame 1: before\[1\] = 0.4 is below before\[0\] = 0.5",
+    ),
+    (
+        (0.5, 1.0, 1.0),
+        (0.0, 0.5, 0.4),
+        1,
+        r"monotonicity is broken at frame 2: after\[2\] = 0.4 is below after\[1\] = 0.5",
+    ),
+    ((0.5, 1.0), (0.0, 0.4), 1, r"circularity is broken at frame 1: after\[1\] = 0.4 must equal before\[0\] = 0.5"),
+    (
+        (0.2, 0.5, 1.0),
+        (0.0, 0.2, 0.6),
+        1,
+        r"circularity is broken at frame 2: after\[2\] = 0.6 must equal before\[1\] = 0.5",
+    ),
+    ((0.5, 1.0), (0.1, 0.5), 1, r"0-T boundary is broken at frame 0: after\[0\] must be 0 \(clean\); got 0.1"),
+    ((0.5, 0.9), (0.0, 0.5), 1, r"0-T boundary is broken at frame 1: before\[1\] must be 1 \(noise\); got 0.9"),
+    ((0.9, 1.0), (0.0, 0.0), 2, r"0-T boundary is broken at frame 0: before\[0\] must be 1 \(noise\); got 0.9"),
+    ((1.0, 1.0), (0.0, 0.2), 2, r"0-T boundary is broken at frame 1: after\[1\] must be 0 \(clean\); got 0.2"),
+]
+
+
+@pytest.mark.parametrize(("before", "after", "stride", "message"), [*MALFORMED, *BROKEN])
 def test_what_is_broken_and_where(before: Any, after: Any, stride: Any, message: str) -> None:
     with pytest.raises(WindowError, match=message):
         Window(before, after, stride)

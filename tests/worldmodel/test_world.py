@@ -11,8 +11,9 @@ from worldmodel.codec import Codec
 from worldmodel.denoiser import Denoiser, Prediction, Written
 from worldmodel.errors import ActionError, ConfigError, DeviceError, ShapeError, WindowError
 from worldmodel.inputs import FrameInputs
+from worldmodel.state import WorldState
 from worldmodel.windows import Window, fifo_window, next_frame_window, outpainting_window, parse_schedule
-from worldmodel.world import WorldModel, WorldState
+from worldmodel.world import WorldModel
 
 Openings = dict[str, torch.Tensor]
 
@@ -486,3 +487,32 @@ def test_bad_arguments_of_a_rollout(world: WorldModel, openings: Openings) -> No
         ahead.reset(frames, openings["actions"][:1], [1], torch.zeros(1, 3, dtype=torch.int64))
     with pytest.raises(ActionError, match="from 0 to 6; got"):
         ahead.reset(frames, openings["actions"][:1], [1], torch.full((1, 2), 7))
+
+
+def test_other_settings_of_one_world_dream_as_worlds_loaded_with_them(
+    world: WorldModel, bundle: Path, openings: Openings
+) -> None:
+    before = dream(world, start(world, openings, [0], [5]), 9)
+    for settings in ({"num_steps": 3}, {"memory_frames": 2}, {"num_steps": 1, "memory_frames": 4}):
+        other = world.with_settings(**settings)
+        loaded = WorldModel.load(bundle, device="cpu", dtype=torch.float32, **settings)
+        assert other.memory_frames == loaded.memory_frames and other.config == loaded.config
+        frames = dream(other, start(other, openings, [0], [5]), 9)
+        assert torch.equal(frames, dream(loaded, start(loaded, openings, [0], [5]), 9))
+        assert not torch.equal(frames, before)
+        assert other.denoiser is world.denoiser and other.source == world.source  # weights are not copied
+    assert torch.equal(dream(world, start(world, openings, [0], [5]), 9), before)
+    with pytest.raises(ConfigError, match="memory_frames must be from 1 to 6"):
+        world.with_settings(memory_frames=7)
+
+
+def test_another_number_format_is_a_copy(world: WorldModel, bundle: Path, openings: Openings) -> None:
+    halved = world.with_settings(dtype=torch.bfloat16)
+    assert next(halved.denoiser.parameters()).dtype == torch.bfloat16
+    assert next(world.denoiser.parameters()).dtype == torch.float32 and halved.dtype != world.dtype
+    again = halved.with_settings(dtype=torch.float32)  # a bundle keeps its weights in bfloat16
+    frames, expected = (dream(each, start(each, openings, [0], [5]), 5) for each in (again, world))
+    assert torch.equal(frames, expected)
+    loaded = WorldModel.load(bundle, device="cpu", dtype=torch.bfloat16)
+    frames, expected = (dream(each, start(each, openings, [0], [5]), 5) for each in (halved, loaded))
+    assert torch.equal(frames, expected)

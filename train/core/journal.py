@@ -12,10 +12,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from train.core.loop import Machine
+from train.core.machine import Machine, describe_machine
 from train.core.options import options_to_json, save_json
 from train.core.plans import Plan, get_plan
-from train.reports.card import describe_machine
 from worldmodel.errors import ConfigError, DataError, SeedError
 from worldmodel.presets import get_preset
 

@@ -1,34 +1,28 @@
-"""The training loop that all training programs share, as functions.
+"""The training loop that all training programs share.
 
-Owns: device, processes, learning-rate course, EMA, progress, TensorBoard, and a training state that survives kill -9.
-Does not know what is trained: a program hands in a loss over batches. All chance of step k on process r comes from
-(seed, k, r), so that a resumed run sees the data and the noise that the unbroken run would have seen.
+Owns: the options of every training, the learning-rate course, EMA, progress, TensorBoard, and that a run goes on where
+it was cut. Does not know what is trained: a program hands in a loss over batches. All chance of step k on process r
+comes from (seed, k, r), so that a resumed run sees the data and the noise that the unbroken run would have seen.
 """
 
-import contextlib
-import datetime
-import json
 import math
-import os
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, Generic, TypeVar, cast
 
 import numpy as np
 import torch
-from safetensors import safe_open
-from safetensors.torch import save
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
 
-from worldmodel.devices import has_fast_bfloat16, pick_device
+from train.core.interrupts import Stopped, command_to_go_on, put_off_signals
+from train.core.machine import Machine, compile_model, send
+from train.core.state import STATE_FILE, load_state, save_state
 from worldmodel.errors import CheckpointError, ConfigError, MissingPackageError, SeedError
-from worldmodel.files import write_file
 
-STATE_FILE = "training.safetensors"
 Model = TypeVar("Model", bound=nn.Module)
 
 
@@ -78,51 +72,6 @@ class TrainOptions:
             raise SeedError(f"seed must be 0 or more; got {self.seed}")
 
 
-@dataclass
-class Machine:
-    """Where this process trains: its device, its place among the processes (torchrun), and its number format."""
-
-    device: torch.device
-    rank: int = 0
-    world_size: int = 1
-    autocast_dtype: torch.dtype | None = None
-    owns_group: bool = field(default=False, repr=False)
-
-    @property
-    def is_main(self) -> bool:
-        """Whether this process logs and saves."""
-        return self.rank == 0
-
-    def autocast(self) -> contextlib.AbstractContextManager[Any]:
-        """Return the autocast context of a training step."""
-        if self.autocast_dtype is None:
-            return contextlib.nullcontext()
-        return torch.autocast(self.device.type, self.autocast_dtype)
-
-
-def start_machine(device_name: str) -> Machine:
-    """Return this process' machine; under torchrun joins the other processes.
-
-    Raises:
-        DeviceError: no such device.
-    """
-    rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    device = pick_device(device_name)
-    if device.type == "cuda":
-        # For masks such as ours cuDNN's attention is not the fast one; PyTorch asks for this once, at the first call.
-        os.environ.setdefault("TORCH_CUDNN_SDPA_DEPRIORITIZED", "1")
-        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", device.index or 0)))
-        torch.cuda.set_device(device)
-        torch.set_float32_matmul_precision("high")
-    owns_group = world_size > 1 and not torch.distributed.is_initialized()
-    if owns_group:
-        backend = "nccl" if device.type == "cuda" else "gloo"
-        # The others wait while the main process encodes a recording, which may take an hour.
-        torch.distributed.init_process_group(backend, timeout=datetime.timedelta(hours=6))
-    dtype = torch.bfloat16 if has_fast_bfloat16(device) else None
-    return Machine(device, rank, world_size, dtype, owns_group)
-
-
 def step_generator(seed: int, step: int, rank: int) -> torch.Generator:
     """Return the CPU generator that all chance of one step on one process comes from."""
     entropy = np.random.SeedSequence([seed, step, rank]).generate_state(1, np.uint64)[0]
@@ -133,64 +82,6 @@ def rate_at(progress: float, decay_share: float, step: int, warmup_steps: int = 
     """Return the learning-rate factor: warm-up by steps, then flat, then linear to zero over the last share."""
     fall = 1.0 if decay_share == 0 else min(1.0, max(0.0, 1.0 - progress) / decay_share)
     return min(1.0, (step + 1) / warmup_steps) * fall
-
-
-def _flatten(prefix: str, value: Any, tensors: dict[str, torch.Tensor]) -> Any:
-    """Move the tensors of nested dicts and lists into `tensors`; return the JSON rest with their names in place."""
-    if isinstance(value, torch.Tensor):
-        tensors[prefix] = value.detach().cpu().contiguous().clone()
-        return {"__tensor__": prefix}
-    if isinstance(value, dict):
-        keys = [("i", k) if isinstance(k, int) else ("s", k) for k in value]
-        return {"__items__": [[kind, k, _flatten(f"{prefix}/{k}", value[k], tensors)] for kind, k in keys]}
-    if isinstance(value, list | tuple):
-        return [_flatten(f"{prefix}/{i}", item, tensors) for i, item in enumerate(value)]
-    return value
-
-
-def _restore(value: Any, tensors: dict[str, torch.Tensor]) -> Any:
-    if isinstance(value, dict) and "__tensor__" in value:
-        return tensors[value["__tensor__"]]
-    if isinstance(value, dict):
-        return {int(k) if kind == "i" else k: _restore(v, tensors) for kind, k, v in value["__items__"]}
-    if isinstance(value, list):
-        return [_restore(item, tensors) for item in value]
-    return value
-
-
-def save_state(folder: Path, content: dict[str, Any]) -> None:
-    """Write nested dicts and lists of tensors and JSON values to one safetensors file, whole or not at all.
-
-    Raises:
-        StorageError: the disk is full or the folder cannot be written.
-    """
-    tensors: dict[str, torch.Tensor] = {}
-    rest = json.dumps(_flatten("", content, tensors))
-    write_file(folder / STATE_FILE, save(tensors, metadata={"state": rest}))
-
-
-def load_state(folder: Path) -> dict[str, Any]:
-    """Read what `save_state` wrote.
-
-    Raises:
-        CheckpointError: there is none, or it is damaged.
-    """
-    path = folder / STATE_FILE
-    if not path.is_file():
-        raise CheckpointError(f"nothing to resume: {path} does not exist; start without --resume")
-    try:
-        with safe_open(path, "pt") as file:
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  not a dict
-            return _restore(json.loads(file.metadata()["state"]), tensors)
-    except Exception as error:  # safetensors raises its own plain types for a damaged file
-        raise CheckpointError(f"{path} is damaged ({error}); delete it and start without --resume") from error
-
-
-def send(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """Return a tensor on a device; the host does not wait for what the device still has to do."""
-    if device.type == "cuda" and not tensor.is_cuda:
-        tensor = tensor.pin_memory()
-    return tensor.to(device, non_blocking=True)
 
 
 @torch.no_grad()
@@ -215,7 +106,162 @@ def update_average(average: AveragedModel, model: nn.Module, decay: float) -> No
     average.n_averaged += 1
 
 
-def _writer(folder: Path) -> Any:
+class _Run(Generic[Model]):
+    """A training under way: what is trained, how far it has come, and how it is saved and taken up again."""
+
+    def __init__(
+        self,
+        options: TrainOptions,
+        machine: Machine,
+        model: Model,
+        optimizers: list[torch.optim.Optimizer],
+        frames_of_step: int,
+    ) -> None:
+        """Begin a training, or take up the last state in --out where the options ask for it.
+
+        Raises:
+            CheckpointError: as `train_model`.
+        """
+        self.options, self.machine, self.model, self.optimizers = options, machine, model, optimizers
+        self.frames_of_step = frames_of_step  # of all processes
+        self.average = AveragedModel(model, use_buffers=True)
+        self.step, self._seconds_before, self._frames_before = 0, 0.0, 0
+        self._loss, self._norm = torch.zeros(()), torch.zeros(())
+
+        if options.resume:
+            self._restore()
+        elif (options.out / STATE_FILE).is_file():
+            raise CheckpointError(
+                f"{options.out / STATE_FILE} holds a training already: add --resume to go on, choose another --out, "
+                "or delete it"
+            )
+        self.first_step = self.step
+        self._started = time.monotonic()
+
+        for optimizer in optimizers:
+            for group in optimizer.param_groups:
+                group["peak_lr"] = group.get("peak_lr", group["lr"])
+
+    def _restore(self) -> None:
+        """Take up the last state.
+
+        Raises:
+            CheckpointError: there is none, or it is of another model.
+        """
+        state = load_state(self.options.out)
+        try:
+            self.model.load_state_dict(state["model"])
+            self.average.load_state_dict(state["average"])
+            for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+                optimizer.load_state_dict(saved)
+            self.step, self._seconds_before = int(state["step"]), float(state["seconds"])
+            self._frames_before = int(state.get("frames", self.step * self.frames_of_step))
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise CheckpointError(
+                f"{self.options.out / STATE_FILE} is of another model ({reason}): resume with the options of the run "
+                "that wrote it, or choose another --out"
+            ) from error
+
+    def start_clock(self) -> float:
+        """Let the time count from now on; return now, `time.monotonic()`."""
+        self._started = time.monotonic()
+        return self._started
+
+    @property
+    def seconds(self) -> float:
+        """Time trained, that of the runs before a resume included."""
+        return self._seconds_before + time.monotonic() - self._started
+
+    @property
+    def frames(self) -> int:
+        """Frames seen by all processes, before a resume too."""
+        return self._frames_before + (self.step - self.first_step) * self.frames_of_step
+
+    def take_step(self, runner: nn.Module, batch: dict[str, torch.Tensor], factor: float) -> dict[str, Any]:
+        """Learn from a batch at this share of the peak learning rates; return the numbers to log."""
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = group["peak_lr"] * factor
+
+        with self.machine.autocast():
+            self._loss, scalars = runner(**{k: send(v, self.machine.device) for k, v in batch.items()})
+        self._loss.backward()
+        self._norm = nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+
+        for optimizer in self.optimizers:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        update_average(self.average, self.model, self.options.ema)
+        self.step += 1
+        logs = {"loss": self._loss.detach(), "gradient_norm": self._norm, "learning_rate_factor": factor}
+        return {**logs, **scalars}
+
+    def save(self) -> None:
+        """Save the state, on the main process.
+
+        Raises:
+            ConfigError: the training diverged; the last state is kept. StorageError: it cannot be written.
+        """
+        seconds = self.seconds
+        if not math.isfinite(health := float(self._loss.detach() + self._norm)):
+            raise ConfigError(
+                f"training diverged before step {self.step} (loss + gradient norm is {health}); the state saved before "
+                "is kept: go on from it with --resume, or start again with a learning rate below "
+                f"{self.options.learning_rate}"
+            )
+        if self.machine.is_main:
+            saved = {"model": self.model.state_dict(), "average": self.average.state_dict(), "step": self.step}
+            saved |= {"optimizers": [o.state_dict() for o in self.optimizers], "seconds": seconds}
+            save_state(self.options.out, saved | {"frames": self.frames})
+
+
+class _Monitor:
+    """What is shown of a training: a bar with numbers, and TensorBoard, on the main process."""
+
+    EVERY = 20  # steps
+
+    def __init__(self, options: TrainOptions, machine: Machine, step: int, frames: int, flops: float) -> None:
+        """Show a training that begins at a step; `frames` and `flops` are those of a step of all processes.
+
+        Raises:
+            MissingPackageError: tensorboard is not there.
+        """
+        self.last: dict[str, float] = {}  # the last numbers shown
+        self._total, self._frames, self._flops = options.steps, frames, flops
+        self._writer = _open_tensorboard(options.out) if machine.is_main else None
+        self._bar = tqdm(total=options.steps, initial=step, disable=not machine.is_main, unit="step", mininterval=2.0)
+        self._compiled_at = step + 3
+        self._fast_from = (step, time.monotonic())
+
+    def note(self, step: int, logs: dict[str, Any]) -> None:
+        """Take note of a step that has been done."""
+        if step == self._compiled_at:
+            self._fast_from = (step, time.monotonic())
+        if step % self.EVERY == 0 or step == self._total:
+            self._show(step, logs)
+        self._bar.update()
+
+    def _show(self, step: int, logs: dict[str, Any]) -> None:
+        rate = (step - self._fast_from[0]) / max(1e-9, time.monotonic() - self._fast_from[1])
+        self.last = {name: float(value) for name, value in logs.items()}
+        self.last["frames_per_s"] = rate * self._frames
+        if self._flops:
+            self.last["tflops"] = rate * self._flops / 1e12
+
+        self._bar.set_postfix({k: f"{v:.4g}" for k, v in self.last.items()}, refresh=False)
+        if self._writer is not None:
+            for name, value in self.last.items():
+                self._writer.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        """End the bar."""
+        self._bar.close()
+        if self._writer is not None:
+            self._writer.close()
+
+
+def _open_tensorboard(folder: Path) -> Any:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
@@ -261,115 +307,63 @@ def train_model(
         CheckpointError: a state and no --resume; --resume without a readable state, or with one of another model.
         ConfigError: the training diverged (a loss or gradient that is not finite); the last state is kept.
         StorageError: the state cannot be written.
+        Stopped: Ctrl-C or TERM; the step under way was finished, and the state is saved.
     """
     options.out.mkdir(parents=True, exist_ok=True)
     model.to(machine.device)
-    average = AveragedModel(model, use_buffers=True)
-    step, seconds_before, frames_before = 0, 0.0, 0
-    frames_of_step = frames_per_step * machine.world_size
-    if options.resume:
-        state = load_state(options.out)
-        try:
-            model.load_state_dict(state["model"])
-            average.load_state_dict(state["average"])
-            for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
-                optimizer.load_state_dict(saved)
-            step, seconds_before = int(state["step"]), float(state["seconds"])
-            frames_before = int(state.get("frames", step * frames_of_step))
-        except (KeyError, TypeError, ValueError, RuntimeError) as error:
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise CheckpointError(
-                f"{options.out / STATE_FILE} is of another model ({reason}): resume with the options of the run that "
-                "wrote it, or choose another --out"
-            ) from error
-    elif (options.out / STATE_FILE).is_file():
-        raise CheckpointError(
-            f"{options.out / STATE_FILE} holds a training already: add --resume to go on, choose another --out, "
-            "or delete it"
-        )
-    peaks = [[group.get("peak_lr", group["lr"]) for group in optimizer.param_groups] for optimizer in optimizers]
-    for optimizer, rates in zip(optimizers, peaks, strict=True):
-        for group, rate in zip(optimizer.param_groups, rates, strict=True):
-            group["peak_lr"] = rate
+    run = _Run(options, machine, model, optimizers, frames_per_step * machine.world_size)
+    runner = _prepare_runner(runner, options, machine, model)
+    monitor = _Monitor(options, machine, run.step, run.frames_of_step, flops_per_step * machine.world_size)
+
+    def show_average() -> None:
+        if on_save is not None and machine.is_main:
+            on_save(cast(Model, run.average.module))
+
+    last_saved = last_shown = run.start_clock()
+    with put_off_signals() as wish:
+
+        def end() -> float:
+            """Return when to stop: at once where that is wished for."""
+            planned = deadline() if callable(deadline) else deadline
+            return 0.0 if wish.number is not None else math.inf if planned is None else planned
+
+        for step, progress in iterate_steps(run.step, options, machine, lambda: run.seconds, end):
+            batch = sample_batch(step_generator(options.seed, step, machine.rank))
+            logs = run.take_step(runner, batch, rate_at(progress, options.decay_share, step))
+            monitor.note(run.step, logs)
+
+            if time.monotonic() - last_saved > 60 * options.save_minutes:
+                run.save()
+                show_average()
+                last_saved = last_shown = time.monotonic()
+            elif on_save_s is not None and time.monotonic() - last_shown > on_save_s:
+                show_average()
+                last_shown = time.monotonic()
+
+    seconds = run.seconds
+    monitor.close()
+    run.save()
+    show_average()
+    if machine.owns_group:
+        torch.distributed.destroy_process_group()
+    if wish.number is not None:
+        raise Stopped(wish.number, f"stopped at step {run.step}, state saved; to go on: {command_to_go_on()}")
+    summary = {"steps": run.step, "minutes": seconds / 60, "frames": run.frames, **monitor.last}
+    return cast(Model, run.average.module), summary
+
+
+def _prepare_runner(compiled: nn.Module | None, options: TrainOptions, machine: Machine, model: nn.Module) -> nn.Module:
+    """Return what is called in training: the model compiled, where that is asked for, and one of several processes."""
+    runner = compiled
     if runner is None:
         runner = compile_model(model, machine.device) if options.compile else model
     if machine.world_size > 1:
         ids = [machine.device.index] if machine.device.type == "cuda" else None
         runner = nn.parallel.DistributedDataParallel(runner, device_ids=ids)
-    writer = _writer(options.out) if machine.is_main else None
-    bar = tqdm(total=options.steps, initial=step, disable=not machine.is_main, unit="step", mininterval=2.0)
-    started = last_saved = last_shown = time.monotonic()
-    first_step, logs, fast_from = step, {}, (step, started)
-
-    def save_now() -> None:
-        if not math.isfinite(health := float(loss.detach() + norm)):
-            raise ConfigError(
-                f"training diverged before step {step} (loss + gradient norm is {health}); the state saved before is "
-                f"kept: go on from it with --resume, or start again with a learning rate below {options.learning_rate}"
-            )
-        if machine.is_main:
-            saved = {"model": model.state_dict(), "average": average.state_dict(), "step": step}
-            saved |= {"optimizers": [o.state_dict() for o in optimizers], "seconds": seconds_before + elapsed}
-            saved |= {"frames": frames_before + (step - first_step) * frames_of_step}
-            save_state(options.out, saved)
-            show_average()
-
-    def show_average() -> None:
-        if on_save is not None and machine.is_main:
-            on_save(cast(Model, average.module))
-
-    elapsed, loss, norm = 0.0, torch.zeros(()), torch.zeros(())
-    clock = lambda: seconds_before + time.monotonic() - started  # noqa: E731
-    for step, progress in _steps(first_step, options, machine, clock, deadline):
-        factor = rate_at(progress, options.decay_share, step)
-        for optimizer in optimizers:
-            for group in optimizer.param_groups:
-                group["lr"] = group["peak_lr"] * factor
-        batch = sample_batch(step_generator(options.seed, step, machine.rank))
-        with machine.autocast():
-            loss, scalars = runner(**{k: send(v, machine.device) for k, v in batch.items()})
-        loss.backward()
-        norm = nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        for optimizer in optimizers:
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-        update_average(average, model, options.ema)
-        step += 1
-        if step == first_step + 3:
-            fast_from = (step, time.monotonic())  # compilation is over
-        if step % 20 == 0 or step == options.steps:
-            rate = (step - fast_from[0]) / max(1e-9, time.monotonic() - fast_from[1])
-            logs = {"loss": loss.item(), "gradient_norm": float(norm), "learning_rate_factor": factor}
-            logs |= {k: float(v) for k, v in scalars.items()}
-            logs["frames_per_s"] = rate * frames_of_step
-            if flops_per_step:
-                logs["tflops"] = rate * flops_per_step * machine.world_size / 1e12
-            bar.set_postfix({k: f"{v:.4g}" for k, v in logs.items()}, refresh=False)
-            if writer is not None:
-                for name, value in logs.items():
-                    writer.add_scalar(name, value, step)
-        bar.update()
-        if time.monotonic() - last_saved > 60 * options.save_minutes:
-            elapsed = time.monotonic() - started
-            save_now()
-            last_saved = last_shown = time.monotonic()
-        elif on_save_s is not None and time.monotonic() - last_shown > on_save_s:
-            show_average()
-            last_shown = time.monotonic()
-    elapsed = time.monotonic() - started
-    bar.close()
-    save_now()
-    if writer is not None:
-        writer.close()
-    if machine.owns_group:
-        torch.distributed.destroy_process_group()
-    minutes = (seconds_before + elapsed) / 60
-    frames = frames_before + (step - first_step) * frames_of_step
-    summary = {"steps": step, "minutes": minutes, "frames": frames, **logs}
-    return cast(Model, average.module), summary
+    return runner
 
 
-def _steps(
+def iterate_steps(
     step: int,
     options: TrainOptions,
     machine: Machine,
@@ -389,14 +383,3 @@ def _steps(
             return
         yield step, progress
         step += 1
-
-
-def compile_model(model: nn.Module, device: torch.device) -> nn.Module:
-    """Return the model compiled for the device; the model itself, with a notice, where no compiler works."""
-    try:
-        torch.compile(torch.sin)(torch.ones(8, device=device))  # a missing compiler shows only in a call
-    except Exception as error:  # every backend has its own errors
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        print(f"not compiled, training goes on slower: {reason}")
-        return model
-    return cast(nn.Module, torch.compile(model, dynamic=False))

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 import tyro
 
+from train.core.interrupts import Stopped
 from worldmodel.errors import ConfigError, WorldModelError
 from worldmodel.files import write_file
 
@@ -102,11 +103,17 @@ def save_json(path: Path, content: dict[str, Any]) -> None:
 
 
 def run_program(program: Callable[[], None]) -> None:
-    """Run a program; an error of ours ends it with one line on stderr and exit status 1, an interrupt with 130."""
+    """Run a program; an error of ours ends it with one line on stderr and exit status 1, an interrupt with 130.
+
+    A training that was stopped by a signal says how it goes on, and exits with 128 and the signal's number.
+    """
     try:
         program()
     except WorldModelError as error:
         sys.exit(f"error: {error}")
+    except Stopped as stopped:
+        print(stopped, file=sys.stderr)
+        sys.exit(stopped.exit_status)
     except KeyboardInterrupt:
         print("interrupted; run the same command to go on", file=sys.stderr)
         sys.exit(130)

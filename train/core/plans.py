@@ -60,22 +60,26 @@ class Plan:
     test_fraction: float = 0.05
     first_frames: int = 0
     is_beside: bool = False
+
     record_share: float = 0.12
     codec_share: float = 0.15
     depth_share: float = 0.05
     depth_frames: int = 100_000
+
     warps_share: float = 0.1
     decoder_share: float = 0.08
     decoder_clips: int = 96
     decoder_dreams: int = 12
     dream_frames: int = 120
     evaluate_share: float = 0.07
+
     codec_batch: int = 64
     codec_rate: float = 1.5e-3
     denoiser_batch: int = 8
     clip_frames: int = 32
     denoiser_rate: float = 2e-3
     ema: float = 0.998
+
     compile_minutes: float = 8.0
     openings: int = 32
     objective: ObjectiveConfig = PLAY_OBJECTIVE
@@ -91,87 +95,99 @@ class Plan:
         return max(0.25 * minutes, minutes - used_minutes - after * minutes)
 
 
-PLANS: dict[tuple[str, str], Plan] = {
-    ("tiny", "cpu"): Plan(
-        frames_per_minute=8_000,
-        max_frames=60_000,
-        length=150,
-        episodes_per_shard=1,
-        test_fraction=0.15,
-        evaluate_share=0.25,
-        depth_frames=4_000,
-        decoder_clips=4,
-        decoder_dreams=2,
-        dream_frames=16,
-        codec_batch=32,
-        denoiser_batch=4,
-        clip_frames=16,
-        ema=0.98,
-        compile_minutes=1e9,
-        openings=8,
-    ),
-    ("tiny", "cuda"): Plan(
-        frames_per_minute=30_000,
-        max_frames=200_000,
-        length=150,
-        episodes_per_shard=1,
-        test_fraction=0.15,
-        evaluate_share=0.25,
-        depth_frames=20_000,
-        denoiser_batch=32,
-        ema=0.98,
-        compile_minutes=1e9,
-        openings=8,
-    ),
-    ("small", "cpu"): Plan(
-        frames_per_minute=2_500,
-        max_frames=400_000,
-        codec_share=0.22,
-        depth_frames=40_000,
-        decoder_clips=48,
-        decoder_dreams=6,
-        dream_frames=80,
-        denoiser_batch=6,
-        clip_frames=24,
-        ema=0.995,
-    ),
-    ("small", "cuda"): Plan(
-        frames_per_minute=48_000,
-        max_frames=1_200_000,
-        first_frames=100_000,
-        is_beside=True,
-        record_share=0.35,
-        codec_share=0.25,
-        codec_batch=512,
-        codec_rate=2e-3,
-        denoiser_batch=128,
-        denoiser_rate=3e-3,
-        ema=0.999,
-        compile_minutes=4.0,
-    ),
-    ("base", "cpu"): Plan(
-        frames_per_minute=1_000,
-        max_frames=400_000,
-        codec_share=0.2,
-        depth_frames=20_000,
-        decoder_clips=24,
-        decoder_dreams=4,
-        dream_frames=60,
-    ),
-    ("base", "cuda"): Plan(
-        frames_per_minute=20_000,
-        max_frames=2_000_000,
-        first_frames=60_000,
-        is_beside=True,
-        record_share=0.35,
-        codec_share=0.25,
-        codec_batch=256,
-        codec_rate=1.5e-3,
-        denoiser_batch=32,
-        denoiser_rate=2e-3,
-        ema=0.999,
-        compile_minutes=4.0,
-    ),
+TINY_CPU = Plan(
+    frames_per_minute=8_000,
+    max_frames=60_000,
+    length=150,
+    episodes_per_shard=1,
+    test_fraction=0.15,
+    evaluate_share=0.25,
+    depth_frames=4_000,
+    decoder_clips=4,
+    decoder_dreams=2,
+    dream_frames=16,
+    codec_batch=32,
+    denoiser_batch=4,
+    clip_frames=16,
+    ema=0.98,
+    compile_minutes=1e9,
+    openings=8,
+)
+
+TINY_CUDA = Plan(
+    frames_per_minute=30_000,
+    max_frames=200_000,
+    length=150,
+    episodes_per_shard=1,
+    test_fraction=0.15,
+    evaluate_share=0.25,
+    depth_frames=20_000,
+    denoiser_batch=32,
+    ema=0.98,
+    compile_minutes=1e9,
+    openings=8,
+)
+
+SMALL_CPU = Plan(
+    frames_per_minute=2_500,
+    max_frames=400_000,
+    codec_share=0.22,
+    depth_frames=40_000,
+    decoder_clips=48,
+    decoder_dreams=6,
+    dream_frames=80,
+    denoiser_batch=6,
+    clip_frames=24,
+    ema=0.995,
+)
+
+SMALL_CUDA = Plan(
+    frames_per_minute=48_000,
+    max_frames=1_200_000,
+    first_frames=100_000,
+    is_beside=True,
+    record_share=0.35,
+    codec_share=0.25,
+    codec_batch=512,
+    codec_rate=2e-3,
+    denoiser_batch=128,
+    denoiser_rate=3e-3,
+    ema=0.999,
+    compile_minutes=4.0,
+)
+
+BASE_CPU = Plan(
+    frames_per_minute=1_000,
+    max_frames=400_000,
+    codec_share=0.2,
+    depth_frames=20_000,
+    decoder_clips=24,
+    decoder_dreams=4,
+    dream_frames=60,
+)
+
+BASE_CUDA = Plan(
+    frames_per_minute=20_000,
+    max_frames=2_000_000,
+    first_frames=60_000,
+    is_beside=True,
+    record_share=0.35,
+    codec_share=0.25,
+    codec_batch=256,
+    codec_rate=1.5e-3,
+    denoiser_batch=32,
+    denoiser_rate=2e-3,
+    ema=0.999,
+    compile_minutes=4.0,
+)
+
+PLANS = {
+    ("tiny", "cpu"): TINY_CPU,
+    ("tiny", "cuda"): TINY_CUDA,
+    ("small", "cpu"): SMALL_CPU,
+    ("small", "cuda"): SMALL_CUDA,
+    ("base", "cpu"): BASE_CPU,
+    ("base", "cuda"): BASE_CUDA,
 }
 
 

@@ -20,8 +20,8 @@ import torch
 
 from worldmodel.codec import Codec
 from worldmodel.denoiser import Denoiser
+from worldmodel.folded import NUM_FOLDED, share_known, unfold
 from worldmodel.frames import to_frames, to_pixels
-from worldmodel.memory.folded import NUM_FOLDED, share_known, unfold
 from worldmodel.memory.pixels import PixelMemory
 from worldmodel.memory.pose import relative_poses
 from worldmodel.noise import add_noise

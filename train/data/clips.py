@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save
 from tqdm import tqdm
 
 from envs.data.episodes import EpisodeInfo, ShardInfo, open_shards, read_episode
-from train.core.loop import send
+from train.core.machine import send
 from worldmodel.codec import Codec
 from worldmodel.devices import has_fast_bfloat16
 from worldmodel.errors import DataError
@@ -178,6 +178,24 @@ class LatentData:
         joined = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
         lengths = joined.pop("lengths")
         return cls(**joined, starts=lengths.cumsum(0) - lengths, lengths=lengths)
+
+    @property
+    def num_frames(self) -> int:
+        """Frames there are."""
+        return len(self.latents)
+
+    @property
+    def num_episodes(self) -> int:
+        """Episodes there are."""
+        return len(self.starts)
+
+    def some_latents(self) -> torch.Tensor:
+        """Return latents from all over, float16 (N, C, h, w)."""
+        return self.latents
+
+    def all_rewards(self) -> torch.Tensor:
+        """Return all rewards, float32 (N,)."""
+        return self.rewards
 
     def to(self, device: torch.device) -> "LatentData":
         """Return the data on a device; starts and lengths, which clips are drawn by, stay."""

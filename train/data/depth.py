@@ -15,9 +15,10 @@ from tqdm import tqdm
 from envs.data.episodes import EpisodeInfo, ShardInfo, read_episode
 from envs.worlds.registry import find_displacements
 from train.data.clips import list_episodes
-from train.losses.photometric import complete_poses, window_means
+from train.losses.photometric import window_means
 from worldmodel.errors import DataError
 from worldmodel.frames import to_pixels
+from worldmodel.memory.camera import complete_poses
 from worldmodel.memory.depth import halve_depth
 from worldmodel.odometry import POSE_SIZE, walk_poses
 
@@ -113,6 +114,7 @@ class DepthData:
         has_depth = all("depth" in episode.fields for episode in episodes)
         frames = torch.empty(total, size, size, 3, dtype=torch.uint8)
         depths = torch.empty(total, size // 2, size // 2, dtype=torch.float16) if has_depth else None
+
         poses, pairs, start = [], [], 0
         for episode in tqdm(episodes, desc="reading frames", unit="episode", mininterval=2.0):
             names = [name for name in ("pose", "blocked") if name in episode.fields]
@@ -121,6 +123,7 @@ class DepthData:
             frames[start:stop] = torch.from_numpy(arrays["frames"])
             if depths is not None:
                 depths[start:stop] = read_depth(arrays["depth"], size, where)
+
             is_stopped = torch.zeros(episode.num_steps, dtype=torch.bool)
             if "pose" in arrays:
                 found = read_poses(arrays["pose"], where)
@@ -131,12 +134,14 @@ class DepthData:
             poses.append(found)
             pairs += [(start + centers, reach) for reach, centers in _find_pairs(found, is_stopped, min_walk)]
             start = stop
+
         centers = torch.cat([part for part, _ in pairs]) if pairs else torch.zeros(0, dtype=torch.int64)
         if not has_depth and not len(centers):
             raise DataError(
                 f"no {2 * REACHES[0] + 1} frames in a row of the recording lie {min_walk} or more apart: record longer "
                 "episodes with more walking, or lower --min-walk"
             )
+
         reaches = torch.cat([torch.full_like(part, reach) for part, reach in pairs]) if pairs else centers
         return cls(frames, torch.cat(poses), depths, centers, reaches)
 

@@ -24,7 +24,7 @@ from envs.worlds.registry import get_world
 from train.core.options import read_assignments
 from worldmodel.errors import ConfigError, SeedError
 
-TEST_SCENE_DIVISOR = 16
+TEST_SCENE_DIVISOR = 16  # scene seeds that it divides are kept for testing, in every recording
 
 
 @dataclass(frozen=True)
@@ -76,11 +76,6 @@ class ShardJob:
     name: str
     split: str
     episodes: tuple[int, ...]
-
-
-def is_test_scene(scene_seed: int) -> bool:
-    """Return whether a scene is kept for testing, in every recording."""
-    return scene_seed % TEST_SCENE_DIVISOR == 0
 
 
 def episode_seeds(seed: int, episode: int, split: str) -> tuple[int, int, int]:

@@ -25,10 +25,10 @@ from torch.func import functional_call
 from torch.nn import functional as F
 from torch.nn.utils.parametrizations import spectral_norm
 
-from train.codec import local_gradient
+from train.losses.texture import local_gradient
 from worldmodel.codec import SHARPEST_LOG2, Codec
 from worldmodel.errors import ConfigError
-from worldmodel.memory.folded import FOLD, unfold
+from worldmodel.folded import FOLD, unfold
 
 CLEARLY_WORSE = 0.15  # mean difference of colors in [-1, 1] by which memory is farther from the truth than the drawing
 LOW_PASS = 8  # pixels: what is coarser than this stays what the latent says
@@ -141,7 +141,7 @@ class DecoderLoss(nn.Module):
             latents: float (N, C, h, w).
             truth: float (N, 3, H, W) in [-1, 1], the frames they stand for; not used for dreamt ones.
             kinds: int64 (N,), `TRUE`, `PREDICTED`, `DREAMT` or `ANCHORED`.
-            warped: float (N, `NUM_FOLDED`, h, w), what is remembered of each (`worldmodel.memory.folded`).
+            warped: float (N, `NUM_FOLDED`, h, w), what is remembered of each (`worldmodel.folded`).
             real: float (M, 3, H, W), other recorded frames for the discriminator.
             is_coarse_shown: bool (N + M,), whether the discriminator sees coarse colors beside.
             corner: int64 (2,), row and column of the piece it sees: it shall not know the border.

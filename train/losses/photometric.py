@@ -1,7 +1,7 @@
 """What depth is worth without labels: does one frame, warped by it, look like another?
 
-Owns: poses as five numbers, the warp of one frame into the view of another by depth, and the loss that follows from
-it. Knows no files, no network and no world.
+Owns: the warp of one frame into the view of another by depth, and the loss that follows from it. Knows no files, no
+network and no world.
 
 A pose is x, y, z, yaw and pitch: z up, yaw counter-clockwise from x, pitch up from the horizon, angles in radians.
 Poses of three columns are x, y and yaw.
@@ -17,7 +17,7 @@ import torch
 from einops import reduce, repeat
 from torch.nn import functional as F
 
-from worldmodel.errors import ShapeError
+from worldmodel.memory.camera import complete_poses
 from worldmodel.memory.depth import DepthConfig, double_inverse
 
 _NEAREST = 0.05  # what lies nearer than this before a source is not seen by it, in the unit of poses
@@ -38,21 +38,6 @@ class PosedFrames(NamedTuple):
     poses: torch.Tensor
     sources: torch.Tensor
     source_poses: torch.Tensor
-
-
-def complete_poses(poses: torch.Tensor) -> torch.Tensor:
-    """Return poses (..., 5) of poses (..., 3) or (..., 5); height and pitch are 0 where they are not given.
-
-    Raises:
-        ShapeError: another number of columns.
-    """
-    if poses.shape[-1] == 5:
-        return poses
-    if poses.shape[-1] != 3:
-        raise ShapeError(f"a pose is x, y, yaw or x, y, z, yaw, pitch; got {poses.shape[-1]} numbers")
-    x, y, yaw = poses.unbind(-1)
-    zero = torch.zeros_like(x)
-    return torch.stack([x, y, zero, yaw, zero], -1)
 
 
 def camera_axes(poses: torch.Tensor) -> torch.Tensor:

@@ -1,7 +1,7 @@
 """What a measure is: a question about a world, its settings, what it needs, and how its answer is reported.
 
-Owns: the class that measures derive from, the bench they work at, and the needs there are. Knows no measure by name
-(`train.measures.registry`).
+Owns: the class that measures derive from, the bench they work at, the needs there are, and reading lists of numbers.
+Knows no measure by name (`train.measures.registry`).
 """
 
 from collections.abc import Callable, Mapping
@@ -13,7 +13,7 @@ from envs.data.episodes import EpisodeInfo
 from envs.worlds.base import World
 from envs.worlds.registry import try_revisit
 from train.measures.features import find_weights
-from worldmodel.errors import ConfigError, DataError, MissingPackageError
+from worldmodel.errors import ConfigError, DataError, MissingPackageError, WorldModelError
 from worldmodel.world import WorldModel
 
 
@@ -49,17 +49,27 @@ class Measure:
         name: as in `--measures NAME` and in reports.
         Options: a dataclass of its settings (`--set NAME.FIELD=VALUE`), with a default for each.
         needs: names from `NEEDS`; where one is lacking the measure is skipped, and the report says why.
-        quick: settings of a rehearsal (`--quick`): none is larger than these.
+        quick: settings of a rehearsal (`--quick`): no number is larger than these, and a text takes the place of the
+            default.
     """
 
     name: ClassVar[str]
     Options: ClassVar[type]
     needs: ClassVar[tuple[str, ...]] = ("recording",)
-    quick: ClassVar[Mapping[str, int]] = {}
+    quick: ClassVar[Mapping[str, int | str]] = {}
 
     def num_frames(self, bench: Bench, options: Any) -> int:
         """Return about how many frames it dreams, for the progress bar."""
         raise NotImplementedError
+
+    def check(self, bench: Bench, options: Any) -> None:
+        """Raise what would keep it from being taken with these settings, as far as that is known without any work.
+
+        Called before any measure is taken, where nothing of `needs` is lacking; by default it does nothing.
+
+        Raises:
+            WorldModelError: one of its kinds; the measure is then skipped, and the report says why.
+        """
 
     def run(self, bench: Bench, options: Any) -> dict[str, Any]:
         """Measure, and write pictures to `bench.out`; return what goes into `report.json`.
@@ -133,6 +143,33 @@ NEEDS: dict[str, Callable[[Bench], str | None]] = {
 """Name of a need to what says why a bench lacks it; None where it does not. All after the first take a recording."""
 
 
-def why_not(measure: Measure, bench: Bench) -> str | None:
-    """Return why a measure cannot be taken here; None where it can."""
-    return next((reason for name in measure.needs if (reason := NEEDS[name](bench)) is not None), None)
+def why_not(measure: Measure, bench: Bench, options: Any) -> str | None:
+    """Return why a measure cannot be taken here with these settings; None where it can."""
+    for name in measure.needs:
+        if (reason := NEEDS[name](bench)) is not None:
+            return reason
+    try:
+        measure.check(bench, options)
+    except WorldModelError as error:
+        return str(error)
+    return None
+
+
+def read_numbers(name: str, text: str, least: int = 1) -> tuple[int, ...]:
+    """Read a setting that is a list of numbers, such as "1,2,4".
+
+    Args:
+        name: of the setting, for messages.
+        text: whole numbers with commas.
+        least: the smallest that is accepted.
+
+    Raises:
+        ConfigError: not whole numbers with commas, one below `least`, or one that is there twice.
+    """
+    try:
+        numbers = tuple(int(word) for word in text.split(","))
+    except ValueError as error:
+        raise ConfigError(f"{name} must be whole numbers with commas, such as 1,2,4; got {text!r}") from error
+    if min(numbers) < least or len({*numbers}) != len(numbers):
+        raise ConfigError(f"{name} must be different numbers of at least {least}; got {text!r}")
+    return numbers

@@ -232,31 +232,38 @@ def play_boldly(
         raise ConfigError(
             f"a full turn takes steps that divide 360 degrees; got {displacements[left]} and {displacements[right]}"
         )
+
     frames = playground.start(seeds)
     players = [BoldPlayer(ahead, (left, right), seed) for seed in seeds]
     for player, frame in zip(players, frames, strict=True):
         player.look(frame)
+
     shown = np.linspace(1, num_frames, SHEET_COLUMNS).round().astype(int)
     walks, turns, news, errors = [], [], [], []
+
     for t in range(1, num_frames + 1):
         frames, ended = playground.step([player.next() for player in players])
         frames = frames.copy()
         on_frames(len(seeds))
         for row in np.flatnonzero(ended):
             frames[row] = playground.restart(int(row), seeds[int(row)] + 100_000 + t)
+
         for player, frame in zip(players, frames, strict=True):
             player.see(frame)
         walks += [frames] * int((shown == t).sum())
         if t % SPAN:
             continue
+
         sides, start, turned = [player.choose_side() for player in players], frames, []
         for _ in range(num_turns):  # an end in between does not count: the turn is of the place where one is
             turned.append(playground.step(sides)[0].copy())
             on_frames(len(seeds))
+
         frames = turned[-1]
         others = np.stack([np.abs(reduce_frames(f) - reduce_frames(start)).mean((1, 2, 3)) > OTHER for f in turned])
         news.append(others.mean(0))
         errors.append((((frames.astype(np.float32) - start) / 255) ** 2).mean((1, 2, 3)))
+
         kept = np.linspace(0, num_turns, SHEET_COLUMNS).round().astype(int)
         turns = [[start, *turned][i] for i in kept]
         for player, frame in zip(players, frames, strict=True):

@@ -113,7 +113,7 @@ def find_weights() -> Path:
     if spec is None or not spec.submodule_search_locations:
         raise MissingPackageError(
             f"perceptual distance and FD-lite0 need the package {PACKAGE}, which is not installed: run {INSTALL}, "
-            "or leave those columns out with --no-features"
+            "or leave those columns out (accumulation.features=false, or --no-features of train.study)"
         )
     return Path(spec.submodule_search_locations[0]) / WEIGHTS
 

@@ -13,7 +13,7 @@ import torch
 from envs.data.episodes import EpisodeInfo, read_episode
 from train.data.rollouts import in_batches, read_pieces, spread_over
 from train.measures.base import Bench, Measure
-from train.measures.features import load_feature_extractor
+from train.measures.features import FeatureExtractor, load_feature_extractor
 from train.reports.plots import markdown_row, save_sheet
 from worldmodel.analysis.distances import frechet_distance
 from worldmodel.errors import ConfigError
@@ -91,59 +91,105 @@ def measure_long(bench: Bench, options: LongRolloutOptions) -> tuple[dict[str, A
     """
     model, episodes = bench.model, bench.episodes
     extractor = load_feature_extractor(model.device)
-    known, length = options.context, options.dream_frames
     rng = np.random.default_rng([bench.seed, 10])
-    pieces = spread_over(episodes, known, options.dreams, rng)
+    pieces = spread_over(episodes, options.context, options.dreams, rng)
     steps = [read_episode(e, fields=("actions",))["actions"] for e in rng.permutation(np.array(episodes, object))]
+
     parts: dict[str, list[torch.Tensor]] = {"first": [], "last": []}  # each (dreams, 100, features)
     rows: list[tuple[str, torch.Tensor]] = []
-    shown = [1, *range(100, length + 1, 100)]
     number = 0
     for batch in in_batches(pieces, bench.batch_size):
         given = read_pieces(batch)
-        actions = np.empty((len(batch), known - 1 + length), np.uint8)
-        for row in range(len(batch)):
-            actions[row, : known - 1] = given["actions"][row].numpy()
-            follow = np.concatenate([steps[int(i)] for i in rng.permutation(len(steps))[: 2 + length // 100]])
-            actions[row, known - 1 :] = np.resize(follow, length)
+        actions = lengthen_actions(given["actions"], steps, options, rng)
         seeds = [bench.seed + number + i for i in range(len(batch))]
-        state = model.reset(given["frames"], torch.from_numpy(actions[:, : known - 1]).long(), seeds)
-        pictures: dict[int, torch.Tensor] = {}
-        steps_of: dict[str, list[torch.Tensor]] = {name: [] for name in parts}
-        for t in range(1, length + 1):
-            frames = model.step(state, torch.from_numpy(actions[:, known - 2 + t]).long()).frames.cpu()
-            bench.on_frames(len(batch))
-            if t <= 100 or t > length - 100:
-                steps_of["first" if t <= 100 else "last"].append(extractor(frames).pooled.cpu())
-            if t in shown:
-                pictures[t] = frames
-        for name, steps_in in steps_of.items():
-            parts[name].append(torch.stack(steps_in, 1))
-        rows += [("dream", torch.stack([pictures[t][i] for t in shown])) for i in range(len(batch))]
+        features, pictures = dream_for_long(bench, options, given["frames"], actions, seeds, extractor)
+        for name, found in features.items():
+            parts[name].append(found)
+        rows += [("dream", row) for row in pictures]
         number += len(batch)
+
     count = 100 * len(pieces)
     real = [extractor(torch.cat(read_real(episodes, count, rng))).pooled.cpu() for _ in range(2)]
     stretch = min(100, max(episode.num_frames for episode in episodes))
     stretches = [read_pieces([p], ("frames",))["frames"][0] for p in spread_over(episodes, stretch, len(pieces), rng)]
-    found = {name: frechet_with_interval(list(torch.cat(values)), real[0]) for name, values in parts.items()}
-    found["real_stretches"] = frechet_with_interval([extractor(frames).pooled.cpu() for frames in stretches], real[0])
-    return {
-        "fd_first_100": found["first"][0],
-        "fd_first_100_interval": found["first"][1],
-        "fd_last_100": found["last"][0],
-        "fd_last_100_interval": found["last"][1],
-        "fd_real_100": found["real_stretches"][0],
-        "fd_real_100_interval": found["real_stretches"][1],
+    compared = {name: list(torch.cat(values)) for name, values in parts.items()}
+    compared["real"] = [extractor(frames).pooled.cpu() for frames in stretches]
+    return summarize(compared, real, stretch) | {
+        "frames_a_set": count,
+        "dreams": len(pieces),
+        "dream_frames": options.dream_frames,
+    }, rows
+
+
+def lengthen_actions(
+    known: torch.Tensor, steps: Sequence[np.ndarray], options: LongRolloutOptions, rng: np.random.Generator
+) -> torch.Tensor:
+    """Return the actions of dreams, int64 (B, context - 1 + dream_frames): the known ones, then those of others.
+
+    Args:
+        known: integer (B, at least context - 1), recorded before and after the context's frames.
+        steps: the actions of whole episodes.
+        options: of the dreams.
+        rng: draws whose actions follow.
+    """
+    context, length = options.context - 1, options.dream_frames
+    actions = np.empty((len(known), context + length), np.uint8)
+    for row in range(len(known)):
+        actions[row, :context] = known[row].numpy()
+        follow = np.concatenate([steps[int(i)] for i in rng.permutation(len(steps))[: 2 + length // 100]])
+        actions[row, context:] = np.resize(follow, length)
+    return torch.from_numpy(actions).long()
+
+
+def dream_for_long(
+    bench: Bench,
+    options: LongRolloutOptions,
+    frames: torch.Tensor,
+    actions: torch.Tensor,
+    seeds: list[int],
+    extractor: FeatureExtractor,
+) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+    """Dream on from frames uint8 (B, context, H, W, 3) under `lengthen_actions`.
+
+    Returns:
+        features (B, 100, D) of the "first" and the "last" hundred frames; and of each dream the first frame and every
+        hundredth, uint8 (B, K, H, W, 3).
+    """
+    known, length = options.context, options.dream_frames
+    state = bench.model.reset(frames, actions[:, : known - 1], seeds)
+    pictures: list[torch.Tensor] = []
+    features: dict[str, list[torch.Tensor]] = {"first": [], "last": []}
+    for t in range(1, length + 1):
+        made = bench.model.step(state, actions[:, known - 2 + t]).frames.cpu()
+        bench.on_frames(len(made))
+        if t <= 100 or t > length - 100:
+            features["first" if t <= 100 else "last"].append(extractor(made).pooled.cpu())
+        if t == 1 or t % 100 == 0:
+            pictures.append(made)
+    return {name: torch.stack(found, 1) for name, found in features.items()}, torch.stack(pictures, 1)
+
+
+def summarize(compared: dict[str, list[torch.Tensor]], real: list[torch.Tensor], stretch: int) -> dict[str, Any]:
+    """Return the distances, their intervals, and what they mean.
+
+    Args:
+        compared: features (100, D) of each "first", "last" and "real" stretch.
+        real: two of features (N, D) of real frames; all else is compared with the first.
+        stretch: frames of a real stretch.
+    """
+    found = {name: frechet_with_interval(parts, real[0]) for name, parts in compared.items()}
+    names = {"first": "fd_first_100", "last": "fd_last_100", "real": "fd_real_100"}
+    distances: dict[str, Any] = {}
+    for name, title in names.items():
+        distances |= {title: found[name][0], f"{title}_interval": found[name][1]}
+    return distances | {
         "ratio": round(found["last"][0] / found["first"][0], 3),
         "fd_real": round(frechet_distance(real[1], real[0]), 4),
         "means": (
             "FD-lite0 to one set of real frames; first, last: of each dream; real_100: as many real stretches of "
             f"{stretch} frames, the floor of either; real: real frames in runs of 8; intervals: 95%, jackknife"
         ),
-        "frames_a_set": count,
-        "dreams": len(pieces),
-        "dream_frames": length,
-    }, rows
+    }
 
 
 def frechet_with_interval(parts: Sequence[torch.Tensor], theirs: torch.Tensor) -> tuple[float, list[float] | None]:

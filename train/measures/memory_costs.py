@@ -1,21 +1,66 @@
 """What memory costs: parameters, operations and bytes of each memory structure, by memory length.
 
 Owns: the structures that are compared and how their cost is counted. Nothing is trained and nothing is timed:
-operations are counted by torch while an untrained network denoises one frame with a full memory.
+operations are counted by torch while an untrained network denoises one frame with a full memory. Needs no recording.
 """
 
 import dataclasses
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from worldmodel.denoiser import Denoiser, DenoiserConfig
+from train.measures.base import Bench, Measure, read_numbers
+from train.reports.plots import markdown_row
+from worldmodel.config import DenoiserConfig
+from worldmodel.denoiser import Denoiser
 from worldmodel.inputs import FrameInputs
 
-LENGTHS = (16, 48, 112, 304)
 BUDGET = 16  # slots of the compressed structures
 COLUMNS = ("structure", "memory_frames", "slots", "parameters", "flops_a_call", "cache_bytes", "bytes_a_frame")
+
+
+@dataclass(frozen=True)
+class MemoryCostsOptions:
+    """Settings of the comparison.
+
+    Attributes:
+        lengths: frames remembered, with commas.
+    """
+
+    lengths: str = "16,48,112,304"
+
+    def __post_init__(self) -> None:
+        read_numbers("lengths", self.lengths)
+
+
+class MemoryCosts(Measure):
+    """What each memory structure costs, for a network of the world's shape."""
+
+    name = "memory_costs"
+    Options = MemoryCostsOptions
+    needs = ()
+
+    def num_frames(self, bench: Bench, options: MemoryCostsOptions) -> int:
+        """Return the frames to denoise: one for each structure and length."""
+        return sum(len(structures(length)) for length in read_numbers("lengths", options.lengths))
+
+    def run(self, bench: Bench, options: MemoryCostsOptions) -> dict[str, Any]:
+        """Count; `rows` are those of `memory_costs`."""
+        lengths = read_numbers("lengths", options.lengths)
+        return {"rows": memory_costs(bench.model.denoiser.config, lengths, bench.on_frames)}
+
+    def lines(self, found: dict[str, Any]) -> list[str]:
+        """Return a table, a row for each structure and length."""
+        titles = ("structure", "memory, frames", "slots", "parameters", "MFLOP a call", "cache, KiB", "bytes a frame")
+        lines = [markdown_row(*titles), markdown_row(*["---"] * len(titles))]
+        for row in found["rows"]:
+            size, flops = f"{row['parameters'] / 1e6:.2f} M", f"{row['flops_a_call'] / 1e6:.1f}"
+            cells = (row["structure"], row["memory_frames"], row["slots"], size, flops)
+            lines.append(markdown_row(*cells, f"{row['cache_bytes'] / 1024:.0f}", row["bytes_a_frame"]))
+        return lines
 
 
 def structures(length: int) -> list[dict[str, Any]]:
@@ -48,8 +93,15 @@ def count_flops(denoiser: Denoiser, frames: int = 1, memory_frames: int | None =
     return int(counter.get_total_flops())
 
 
-def memory_costs(config: DenoiserConfig, lengths: tuple[int, ...] = LENGTHS) -> list[dict[str, Any]]:
+def memory_costs(
+    config: DenoiserConfig, lengths: Sequence[int], on_frames: Callable[[int], object] = lambda count: None
+) -> list[dict[str, Any]]:
     """Count the cost of every structure at every length, in a network of otherwise the given shape.
+
+    Args:
+        config: of a denoiser.
+        lengths: frames remembered.
+        on_frames: told 1 after every structure.
 
     Returns:
         a row for each, keys `COLUMNS`: `slots` kept; `parameters` of the denoiser; `flops_a_call`: of one network call
@@ -67,16 +119,5 @@ def memory_costs(config: DenoiserConfig, lengths: tuple[int, ...] = LENGTHS) -> 
             parameters = sum(p.numel() for p in denoiser.parameters())
             values = (name, length, setting.budget, parameters, count_flops(denoiser), held, held // length)
             rows.append(dict(zip(COLUMNS, values, strict=True)))
+            on_frames(1)
     return rows
-
-
-def costs_table(rows: list[dict[str, Any]]) -> str:
-    """Return the rows as a markdown table."""
-    titles = ("structure", "memory, frames", "slots", "parameters", "MFLOP a call", "cache, KiB", "bytes a frame")
-    lines = ["| " + " | ".join(titles) + " |", "|---" * len(titles) + "|"]
-    for row in rows:
-        lines.append(
-            f"| {row['structure']} | {row['memory_frames']} | {row['slots']} | {row['parameters'] / 1e6:.2f} M | "
-            f"{row['flops_a_call'] / 1e6:.1f} | {row['cache_bytes'] / 1024:.0f} | {row['bytes_a_frame']} |"
-        )
-    return "\n".join(lines)

@@ -201,6 +201,21 @@ def _fingerprint(shards: Sequence[ShardInfo]) -> str:
     return hashlib.sha256(json.dumps([_VERSION, sizes]).encode()).hexdigest()
 
 
+def find_teacher(data: Path, train_data: str | None) -> Path:
+    """Return the folder of the recording whose training scenes teach a classifier.
+
+    Args:
+        data: folder of the recording that is measured on.
+        train_data: folder of another one; None: the same.
+
+    Raises:
+        DataError: it has no training scenes.
+    """
+    folder = data if train_data is None else Path(train_data)
+    open_shards(folder, "train")
+    return folder
+
+
 def load_or_train(data: Path, file: Path, *, held_out: Path | None = None, **training: Any) -> PlaceClassifier:
     """Return the classifier of a recording from its file, or train it and write the file.
 

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from train.measures.base import Bench, Measure
-from train.measures.place_classifier import LEAST_ACCURACY, PlaceClassifier, load_or_train
+from train.measures.place_classifier import LEAST_ACCURACY, PlaceClassifier, find_teacher, load_or_train
 from train.measures.recall_cases import DREAMT, RecallCase, find_cases
 from train.measures.recall_dreams import CONTROLS, measure_recall, read_frames
 from train.reports.plots import markdown_row
@@ -61,6 +61,11 @@ class PlaceRecall(Measure):
         """Return the most frames to dream."""
         return (3 if options.controls else 1) * options.cases * len(BINS) * DREAMT
 
+    def check(self, bench: Bench, options: PlaceRecallOptions) -> None:
+        """Raise `DataError` where there is no training scene to teach the classifier."""
+        assert bench.data is not None  # `needs` says so
+        find_teacher(bench.data, options.train_data)
+
     def run(self, bench: Bench, options: PlaceRecallOptions) -> dict[str, Any]:
         """Find the cases, dream them, judge them, and write `places.png` and the classifier.
 
@@ -74,7 +79,7 @@ class PlaceRecall(Measure):
         """
         assert bench.data is not None  # `needs` says so
         cases = find_cases(bench.world, bench.episodes, cases_per_bin=options.cases, seed=bench.seed)
-        teacher = bench.data if options.train_data is None else Path(options.train_data)
+        teacher = find_teacher(bench.data, options.train_data)
         classifier = load_or_train(teacher, bench.out / "places.safetensors", held_out=bench.data)
         found = measure_recall(
             bench.model,

@@ -55,7 +55,7 @@ def _read_others(batch: Sequence[RecallCase], length: int, everyone: Sequence[Re
         if not donors:
             raise DataError(
                 f"a shuffled memory of {length} frames needs cases of another scene, and all {len(everyone)} cases "
-                "are of one: record more episodes or leave the controls out (--no-controls)"
+                "are of one: record more episodes or leave the controls out (place_recall.controls=false)"
             )
         donor = donors[int(rng.integers(len(donors)))]
         pieces.append(Piece(donor, int(rng.integers(donor.num_frames - length + 1)), length))
@@ -198,8 +198,10 @@ def measure_recall(
     unknown = [name for name in controls if name not in CONTROLS]
     if unknown:
         raise ConfigError(f"unknown controls {unknown}; accepted: {', '.join(CONTROLS)}")
+
     settings: dict[str, Any] = {"context_frames": context_frames, "batch_size": batch_size, "seed": seed}
     settings["on_frames"] = on_frames
+
     distances, truth = [case.distance for case in cases], read_frames(cases, [case.frame for case in cases])
     shown: dict[str, Callable[[], torch.Tensor]] = {
         "short_memory": lambda: dream_cases(model, cases, memory="short", **settings),
@@ -208,6 +210,7 @@ def measure_recall(
         "truth": lambda: truth,
         "codec": lambda: model.decode(model.encode(truth)).cpu(),
     }
+
     frames = dream_cases(model, cases, **settings)
     verdicts = judge(frames, truth, cases, classifier)
     on_verdicts(frames, verdicts)

@@ -15,6 +15,11 @@ MEASURES: dict[str, str] = {
     "place_recall": "train.measures.place_recall:PlaceRecall",
     "targets": "train.measures.targets:TargetsMeasure",
     "bold_play": "train.measures.bold_play:BoldPlayMeasure",
+    "accumulation": "train.measures.accumulation:Accumulation",
+    "bottleneck": "train.measures.bottleneck:Bottleneck",
+    "speed": "train.measures.speed:Speed",
+    "memory_costs": "train.measures.memory_costs:MemoryCosts",
+    "tradeoff": "train.measures.tradeoff:Tradeoff",
 }
 
 

@@ -4,7 +4,7 @@ Owns: the walks, their undoing, and the comparison of each place with its first 
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import numpy as np
@@ -150,6 +150,7 @@ def walk_out(
         pieces = spread(bench.episodes, starts, known + length, options.walks, rng)
     if not pieces:
         raise DataError(f"no held-out episode walks {length} steps without being stopped: lower revisit.walk_frames")
+
     number = 0
     for batch in in_batches(pieces, bench.batch_size):
         given = read_pieces(batch)
@@ -159,13 +160,49 @@ def walk_out(
         if model.can_reckon:
             yield state, *wander(model, state, length, displacements, seeds, bench.on_frames)
         else:
-            yield (
-                state,
-                step_on(model, state, actions[:, known - 1 :], bench.on_frames).frames,
-                actions[:, known - 1 :],
-                None,
-            )
+            walked = actions[:, known - 1 :]
+            yield state, step_on(model, state, walked, bench.on_frames).frames, walked, None
         number += len(batch)
+
+
+@dataclass
+class Returns:
+    """What was seen on the ways back.
+
+    Attributes:
+        errors: of each walk, squared errors (N,) of each place against its first dream.
+        others: the same against other places of the dream.
+        ages: of each walk, how many frames ago each place was first seen (N,).
+        stopped: of each walk, the share of walking steps that were stopped all the same, where that is known.
+        walking: of each step out, whether it walks.
+        rows: pictures of the first walks: places first, and again.
+    """
+
+    errors: list[np.ndarray] = field(default_factory=list)
+    others: list[np.ndarray] = field(default_factory=list)
+    ages: list[np.ndarray] = field(default_factory=list)
+    stopped: list[float] = field(default_factory=list)
+    walking: list[bool] = field(default_factory=list)
+    rows: list[tuple[str, torch.Tensor]] = field(default_factory=list)
+
+    def add(self, first: torch.Tensor, again: torch.Tensor, left: list[int], before: int) -> None:
+        """Compare the frames of a way back with those of the walk out.
+
+        Args:
+            first: uint8 (N, H, W, 3), of the walk.
+            again: uint8 (M, H, W, 3), of the way back.
+            left: from `undo`.
+            before: steps from the beginning of the walk to that of the way back.
+        """
+        arrived = [(j, steps - 1) for j, steps in enumerate(left) if steps >= 1]
+        then = torch.tensor([step for _, step in arrived])
+        now = torch.tensor([j for j, _ in arrived])
+        self.errors.append(squared_error(again[now], first[then]).numpy())
+        self.others.append(squared_error(again[now], first[then.flip(0)]).numpy())
+        self.ages.append((before + now - then).numpy())
+        if len(self.rows) < 8:
+            picks = torch.linspace(0, len(arrived) - 1, SHEET_PLACES).long()
+            self.rows += [("first", first[then[picks]]), ("again", again[now[picks]])]
 
 
 def measure_revisit(bench: Bench, options: RevisitOptions) -> tuple[dict[str, Any], list[tuple[str, torch.Tensor]]]:
@@ -178,49 +215,42 @@ def measure_revisit(bench: Bench, options: RevisitOptions) -> tuple[dict[str, An
     Raises:
         DataError: too few walks. ConfigError: no action undoes another.
     """
-    length, displacements = options.walk_frames, bench.world.actions.displacements
+    displacements = bench.world.actions.displacements
     _, left_turn, _ = find_plain(displacements)
     num_turns = round(360 / abs(displacements[left_turn][0]))  # to look all the way round
-    errors: list[np.ndarray] = []
-    others: list[np.ndarray] = []
-    ages: list[np.ndarray] = []
-    stopped: list[float] = []
-    walking: list[bool] = []
-    rows: list[tuple[str, torch.Tensor]] = []
+    found = Returns()
     for state, first_frames, walked, share in walk_out(bench, options):
-        stopped += [] if share is None else [share] * len(walked)
-        walking += [displacements[action][1] != 0 for action in walked.flatten().tolist()]
+        found.stopped += [] if share is None else [share] * len(walked)
+        found.walking += [displacements[action][1] != 0 for action in walked.flatten().tolist()]
+
         ways = [undo(row.tolist(), displacements) for row in walked]
         longest = max(len(back) for back, _ in ways)
         rest = [[left_turn] * num_turns + back + [0] * (longest - len(back)) for back, _ in ways]  # 0 stays there
         dream = step_on(bench.model, state, torch.tensor(rest), bench.on_frames)
         for first, again, (_, left) in zip(first_frames, dream.frames[:, num_turns:], ways, strict=True):
-            arrived = [(j, steps - 1) for j, steps in enumerate(left) if steps >= 1]
-            then = torch.tensor([step for _, step in arrived])
-            now = torch.tensor([j for j, _ in arrived])
-            errors.append(squared_error(again[now], first[then]).numpy())
-            others.append(squared_error(again[now], first[then.flip(0)]).numpy())
-            ages.append((length + num_turns + now - then).numpy())
-            if len(rows) < 8:
-                picks = torch.linspace(0, len(arrived) - 1, SHEET_PLACES).long()
-                rows += [("first", first[then[picks]]), ("again", again[now[picks]])]
-    error, other, age = (np.concatenate(parts) for parts in (errors, others, ages))
-    each = torch.tensor([float(to_psnr(torch.tensor(part.mean()))) for part in errors])
-    spans = [(0, 100), (100, 200), (200, 300), (300, 1000)]
+            found.add(first, again, left, options.walk_frames + num_turns)
+    return summarize(found, options, bench.seed), found.rows
+
+
+def summarize(found: Returns, options: RevisitOptions, seed: int) -> dict[str, Any]:
+    """Return PSNR of all places, of each walk, and by age; `seed` is of the interval."""
+    error, other, age = (np.concatenate(parts) for parts in (found.errors, found.others, found.ages))
+    each = torch.tensor([float(to_psnr(torch.tensor(part.mean()))) for part in found.errors])
+    spans = {(a, b): (age > a) & (age <= b) for a, b in ((0, 100), (100, 200), (200, 300), (300, 1000))}
     return {
         "psnr": round(float(to_psnr(torch.tensor(error.mean()))), 3),
         "psnr_of_each_walk": round(float(each.mean()), 3),
-        "interval_of_each_walk": mean_interval(each, bench.seed),
+        "interval_of_each_walk": mean_interval(each, seed),
         "psnr_of_each_frame": round(float(to_psnr(torch.from_numpy(error)).mean()), 3),
         "psnr_by_age": {
-            f"{a}-{b}": round(float(to_psnr(torch.tensor(error[(age > a) & (age <= b)].mean()))), 2)
-            for a, b in spans
-            if ((age > a) & (age <= b)).any()
+            f"{a}-{b}": round(float(to_psnr(torch.tensor(error[among].mean()))), 2)
+            for (a, b), among in spans.items()
+            if among.any()
         },
         "psnr_of_other_places": round(float(to_psnr(torch.tensor(other.mean()))), 3),
-        "walks": len(errors),
-        "steps_out": length,
-        "walks_are": "where the dream shows no obstacle" if stopped else "recorded, where nothing stopped them",
-        "share_of_steps_that_walk": round(float(np.mean(walking)), 4),
-        "share_stopped": round(float(np.mean(stopped)), 4) if stopped else None,
-    }, rows
+        "walks": len(found.errors),
+        "steps_out": options.walk_frames,
+        "walks_are": "where the dream shows no obstacle" if found.stopped else "recorded, where nothing stopped them",
+        "share_of_steps_that_walk": round(float(np.mean(found.walking)), 4),
+        "share_stopped": round(float(np.mean(found.stopped)), 4) if found.stopped else None,
+    }

@@ -79,19 +79,23 @@ def measure_teco(bench: Bench, cases: int) -> dict[str, Any]:
     model = bench.model
     pieces = spread_over(bench.episodes, TECO_FRAMES, cases, np.random.default_rng([bench.seed, 7]))
     parts: dict[str, list[torch.Tensor]] = {"psnr": [], "ssim": [], "copy_psnr": [], "codec_psnr": []}
+
     first = 0
     for batch in in_batches(pieces, bench.batch_size):
         given = read_pieces(batch)
         seeds = [bench.seed + first + i for i in range(len(batch))]
         dream = dream_on(model, given["frames"][:, :TECO_CONTEXT], given["actions"], seeds, bench.on_frames)
+
         truth = given["frames"][:, TECO_CONTEXT:]
         last = given["frames"][:, TECO_CONTEXT - 1 : TECO_CONTEXT].expand_as(truth)
         sample = truth[:, ::12]
+
         parts["psnr"].append(to_psnr(squared_error(dream.frames, truth)))
         parts["ssim"].append(ssim(dream.frames, truth))
         parts["copy_psnr"].append(to_psnr(squared_error(last, truth)))
         parts["codec_psnr"].append(to_psnr(squared_error(model.decode(model.encode(sample)).cpu(), sample)))
         first += len(batch)
+
     found = {name: torch.cat(values) for name, values in parts.items()}
     spans = [(1, 12), (13, 52), (53, 104), (105, 156)]
     return {

@@ -9,10 +9,9 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from train.reports.plots import save_figure
+from train.reports.plots import markdown_row, save_figure
 from worldmodel.analysis.correlation import LEAST, rank_correlation
 from worldmodel.analysis.prediction import predicted_curve
-from worldmodel.files import write_file
 
 UNRELATED = "frames of another case"
 REFERENCES = ("codec alone", "last frame held", UNRELATED)
@@ -41,9 +40,9 @@ NOTES = (
 )
 
 
-def _columns(report: dict[str, Any], names: list[str]) -> tuple[dict[str, list[Any]], dict[str, list[Any]]]:
+def _columns(report: dict[str, Any]) -> tuple[dict[str, list[Any]], dict[str, list[Any]]]:
     """Return predicted and measured values of the schedules, a row a schedule, by name."""
-    measured, saturation = report["measured"], report["unrelated_distance"]
+    names, measured, saturation = list(report["predicted"]), report["measured"], report["unrelated_distance"]
     spans = [row["frames"] for row in measured[names[0]]["segments"]]
     sums, curves = (
         {name: predicted_curve(report["predicted"][name], spans[-1][1], end) for name in names}
@@ -74,12 +73,11 @@ def _columns(report: dict[str, Any], names: list[str]) -> tuple[dict[str, list[A
     return predicted, ours
 
 
-def correlate(report: dict[str, Any], names: list[str], seed: int) -> dict[str, Any]:
+def correlate(report: dict[str, Any], seed: int) -> dict[str, Any]:
     """Return the rank correlations of predicted with measured decay over schedules.
 
     Args:
         report: with `predicted`, `measured` and `unrelated_distance`.
-        names: the schedules.
         seed: of the bootstrap.
 
     Returns:
@@ -87,7 +85,7 @@ def correlate(report: dict[str, Any], names: list[str], seed: int) -> dict[str, 
         (both sides in dB), both with 95% intervals; `saturated`, a claim a segment; `parts`: rho of every part with
         every measure. Empty values for fewer than 3 schedules.
     """
-    measured = report["measured"]
+    names, measured = list(report["predicted"]), report["measured"]
     spans = [row["frames"] for row in measured[names[0]]["segments"]]
     means = [np.mean([measured[name]["segments"][i]["mse"] for name in names]) for i in range(len(spans))]
     unrelated = [row["mse"] for row in measured[UNRELATED]["segments"]]
@@ -96,7 +94,7 @@ def correlate(report: dict[str, Any], names: list[str], seed: int) -> dict[str, 
         return {"headline": None, "decay_db": None, "saturated": saturated, "parts": {}}
     chosen = max((i for i, is_lost in enumerate(saturated) if not is_lost), default=0)
     label = "{}-{}".format(*spans[chosen])
-    predicted, ours = _columns(report, names)
+    predicted, ours = _columns(report)
     headline = rank_correlation(predicted[f"distance at {label}"], ours[f"mse {label}"], seed=seed)
     decay = rank_correlation(predicted["decay_db"], ours["decay_db"], seed=seed)
     kinds = ("distance", "divergence", "score", "discretization", "decay_db")
@@ -109,12 +107,13 @@ def correlate(report: dict[str, Any], names: list[str], seed: int) -> dict[str, 
     return {"headline": headline | {"frames": spans[chosen]}, "decay_db": decay, "saturated": saturated, "parts": parts}
 
 
-def plot_segments(path: Path, report: dict[str, Any], names: list[str]) -> None:
+def plot_segments(path: Path, report: dict[str, Any]) -> None:
     """Plot every measure by segment, a line a schedule; the long rollouts below.
 
     Raises:
         StorageError: the file cannot be written.
     """
+    names = list(report["predicted"])
     runs = [run for run in ("measured", "measured_long") if run in report]
     titles = {"psnr": "PSNR, dB", "ssim": "SSIM", "perceptual": "perceptual (LPIPS-like)", "fd_lite0": "FD-lite0"}
     shown = [key for key in titles if key in report["measured"][names[0]]["segments"][0]]
@@ -136,13 +135,14 @@ def plot_segments(path: Path, report: dict[str, Any], names: list[str]) -> None:
     save_figure(path, figure)
 
 
-def plot_correlation(path: Path, report: dict[str, Any], names: list[str]) -> None:
+def plot_correlation(path: Path, report: dict[str, Any]) -> None:
     """Plot predicted against measured values: the headline segment and the decay in dB, a point a schedule.
 
     Raises:
         StorageError: the file cannot be written.
     """
-    predicted, ours = _columns(report, names)
+    names = list(report["predicted"])
+    predicted, ours = _columns(report)
     headline = report["correlation"]["headline"]
     label = "{}-{}".format(*(headline or {"frames": report["measured"][names[0]]["segments"][0]["frames"]})["frames"])
     figure = Figure(figsize=(11, 4.6), layout="constrained")
@@ -163,43 +163,55 @@ def plot_correlation(path: Path, report: dict[str, Any], names: list[str]) -> No
 
 
 def _row(*cells: object) -> str:
-    return "| " + " | ".join(f"{cell:.4g}" if isinstance(cell, float) else str(cell) for cell in cells) + " |"
+    return markdown_row(*(f"{cell:.4g}" if isinstance(cell, float) else cell for cell in cells))
 
 
-def write_table(path: Path, report: dict[str, Any], names: list[str]) -> None:
-    """Write the report as markdown.
+def accumulation_lines(report: dict[str, Any]) -> list[str]:
+    """Return the report as lines of markdown: rollouts, prediction, and how well the one ranks the other."""
+    runs = [run for run in ("measured", "measured_long") if run in report]
+    lines = [line for run in runs for line in _rollout_lines(report[run], list(report["predicted"]))]
+    lines += [*_prediction_lines(report["predicted"]), "", *_correlation_lines(report["correlation"])]
+    for note in NOTES:
+        lines += ["", note]
+    return lines
 
-    Raises:
-        StorageError: the file cannot be written.
-    """
-    lines = ["# Error accumulation by schedule", ""]
-    for run in ("measured", "measured_long"):
-        if run not in report:
+
+def _rollout_lines(run: dict[str, Any], names: list[str]) -> list[str]:
+    """Return a table for each measure of the rollouts of one length."""
+    first = run[names[0]]
+    spans = ["{}-{}".format(*row["frames"]) for row in first["segments"]]
+    lines = [f"### {first['num_cases']} rollouts of {first['segments'][-1]['frames'][1]} frames", ""]
+    for key in ("psnr", "ssim", "perceptual", "fd_lite0"):
+        if key not in first["segments"][0]:
             continue
-        first = report[run][names[0]]
-        spans = ["{}-{}".format(*row["frames"]) for row in first["segments"]]
-        lines += [f"## {first['num_cases']} rollouts of {first['segments'][-1]['frames'][1]} frames", ""]
-        for key in ("psnr", "ssim", "perceptual", "fd_lite0"):
-            if key not in first["segments"][0]:
-                continue
-            size = ", {fd_frames} frames in {fd_dims} dimensions" if key == "fd_lite0" else ""
-            lines += [f"{key}{size}".format(**first["segments"][0]), "", _row("schedule", *spans, "first - last")]
-            lines.append(_row(*["---"] * (len(spans) + 2)))
-            for name in [*names, *REFERENCES]:
-                values = [row[key] for row in report[run][name]["segments"]]
-                lines.append(_row(name, *values, values[0] - values[-1]))
-            if key == "fd_lite0":
-                floor = [row["fd_lite0_of_truth"] for row in first["segments"]]
-                lines.append(_row("truth, half against half", *floor, ""))
-            lines.append("")
+
+        size = ", {fd_frames} frames in {fd_dims} dimensions" if key == "fd_lite0" else ""
+        lines += [f"{key}{size}".format(**first["segments"][0]), "", _row("schedule", *spans, "first - last")]
+        lines.append(_row(*["---"] * (len(spans) + 2)))
+        for name in [*names, *REFERENCES]:
+            values = [row[key] for row in run[name]["segments"]]
+            lines.append(_row(name, *values, values[0] - values[-1]))
+
+        if key == "fd_lite0":
+            floor = [row["fd_lite0_of_truth"] for row in first["segments"]]
+            lines.append(_row("truth, half against half", *floor, ""))
+        lines.append("")
+    return lines
+
+
+def _prediction_lines(predicted: dict[str, Any]) -> list[str]:
+    """Return a table of the parts of the error of one step, a row a schedule."""
     parts = ("distance_rate", "irreducible", "score", "discretization", "noise_initialization", "divergence_rate")
-    lines += ["## Predicted without a rollout, per completed frame", "", _row("schedule", *parts, "initialization")]
+    lines = ["### Predicted without a rollout, per completed frame", "", _row("schedule", *parts, "initialization")]
     lines.append(_row(*["---"] * (len(parts) + 2)))
-    for name in names:
-        found = report["predicted"][name]
+    for name, found in predicted.items():
         lines.append(_row(name, *(found[part] for part in parts), found["initialization"]["velocity"]))
-    correlation = report["correlation"]
-    lines += ["", "## Rank correlation", ""]
+    return lines
+
+
+def _correlation_lines(correlation: dict[str, Any]) -> list[str]:
+    """Return the rank correlations: those with intervals as a list, those of every part as a table."""
+    lines = ["### Rank correlation", ""]
     for title in ("headline", "decay_db"):
         rho = correlation[title]
         if rho and rho["rho"] is not None:
@@ -208,11 +220,11 @@ def write_table(path: Path, report: dict[str, Any], names: list[str]) -> None:
             lines.append(f"- {title}{at}: {interval}, {rho['schedules']} schedules")
     lost = [str(i + 1) for i, is_lost in enumerate(correlation["saturated"]) if is_lost]
     lines.append(f"- saturated segments: {', '.join(lost) or 'none'}")
+
     if correlation["parts"]:
         kinds = list(correlation["parts"])
         lines += ["", _row("measured", *kinds), _row(*["---"] * (len(kinds) + 1))]
         for name in correlation["parts"][kinds[0]]:
-            found_rhos = [correlation["parts"][kind][name] for kind in kinds]
-            lines.append(_row(name, *("-" if value is None else f"{value:.2f}" for value in found_rhos)))
-    lines += ["", *(f"{note}\n" for note in NOTES)]
-    write_file(path, ("\n".join(lines) + "\n").encode())
+            found = [correlation["parts"][kind][name] for kind in kinds]
+            lines.append(_row(name, *(None if value is None else f"{value:.2f}" for value in found)))
+    return lines

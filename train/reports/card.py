@@ -6,7 +6,6 @@ Owns: the words and tables of the card. Reads no weights and measures nothing.
 import dataclasses
 import json
 import os
-import platform
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,9 +16,10 @@ import torch
 from envs.data.episodes import ShardInfo
 from envs.worlds.registry import get_world
 from train.codec import CodecOptions
-from train.data.recorded import summarize
+from train.core.machine import describe_machine
 from train.data.recording import RecordOptions
 from train.denoiser import DenoiserOptions
+from train.reports.recorded import summarize
 from worldmodel.errors import CheckpointError
 from worldmodel.files import write_file
 
@@ -54,19 +54,6 @@ def _read_record(path: Path) -> dict[str, Any]:
         return dict(json.loads(path.read_text()))
     except (OSError, ValueError, TypeError) as error:
         raise CheckpointError(f"{path} is damaged ({error}): train again, or delete it to bundle without it") from error
-
-
-def describe_machine(device: torch.device | None = None) -> str:
-    """Return processor, cores, accelerator and torch version in one line."""
-    processor = platform.processor() or platform.machine()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.is_file():
-        names = [line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
-        processor = names[0] if names else processor
-    parts = [f"{processor}, {os.cpu_count()} cores"]
-    if device is not None and device.type == "cuda":
-        parts.append(torch.cuda.get_device_name(device))
-    return ", ".join([*parts, f"torch {torch.__version__}"])
 
 
 def command_line(program: str, kind: type, values: dict[str, Any]) -> str:
@@ -128,6 +115,7 @@ def _likeness(measures: dict[str, Any]) -> list[str]:
     for title, name in {"PSNR in sight": "dream", "oracle in sight": "oracle", "share in sight": "share"}.items():
         if name in in_sight:
             maps[title] = in_sight[name]["at"]
+
     horizons = sorted({int(h) for values in maps.values() for h in values})
     rows = [[h, *(_number(values.get(str(h))) for values in maps.values())] for h in horizons]
     cases = f"{found['cases']} cases in scenes never trained on, after real context frames, true actions; dB."

@@ -139,6 +139,7 @@ def write_report(out: Path, results: list[dict[str, Any]], settings: dict[str, A
     out.mkdir(parents=True, exist_ok=True)
     first = results[0]["needle"]
     counts = ", ".join(f"{name}: {first['bins'][name]['cases']}" for name in _ALL_BINS)
+
     text = [
         "# Memory structures: tables",
         "",
@@ -161,6 +162,7 @@ def write_report(out: Path, results: list[dict[str, Any]], settings: dict[str, A
         *control_table(results),
         "",
     ]
+
     write_file(out / "tables.md", "\n".join(text).encode())
     plot_pareto(out / "pareto.png", results)
     save_json(out / "results.json", {"settings": settings, "results": results})

@@ -35,15 +35,18 @@ def _distances(
     spans = segments(frames.shape[1], size)
     picked = [range(start, stop, every) for start, stop in spans]  # every segment has at least its first frame
     index = [t for part in picked for t in part]
+
     apart, ours, theirs = [], [], []
     for mine, true in zip(frames[:, index], truth[:, index], strict=True):
         found, real = extractor(mine), extractor(true)
         apart.append(perceptual_distance(found.stages, real.stages))
         ours.append(found.pooled)
         theirs.append(real.pooled)
+
     mine_pooled, true_pooled = torch.stack(ours).double(), torch.stack(theirs).double()
     project = random_projection(true_pooled.shape[-1], min(dims, true_pooled.shape[-1]))
     lengths = [len(part) for part in picked]
+
     rows, distances = [], []
     parts = (x.split(lengths, 1) for x in (torch.stack(apart), mine_pooled @ project, true_pooled @ project))
     for distance, mine, true in zip(*parts, strict=True):
@@ -96,10 +99,12 @@ def compare_frames(
             f"feature_every must be from 1 to the {size} frames of a segment and feature_dims at least 1; got "
             f"{feature_every} and {feature_dims}"
         )
+
     error = squared_error(frames, truth)
     alike = torch.stack([ssim(a, b) for a, b in zip(frames, truth, strict=True)])
     spans = segments(frames.shape[1], size)
     errors = [error[:, start:stop] for start, stop in spans]
+
     rows: list[dict[str, Any]] = [
         {
             "frames": [start + 1, stop],
@@ -109,11 +114,13 @@ def compare_frames(
         }
         for (start, stop), part in zip(spans, errors, strict=True)
     ]
+
     cases = {"mse": torch.stack([part.mean(1) for part in errors], 1).tolist()}
     if extractor is not None:
         measured, distance = _distances(frames, truth, extractor, feature_every, feature_dims, size)
         rows = [row | more for row, more in zip(rows, measured, strict=True)]
         cases["perceptual"] = distance.tolist()
+
     whole = max(1, frames.shape[1] // size)
     return {
         "segments": rows,

@@ -1,8 +1,8 @@
 """The memory bottleneck I(Output; Past | Input): what is lost by not looking at the past, in nats.
 
 Owns: the integral that turns denoising errors with and without the memory into mutual information, the errors of a
-denoiser whose past is cut to a few frames. Knows no files and no rollouts; `worldmodel.analysis.gaussian` has a process
-whose information is known exactly.
+denoiser whose past is cut to a few frames. Knows no files and no rollouts; its tests have a process whose information
+is known exactly.
 
 The identity. A frame at level l is x_l = (1 - l) x0 + l noise; divided by l it is sqrt(snr) x0 + noise with
 snr = ((1 - l) / l)^2. For that channel I(x0; x_l) = 1/2 int_0^snr mmse(s) ds, where mmse is the smallest expected
@@ -203,6 +203,7 @@ def memory_errors(
             )
     if tuple(actions.shape) != (batch, total):
         raise ShapeError(f"actions must be ({batch}, {total}), one into each frame; got {tuple(actions.shape)}")
+
     device = denoiser.to_clean.weight.device
     shape = (batch, total, *latents.shape[2:])
     shown_noise = torch.randn(shape, generator=generator)
@@ -210,19 +211,23 @@ def memory_errors(
     latents, actions = latents.float().to(device), actions.to(device)
     context_levels = latents.new_full((batch, total), context_level)
     shown = add_noise(latents, shown_noise.to(device), context_levels)
+
     chunk = denoiser.config.recent_frames
     errors = torch.zeros(len(memory), batch, len(levels), size, dtype=torch.float64)
+
     for m, length in enumerate(memory):
         cut = slice(known - length, known)
         past, past_levels, into = shown[:, cut], context_levels[:, cut], actions[:, known - length :].clone()
         if first_action is not None:
             into[:, 0] = first_action
+
         before = FrameInputs.stack(past, past_levels, into[:, :length], keep)
         cache = denoiser.new_cache(batch, memory_frames)
         for start in range(0, length, chunk):
             part = slice(start, min(start + chunk, length))
             _, written = denoiser(before[part], cache=cache)
             cache.commit(*written, num_frames=part.stop - part.start)
+
         for s, row in enumerate(levels.float().to(device)):
             now = row.expand(batch, -1)
             flight = add_noise(latents[:, known:], noise[s], now)

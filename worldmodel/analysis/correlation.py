@@ -65,6 +65,7 @@ def rank_correlation(
         raise ConfigError(f"a rank correlation takes finite values and at least 1 draw; got {draws} draws of {sides}")
     if seed < 0:
         raise SeedError(f"seed must be 0 or more; got {seed}")
+
     rng = np.random.default_rng(seed)
     picked = rng.integers(schedules, size=(draws, schedules))
     means = []
@@ -72,11 +73,13 @@ def rank_correlation(
         cases = side.shape[1]
         weights = rng.multinomial(cases, np.full(cases, 1 / cases), size=draws) / cases
         means.append(np.take_along_axis(weights @ side.T, picked, 1))
+
     found = spearman(*means)
     found = found[np.isfinite(found)]
     rho = float(spearman(*(side.mean(1) for side in sides)))
     if not np.isfinite(rho) or not len(found):
         return {"rho": None, "low": None, "high": None, "schedules": schedules}
+
     low, high = np.quantile(found, [0.025, 0.975])
     values = {"rho": rho, "low": float(low), "high": float(high)}
     return {name: round(value, 4) for name, value in values.items()} | {"schedules": schedules}

@@ -126,6 +126,7 @@ def measure_motion(frames: torch.Tensor) -> Motion:
         raise ShapeError(
             f"a clip must be uint8 (T, H, W, 3) with T at least 2; got {frames.dtype} {tuple(frames.shape)}"
         )
+
     height, width = frames.shape[1:3]
     scale = max(1, round(_FLOW_SIZE / width))
     size = (width * scale, height * scale)
@@ -133,13 +134,16 @@ def measure_motion(frames: torch.Tensor) -> Motion:
         cv2.resize(cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY), size, interpolation=cv2.INTER_CUBIC)
         for frame in frames.cpu().numpy()
     ]
+
     rows, columns = np.mgrid[: size[1], : size[0]].astype(np.float32)
     estimator = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
+
     shifts, expansions = [], []
     for before, after in zip(grays[:-1], grays[1:], strict=True):
         flow = estimator.calc(before, after, np.zeros((*before.shape, 2), np.float32))
         across = cv2.Sobel(before, cv2.CV_32F, 1, 0) / scale
         down = cv2.Sobel(before, cv2.CV_32F, 0, 1) / scale
+
         weight = np.sqrt(cv2.GaussianBlur(across * across + down * down, (0, 0), 2.0 * scale)) + 1e-3
         weight /= weight.sum()
         x, y = columns - (weight * columns).sum(), rows - (weight * rows).sum()

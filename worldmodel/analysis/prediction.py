@@ -98,15 +98,18 @@ def predict_decay(
     if window.input_lag:
         filling = outpainting_window(window.size - window.stride, window.num_clean)
         grids.append(filling.grid(config.num_init_steps, config.level_shift))
+
     start = context - window.num_clean
     generator = torch.Generator().manual_seed(seed)
     noise = torch.randn(latents.shape, generator=generator)
+
     parts: list[list[dict[str, torch.Tensor]]] = [[] for _ in grids]
     for first in range(0, latents.shape[0], batch_size):
         rows = slice(first, first + batch_size)
         clip, chance, into = (x[rows].to(model.device) for x in (latents.float(), noise, actions.long()))
         given = (config, clip[:, :start], into[:, :start], chance[:, :start], model.memory_frames)
         past = RealPast(model.denoiser, *given)
+
         for found, grid in zip(parts, grids, strict=True):
             real, mixed, led = (x[:, start : start + grid.shape[1]] for x in (clip, chance, into))
             levels = grid.to(model.device)
@@ -114,22 +117,27 @@ def predict_decay(
             fullest = RealPast(reference or model.denoiser, *given)
             errors["irreducible"] = irreducible_errors(fullest, real, mixed, led, levels)
             found.append({name: value.cpu() for name, value in errors.items()})
+
     every = [{name: torch.cat([part[name] for part in found]) for name in PARTS} for found in parts]
     step = {name: every[0][name].sum(1) / window.stride for name in PARTS}
     nie = noise_initialization(latents, window) * sum(level == 1 for level in window.before) / window.stride
+
     cases = {
         "distance": step["velocity"],
         "divergence": step["velocity"] - step["irreducible"] + step["discretization"] + nie,
     }
+
     result: dict[str, Any] = {name: float(value.mean()) for name, value in step.items()}
     result["score"] = result["velocity"] - result["irreducible"]
     result["noise_initialization"] = nie
     result["initialization"] = dict.fromkeys(("velocity", "score", "discretization"), 0.0)
+
     if len(every) > 1:
         kept = (1 - torch.tensor(window.before[: grids[1].shape[1]])).square()
         init = {name: float((every[1][name] * kept).sum(1).mean()) for name in PARTS}
         init["score"] = init["velocity"] - init["irreducible"]
         result["initialization"] = {name: init[name] for name in result["initialization"]}
+
     result |= {f"{name}_rate": float(value.mean()) for name, value in cases.items()}
     return result | {"num_clips": latents.shape[0], "cases": {name: value.tolist() for name, value in cases.items()}}
 

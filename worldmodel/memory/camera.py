@@ -14,9 +14,7 @@ from dataclasses import dataclass
 
 import torch
 
-from worldmodel.errors import ConfigError
-
-POSE_SIZE = 5
+from worldmodel.errors import ConfigError, ShapeError
 
 
 @dataclass(frozen=True)
@@ -39,11 +37,19 @@ class Camera:
         return math.tan(math.radians(self.view_deg) / 2)
 
 
-def level_pose(places: torch.Tensor) -> torch.Tensor:
-    """Return the pose, float32 (..., 5), at height 0 looking level, of float (..., 3): x, y, heading in radians."""
-    x, y, heading = places.float().unbind(-1)
-    flat = torch.zeros_like(x)
-    return torch.stack([x, y, flat, heading, flat], -1)
+def complete_poses(poses: torch.Tensor) -> torch.Tensor:
+    """Return poses (..., 5) of poses (..., 3) or (..., 5); height and pitch are 0 where they are not given.
+
+    Raises:
+        ShapeError: another number of columns.
+    """
+    if poses.shape[-1] == 5:
+        return poses
+    if poses.shape[-1] != 3:
+        raise ShapeError(f"a pose is x, y, yaw or x, y, z, yaw, pitch; got {poses.shape[-1]} numbers")
+    x, y, yaw = poses.unbind(-1)
+    zero = torch.zeros_like(x)
+    return torch.stack([x, y, zero, yaw, zero], -1)
 
 
 def pose_axes(poses: torch.Tensor) -> torch.Tensor:
@@ -76,22 +82,6 @@ def view_change(source: torch.Tensor, target: torch.Tensor) -> tuple[torch.Tenso
     turn = axes @ pose_axes(source).transpose(-1, -2)
     shift = (axes @ (source[..., :3] - target[..., :3])[..., None])[..., 0]
     return turn, shift
-
-
-def unproject(depth: torch.Tensor, poses: torch.Tensor, camera: Camera) -> torch.Tensor:
-    """Return where in the world the pixels of square depth maps are.
-
-    Args:
-        depth: float (..., S, S), cells.
-        poses: (..., 5).
-        camera: of the maps.
-
-    Returns:
-        float32 (..., S * S, 3): x, y, z.
-    """
-    rays = pixel_rays(camera, depth.shape[-1], depth.device)
-    points = (rays * depth.float().flatten(-2)[..., None, :]).transpose(-1, -2)
-    return points @ pose_axes(poses) + poses[..., None, :3]
 
 
 def project(points: torch.Tensor, poses: torch.Tensor, camera: Camera, size: int) -> torch.Tensor:

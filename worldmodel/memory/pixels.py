@@ -13,12 +13,15 @@ from torch import nn
 
 from worldmodel.buffers import Float32Buffers
 from worldmodel.errors import ConfigError
+from worldmodel.folded import fold, unfold
 from worldmodel.frames import to_pixels
 from worldmodel.memory.camera import Camera
 from worldmodel.memory.depth import DepthNet
-from worldmodel.memory.folded import fold, unfold
 from worldmodel.memory.pose import Body, Surroundings, advance, level_displacements, observe
-from worldmodel.memory.reprojection import Keyframes, WarpRule, choose, smooth_inverse_depth, warp, write
+from worldmodel.memory.reprojection.choice import choose
+from worldmodel.memory.reprojection.costs import WarpRule
+from worldmodel.memory.reprojection.keyframes import Keyframes, smooth_inverse_depth, write
+from worldmodel.memory.reprojection.warp import warp
 
 # Keyframes 3.3 MB, obstacles and places 41 KB: with 304 frames of the denoiser's own memory in 32 bits, 4.5 MB, a dream
 # stays below 8 MB.

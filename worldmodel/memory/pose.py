@@ -15,7 +15,8 @@ from dataclasses import dataclass, fields
 
 import torch
 
-from worldmodel.memory.camera import POSE_SIZE, Camera, pixel_rays, pose_axes
+from worldmodel.memory.camera import Camera, pixel_rays, pose_axes
+from worldmodel.odometry import POSE_SIZE
 
 _FAR = 1e4  # where empty slots are, cells
 _NEAREST = 64  # points that a push looks at
@@ -82,15 +83,6 @@ class Surroundings:
     def tensors(self) -> dict[str, torch.Tensor]:
         """The parts by name."""
         return {part.name: getattr(self, part.name) for part in fields(self)}
-
-    @property
-    def num_bytes(self) -> int:
-        """Memory held, in bytes; constant over a dream."""
-        return sum(part.nbytes for part in self.tensors.values())
-
-    def clone(self) -> "Surroundings":
-        """Return an independent copy."""
-        return Surroundings(**{name: part.clone() for name, part in self.tensors.items()})
 
 
 def level_displacements(displacements: Sequence[tuple[float, float]]) -> torch.Tensor:

@@ -9,9 +9,9 @@ from torch import nn
 
 from worldmodel.cache import MemoryCache
 from worldmodel.config import DenoiserConfig
+from worldmodel.folded import WarpEncoder
 from worldmodel.inputs import FrameInputs
 from worldmodel.memory.base import Memory, PoseEstimate, Reading
-from worldmodel.memory.folded import WarpEncoder
 
 
 class ViewEmbedding(nn.Linear):

@@ -1,7 +1,7 @@
 """`Real/LabMaze-v0`: DeepMind Lab's random mazes as a Gymnasium environment.
 
 Owns: the rules (moves, targets, reward, ends of an episode) and the Gymnasium face. Mazes and collision are in
-labmaze_maze, pictures in labmaze_scene. Does not know models, recordings or screens.
+`maze`, pictures in `scene`. Does not know models, recordings or screens.
 """
 
 import math
@@ -11,9 +11,9 @@ import gymnasium
 import numpy as np
 from gymnasium import spaces
 
+from envs.worlds.labmaze.constants import ACTIONS, FPS
 from envs.worlds.labmaze.maze import WALKER_RADIUS, Maze, make_maze
 from envs.worlds.labmaze.scene import MazeRenderer, find_palette
-from envs.worlds.labmaze.spec import ACTIONS, FPS
 from worldmodel.errors import ConfigError, SeedError, StateError
 
 TARGET_REACH_CELLS = 0.45
@@ -82,30 +82,13 @@ class LabMazeEnv(gymnasium.Env[np.ndarray, np.int64]):
         max_wall_run: int = 3,
         render_mode: str | None = "rgb_array",
     ) -> None:
-        _check_count("size", size, 5, 99)
-        if size % 2 == 0:
-            raise ConfigError(f"size {size} is not accepted; take an odd number from 5 up, such as 9")
-        _check_count("image_size", image_size, 16, 1024)
-        _check_count("num_targets", num_targets, 0, (size - 2) ** 2 - 1)
-        if max_episode_steps is not None:
-            _check_count("max_episode_steps", max_episode_steps, 1, None)
-        _check_count("max_rooms", max_rooms, 1, None)
-        _check_count("room_max_size", room_max_size, 1, None)
-        _check_count("max_wall_run", max_wall_run, 1, None)
-        _check_count("room_min_size", room_min_size, 1, min(room_max_size, size - 2))
-        if not 0 <= extra_connection_probability <= 1:
-            raise ConfigError(
-                f"extra_connection_probability {extra_connection_probability} is not accepted; take one from 0 to 1"
-            )
         if render_mode is not None and render_mode not in self.metadata["render_modes"]:
             raise ConfigError(f"render_mode {render_mode!r} is not accepted; use None or 'rgb_array'")
-        colors = find_palette(palette)
-        self.action_set = ACTIONS
-        self.action_space = self.action_set.space
-        self.observation_space = spaces.Box(0, 255, (image_size, image_size, 3), np.uint8)
-        self.render_mode = render_mode
-        self._max_episode_steps = max_episode_steps
-        self._maze_settings: dict[str, Any] = {
+        _check_count("image_size", image_size, 16, 1024)
+        if max_episode_steps is not None:
+            _check_count("max_episode_steps", max_episode_steps, 1, None)
+
+        maze_settings: dict[str, Any] = {
             "size": size,
             "max_rooms": max_rooms,
             "room_min_size": room_min_size,
@@ -113,10 +96,20 @@ class LabMazeEnv(gymnasium.Env[np.ndarray, np.int64]):
             "extra_connection_probability": extra_connection_probability,
             "max_wall_run": max_wall_run,
             "num_targets": num_targets,
-            "num_wall_textures": len(colors.walls),
-            "num_floor_textures": len(colors.floors),
         }
+        _check_maze(**maze_settings)
+
+        colors = find_palette(palette)
+        textures = {"num_wall_textures": len(colors.walls), "num_floor_textures": len(colors.floors)}
+        self._maze_settings = maze_settings | textures
         self._renderer = MazeRenderer(size, num_targets, palette, image_size)
+
+        self.action_set = ACTIONS
+        self.action_space = self.action_set.space
+        self.observation_space = spaces.Box(0, 255, (image_size, image_size, 3), np.uint8)
+        self.render_mode = render_mode
+        self._max_episode_steps = max_episode_steps
+
         self._maze: Maze | None = None
         self._x = self._y = self._heading_deg = 0.0
         self._is_reached = np.zeros(num_targets, bool)
@@ -293,6 +286,34 @@ class LabMazeEnv(gymnasium.Env[np.ndarray, np.int64]):
             "scene_seed": maze.seed,
             "is_blocked": self._is_blocked,
         }
+
+
+def _check_maze(
+    size: int,
+    max_rooms: int,
+    room_min_size: int,
+    room_max_size: int,
+    extra_connection_probability: float,
+    max_wall_run: int,
+    num_targets: int,
+) -> None:
+    """Check the settings of a maze.
+
+    Raises:
+        ConfigError: one is not accepted.
+    """
+    _check_count("size", size, 5, 99)
+    if size % 2 == 0:
+        raise ConfigError(f"size {size} is not accepted; take an odd number from 5 up, such as 9")
+    _check_count("num_targets", num_targets, 0, (size - 2) ** 2 - 1)
+    _check_count("max_rooms", max_rooms, 1, None)
+    _check_count("room_max_size", room_max_size, 1, None)
+    _check_count("max_wall_run", max_wall_run, 1, None)
+    _check_count("room_min_size", room_min_size, 1, min(room_max_size, size - 2))
+    if not 0 <= extra_connection_probability <= 1:
+        raise ConfigError(
+            f"extra_connection_probability {extra_connection_probability} is not accepted; take one from 0 to 1"
+        )
 
 
 def _check_count(name: str, value: Any, low: int, high: int | None) -> None:

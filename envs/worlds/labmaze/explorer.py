@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from envs.worlds.labmaze.spec import ACTIONS
+from envs.worlds.labmaze.constants import ACTIONS
 from worldmodel.errors import StateError
 
 NOOP, FORWARD, BACK, LEFT, RIGHT, FORWARD_LEFT, FORWARD_RIGHT = range(ACTIONS.num_actions)

@@ -116,8 +116,10 @@ def make_maze(
         import labmaze
     except ImportError as error:
         raise MissingPackageError(f"{error}; the LabMaze world needs: pip install mujoco labmaze") from error
+
     rng = np.random.default_rng(seed)
     min_floor = max(num_targets + 1, min(_MIN_FLOOR_SHARE * (size - 2) ** 2, _MIN_FLOOR_CELLS))
+
     # The generator now and then leaves a single small room, or none; those draws are passed over.
     for _ in range(_MAX_TRIES):
         try:
@@ -132,6 +134,7 @@ def make_maze(
             )
         except (ValueError, RuntimeError) as error:
             raise ConfigError(f"labmaze accepts no such maze: {error}; change size, max_rooms or room sizes") from error
+
         layout = (np.asarray(drawn.entity_layer) == "*").astype(np.uint8)
         if (layout == 0).sum() >= min_floor:
             break
@@ -140,9 +143,11 @@ def make_maze(
             f"no maze of size {size} with {num_targets} targets in {_MAX_TRIES} draws; "
             "take a larger size or max_rooms, or fewer num_targets"
         )
+
     cells = np.argwhere(layout == 0)
     chosen = cells[rng.choice(len(cells), size=num_targets, replace=False)]
     targets = np.stack([chosen[:, 1] + 0.5, size - 1 - chosen[:, 0] + 0.5], axis=1).astype(np.float32)
+
     return Maze(
         layout=layout,
         wall_textures=_dress_walls(layout, num_wall_textures, max_wall_run, rng),

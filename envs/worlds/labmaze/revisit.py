@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from envs.data.episodes import EpisodeInfo, read_episode, read_shard
+from envs.worlds.labmaze.constants import VIEW_DEG
 from envs.worlds.labmaze.env import TARGET_REACH_CELLS, LabMazeEnv
 from envs.worlds.labmaze.scene import SKY_DEPTH
-from envs.worlds.labmaze.spec import VIEW_DEG
 from worldmodel.errors import DataError
 
 NEEDED = ("pose", "layout", "targets")

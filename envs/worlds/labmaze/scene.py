@@ -17,8 +17,8 @@ from typing import Any
 import cv2
 import numpy as np
 
+from envs.worlds.labmaze.constants import VIEW_DEG
 from envs.worlds.labmaze.maze import Maze
-from envs.worlds.labmaze.spec import VIEW_DEG
 from worldmodel.errors import ConfigError, MissingPackageError, StateError
 
 PALETTE_NAMES = ("classic", "full", "plain")
@@ -110,27 +110,34 @@ class MazeRenderer:
         texture_size = min(max(2 * image_size, 64), 256)
         files: dict[str, bytes] = {}
         xml = _build_mjcf(colors, num_cells, num_targets, image_size, texture_size, files)
+
         self._mujoco = mujoco
         self._num_cells = num_cells
         self._model = mujoco.MjModel.from_xml_string(xml, files)
         self._data = mujoco.MjData(self._model)
         mujoco.mj_forward(self._model, self._data)
+
         self._wall_geoms = np.arange(num_cells**2).reshape(num_cells, num_cells)
         self._floor_geoms = self._wall_geoms + num_cells**2
         self._target_geoms = np.arange(num_targets) + 2 * num_cells**2
         self._num_walls = len(colors.walls)
+
         self._option = mujoco.MjvOption()
         self._option.geomgroup[:] = 0
         self._option.geomgroup[_SHOWN] = 1
+
         self._scene = mujoco.MjvScene(self._model, maxgeom=self._model.ngeom + 8)
         for flag in ("mjRND_SHADOW", "mjRND_REFLECTION", "mjRND_FOG", "mjRND_HAZE"):
             self._scene.flags[getattr(mujoco.mjtRndFlag, flag)] = 0
+
         self._camera = mujoco.MjvCamera()
         self._camera.distance = 1.0
         self._camera.elevation = 0.0
+
         self._rect = mujoco.MjrRect(0, 0, image_size, image_size)
         self._pixels = np.zeros((image_size, image_size, 3), np.uint8)
         self._depths = np.zeros((image_size, image_size), np.float32)
+
         self._gl: Any = None
         self._thread = threading.get_ident()
         try:
@@ -330,11 +337,14 @@ def _build_mjcf(
                 sources = " ".join(f'file{face}="{name}_{face}.png"' for face in _UPRIGHT_TURNS)
                 assets.append(f'<texture name="{name}" type="cube" {sources}/>')
             assets.append(f'<material name="{name}" texture="{name}" specular="0" shininess="0"/>')
+
     assets.append(_sky(palette.sky, texture_size, files))
+
     geoms: list[str] = []
     centers = [(c + 0.5, num_cells - 1 - r + 0.5) for r in range(num_cells) for c in range(num_cells)]
     geoms += [f'<geom type="box" pos="{x} {y} .5" size=".5 .5 .5" material="wall0"/>' for x, y in centers]
     geoms += [f'<geom type="plane" pos="{x} {y} 0" size=".5 .5 2" material="floor0"/>' for x, y in centers]
+
     for index in range(num_targets):
         name, color = f"target{index}", TARGET_COLORS[index % len(TARGET_COLORS)]
         assets.append(f'<material name="{name}" rgba="{_rgb(color)} 1" emission=".35" specular="0" shininess="0"/>')

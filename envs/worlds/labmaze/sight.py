@@ -13,9 +13,9 @@ import numpy as np
 
 from envs.data.episodes import EpisodeInfo, read_episode
 from envs.worlds.base import Places
+from envs.worlds.labmaze.constants import VIEW_DEG
 from envs.worlds.labmaze.maze import NO_TEXTURE, Maze
 from envs.worlds.labmaze.scene import EYE_HEIGHT
-from envs.worlds.labmaze.spec import VIEW_DEG
 from worldmodel.errors import DataError
 
 NUM_COLUMNS = 33  # odd: the ray of the middle column goes straight ahead
@@ -113,28 +113,34 @@ def look(layout: np.ndarray, pose: np.ndarray, num_columns: int = NUM_COLUMNS) -
     way = _directions(pose, column_slopes(num_columns))
     with np.errstate(divide="ignore"):
         pace = np.abs(1.0 / way)  # distance between two grid lines
+
     start = np.broadcast_to(pose[:, :2].T.astype(np.float64)[..., None], way.shape)
     cell = np.floor(start).astype(np.int64)
     step = np.where(way > 0, 1, -1)
     with np.errstate(invalid="ignore"):
         reach = np.where(way > 0, cell + 1 - start, start - cell) * pace  # distance of the next grid line
     reach = np.nan_to_num(reach, nan=np.inf)
+
     distance, side = np.zeros(way.shape[1:]), np.zeros(way.shape[1:], np.int64)
     is_flying = np.ones(way.shape[1:], bool)
+
     for _ in range(2 * (rows + columns)):
         axis = (reach[1] < reach[0]).astype(np.int64)
         crossed = np.where(axis == 0, reach[0], reach[1])
         distance = np.where(is_flying, crossed, distance)
         entered = np.where(axis == 0, np.where(step[0] > 0, _WEST, _EAST), np.where(step[1] > 0, _SOUTH, _NORTH))
         side = np.where(is_flying, entered, side)
+
         for i in range(2):
             moves = is_flying & (axis == i)
             cell[i] += moves * step[i]
             reach[i] += np.where(moves, pace[i], 0.0)
         cell[0], cell[1] = cell[0].clip(0, columns - 1), cell[1].clip(0, rows - 1)
+
         is_flying = is_flying & (layout[rows - 1 - cell[1], cell[0]] == 0)
         if not is_flying.any():
             break
+
     blocks = (rows - 1 - cell[1]) * columns + cell[0]
     return Sight(blocks, 4 * blocks + side, distance)
 

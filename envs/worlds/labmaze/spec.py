@@ -10,35 +10,16 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from envs.actions import ActionSet
 from envs.data.episodes import EpisodeInfo
 from envs.fields import DEPTH, POSE, Field
-from envs.worlds.base import Places, Policy, Revisit, Targets, World
+from envs.worlds.base import Floor, Places, Policy, Revisit, Targets, World
+from envs.worlds.labmaze.constants import ACTIONS, FPS, VIEW_DEG
 from worldmodel.errors import ConfigError
 
 if TYPE_CHECKING:
     import gymnasium
 
 COMMON_SETTINGS = ("image_size", "max_episode_steps", "render_mode")  # of every world
-FPS = 15.0
-VIEW_DEG = 70.0
-ACTIONS = ActionSet(
-    name="LabMaze",
-    names=("noop", "forward", "back", "turn_left", "turn_right", "forward_left", "forward_right"),
-    keys=(
-        ("w", "forward"),
-        ("s", "back"),
-        ("a", "left"),
-        ("d", "right"),
-        ("up", "forward"),
-        ("down", "back"),
-        ("left", "left"),
-        ("right", "right"),
-    ),
-    chords=((), ("forward",), ("back",), ("left",), ("right",), ("forward", "left"), ("forward", "right")),
-    opposites=(("forward", "back"), ("left", "right")),
-    displacements=((0.0, 0.0), (0.0, 0.12), (0.0, -0.12), (6.0, 0.0), (-6.0, 0.0), (6.0, 0.12), (-6.0, 0.12)),
-)
 LICENCE = """\
 Weights: MIT, as the code that made them. The opening frames, and what the model learned to draw, show textures of
 DeepMind Lab, (c) Google LLC, licensed CC BY 4.0 (https://creativecommons.org/licenses/by/4.0/), taken through the
@@ -118,6 +99,12 @@ class LabMaze(World):
         from envs.worlds.labmaze.sight import is_way_free
 
         return is_way_free(episode, frames, ACTIONS.displacements[action][1] * num_steps)
+
+    def floor(self, info: Mapping[str, Any]) -> Floor:
+        """Return the cells of the maze without a sphere; errors as `World.floor`."""
+        from envs.worlds.labmaze.floor import MazeFloor
+
+        return MazeFloor(info)
 
     def revisit(self, episode: EpisodeInfo) -> Revisit:
         """Return the maze of an episode, made again; errors as `World.revisit`."""

@@ -11,9 +11,9 @@ import cv2
 import numpy as np
 
 from envs.data.episodes import EpisodeInfo, read_episode
+from envs.worlds.labmaze.constants import ACTIONS, VIEW_DEG
 from envs.worlds.labmaze.revisit import RealMaze
 from envs.worlds.labmaze.scene import EYE_HEIGHT, TARGET_HEIGHT, TARGET_RADIUS
-from envs.worlds.labmaze.spec import ACTIONS, VIEW_DEG
 from worldmodel.errors import DataError
 
 BINS = ((3.0, 8.0), (8.0, 16.0), (16.0, 48.0))  # of a target's diameter in pixels, at 64 pixels a frame
@@ -199,8 +199,10 @@ def find_starts(
     found: list[list[Start]] = [[] for _ in BINS]
     wanted = [count // len(BINS) + (i < count % len(BINS)) for i in range(len(BINS))]
     taken: set[tuple[EpisodeInfo, int]] = set()
+
     order = [episodes[int(i)] for i in rng.permutation(len(episodes))]
     candidates: list[list[tuple[EpisodeInfo, int, int]]] = [[] for _ in BINS]
+
     for episode in order:
         pose, reached = maze.open(episode)
         for target in range(len(maze.targets)):
@@ -215,6 +217,7 @@ def find_starts(
                     continue
                 kept[number] += 1
                 candidates[number].append((episode, frame, target))
+
     # The rarest size first: it chooses its targets before the others do.
     for number in sorted(range(len(BINS)), key=lambda i: len(candidates[i])):
         for episode, frame, target in candidates[number]:
@@ -222,9 +225,11 @@ def find_starts(
                 break
             if (episode, target) in taken or not _has_moved(maze, episode, frame, ahead):
                 continue
+
             disc = find_in_view(maze, episode, frame, target, image_size)
             if disc is None or find_in_view(maze, episode, frame + ahead, target, image_size) is None:
                 continue
+
             picture = read_episode(episode, frame, frame + 1, ("frames",))["frames"][0]
             taken.add((episode, target))
             found[number].append(Start(episode, frame, target, disc, find_color(picture, disc)))

@@ -146,6 +146,7 @@ class VideoWriter:
             import av
         except ImportError as error:
             raise MissingPackageError("writing video needs PyAV; run: pip install av") from error
+
         height, width = (side * self.scale for side in shape[:2])
         if max(height, width) > MAX_SIDE:
             self.discard()
@@ -153,6 +154,7 @@ class VideoWriter:
                 f"a video of {width} x {height} pixels is too large, more than {MAX_SIDE} a side; take a scale of at "
                 f"most {MAX_SIDE // max(shape[:2])}"
             )
+
         rate = Fraction(self.fps).limit_denominator(1001)
         self._container = av.open(str(self._temporary), mode="w", format="mp4", options={"movflags": "faststart"})
         try:
@@ -163,6 +165,7 @@ class VideoWriter:
             raise MissingPackageError(
                 "this PyAV has no H.264 encoder (libx264); install the ready-made wheel: pip install --upgrade av"
             ) from error
+
         self._stream.width, self._stream.height = width + width % 2, height + height % 2
         self._stream.pix_fmt = "yuv420p"
         # One thread: the encoder must not take the cores that make the frames.

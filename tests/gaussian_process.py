@@ -1,7 +1,7 @@
 """A Gaussian process, for which information and the perfect denoiser are known exactly.
 
-Owns: conditional mutual information from determinants, the perfect denoiser and its errors. Knows no network: it is the
-ground truth that `worldmodel.analysis.bottleneck` is tested on.
+Conditional mutual information from determinants, the perfect denoiser and its errors: what tests of
+`worldmodel.analysis.bottleneck` compare with.
 
 What is predicted, seen and remembered are linear maps (rows, T) of the process x: rows of the identity pick times,
 other rows are compressions such as means over slots.

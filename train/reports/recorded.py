@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from envs.data.episodes import ShardInfo, read_episode
-from envs.player.video import VideoWriter
+from envs.data.video import VideoWriter
 from envs.worlds.registry import get_world
 from train.reports.sheets import caption_frame, save_picture, tile_frames
 

@@ -1,0 +1,1 @@
+"""Tests of memory: sessions in which frames come back, made, replayed on checkpoints and scored."""
