@@ -13,7 +13,8 @@ from envs.data.episodes import read_episode
 from envs.data.sessions import read_session
 from envs.dream import DreamEnv
 from envs.player.beside import BesideEnv
-from envs.player.replay import Line, ReplaySession
+from envs.player.line import Line
+from envs.player.replay import ReplaySession
 from envs.player.session import PlaySession, psnr
 from envs.player.side_by_side import split
 from envs.worlds.base import World

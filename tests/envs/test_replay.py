@@ -14,7 +14,9 @@ import pytest
 import play
 from envs.data.sessions import Place, SessionInfo, SessionWriter, read_session
 from envs.dream import DreamEnv
-from envs.player.replay import BLOCK_FRAMES, NUM_BLOCKS, Line, Redream, ReplaySession, parse_place
+from envs.player.line import BLOCK_FRAMES, NUM_BLOCKS, Line, parse_place
+from envs.player.redream import Redream
+from envs.player.replay import ReplaySession
 from envs.player.replay_worker import ReplayWorker
 from envs.player.session import PlaySession
 from envs.player.side_by_side import GUTTER, compose, split
