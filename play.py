@@ -361,7 +361,9 @@ def put_beside(env: PlayableEnv, num_context: int | None, report: Report) -> Pla
 def make_replay(options: Options, report: Report) -> ReplaySession:
     """Read a recorded session, and load what dreams it again."""
     from envs.data.sessions import read_session
-    from envs.player.replay import Line, Redream, ReplaySession, find_dreamer, parse_place
+    from envs.player.line import Line, parse_place
+    from envs.player.redream import Redream, find_dreamer
+    from envs.player.replay import ReplaySession
 
     assert options.replay is not None
     report(0.02, "reading the session")

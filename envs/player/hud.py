@@ -54,7 +54,7 @@ class Hud:
     def _wrap(self, text: str, size: int, screen: pygame.Surface) -> list[str]:
         """Return a line as lines that fit the screen."""
         letters = max(16, (screen.get_width() - 3 * size) // self._line("0", size, _TEXT).get_width())
-        return textwrap.wrap(text, letters, replace_whitespace=False, drop_whitespace=False) or [""]
+        return textwrap.wrap(text, letters, replace_whitespace=False, drop_whitespace=False)
 
     def draw_bar(self, screen: pygame.Surface, bar: Bar) -> None:
         """Draw a bar along the bottom, with its ticks."""

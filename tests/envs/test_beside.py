@@ -13,7 +13,8 @@ from envs.data.episodes import read_episode
 from envs.data.sessions import read_session
 from envs.dream import DreamEnv
 from envs.player.beside import BesideEnv
-from envs.player.replay import Line, ReplaySession
+from envs.player.line import Line
+from envs.player.replay import ReplaySession
 from envs.player.session import PlaySession, psnr
 from envs.player.side_by_side import split
 from envs.worlds.base import World
@@ -84,12 +85,14 @@ def test_both_begin_alike_and_go_by_the_same_actions(bundle: Path) -> None:
 
 def test_equal_seeds_give_equal_frames_and_others_others(bundle: Path) -> None:
     env = make_env(bundle, 5)
-    pictures = []
+    pictures, walks = [], []
     for seed in (3, 3, 4):
         env.reset(seed=seed)
         env.step(1)
         pictures.append(env.picture)
+        walks.append(env.context[1].tolist())
     assert len(env.context[0]) == 5
+    assert walks[0] == walks[1] != walks[2]
     assert np.array_equal(pictures[0], pictures[1]) and not np.array_equal(pictures[0], pictures[2])
 
 

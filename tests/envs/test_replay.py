@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,9 @@ import pytest
 import play
 from envs.data.sessions import Place, SessionInfo, SessionWriter, read_session
 from envs.dream import DreamEnv
-from envs.player.replay import BLOCK_FRAMES, NUM_BLOCKS, Line, Redream, ReplaySession, parse_place
+from envs.player.line import BLOCK_FRAMES, NUM_BLOCKS, Line, parse_place
+from envs.player.redream import Redream
+from envs.player.replay import ReplaySession
 from envs.player.replay_worker import ReplayWorker
 from envs.player.session import PlaySession
 from envs.player.side_by_side import GUTTER, compose, split
@@ -329,18 +332,30 @@ def test_the_window_dreams_up_to_where_it_jumps(dreamt: Path, bundle: Path, show
 
     texts = set()
 
+    class SlowDream(DreamEnv):
+        def step(self, action: Any) -> Any:
+            time.sleep(0.05)
+            return super().step(action)
+
     def make(report: Any) -> ReplaySession:
-        env = DreamEnv(checkpoint=str(bundle), device="cpu", num_steps=1)
+        env = SlowDream(checkpoint=str(bundle), device="cpu", num_steps=1)
         return ReplaySession(Line(read_session(dreamt)), Redream(Line(read_session(dreamt)), env))
 
     def script(player: Any, worker: ReplayWorker) -> Any:
         yield lambda: worker.view is not None
+        key("p")
+        yield lambda: worker.is_paused and worker.view is not None and worker.view.step < 12
         key("end")
         yield lambda: texts.add(worker.notice.text) or worker.view is not None and worker.view.step == 12
         assert worker.view is not None
+        assert any(text.startswith("dreaming frame ") and text.endswith(" of 12") for text in texts)
         left, right = split(worker.view.frame)
         assert np.array_equal(left, right)
         assert "dreamt again: equal up to frame 12" in worker.view.caption
+        key("home")
+        yield lambda: worker.view is not None and worker.view.step == 0
+        key("p", is_down=False)
+        key("p")
         yield lambda: worker.notice.text == "the end; dreamt again: equal up to frame 12"
 
     worker = ReplayWorker(make)
