@@ -345,6 +345,7 @@ def train_model(
     run.save()
     show_average()
     if machine.owns_group:
+        torch.distributed.barrier()  # nobody leaves while the state is being saved
         torch.distributed.destroy_process_group()
     if wish.number is not None:
         raise Stopped(wish.number, f"stopped at step {run.step}, state saved; to go on: {command_to_go_on()}")

@@ -13,6 +13,7 @@ from typing import Any, cast
 
 import torch
 from torch import nn
+from tqdm import tqdm
 
 from worldmodel.devices import has_fast_bfloat16, pick_device
 
@@ -58,6 +59,8 @@ def start_machine(device_name: str) -> Machine:
         backend = "nccl" if device.type == "cuda" else "gloo"
         # The others wait while the main process encodes a recording, which may take an hour.
         torch.distributed.init_process_group(backend, timeout=datetime.timedelta(hours=6))
+    if rank:
+        tqdm.monitor_interval = 0  # shows no bars: no thread that lives on while the interpreter is taken down
     dtype = torch.bfloat16 if has_fast_bfloat16(device) else None
     return Machine(device, rank, world_size, dtype, owns_group)
 
