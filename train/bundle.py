@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from envs.data.episodes import ShardInfo, open_shards, read_episode
 from envs.worlds.registry import get_world
@@ -167,17 +168,23 @@ def make_bundle(options: BundleOptions) -> dict[str, Any]:
     summary = {
         "weights_megabytes": weights_megabytes,
         "openings_megabytes": sum(value.nbytes for value in openings.values()) / MEGABYTE,
-        "codec_parameters": sum(weight.numel() for weight in codec.parameters()),
-        "denoiser_parameters": sum(weight.numel() for weight in denoiser.parameters()),
         "openings": len(scene_seeds),
         "out": str(options.out),
+        **_count_parameters(codec=codec, denoiser=denoiser, depth=depth),
     }
     if faults:
         summary["faults"] = faults
-    if depth is not None:
-        summary["depth_parameters"] = sum(weight.numel() for weight in depth.parameters())
     write_card(options.out, shards, info, summary, training, report, options.notes)
     return summary
+
+
+def _count_parameters(**parts: nn.Module | None) -> dict[str, int]:
+    """Return `NAME_parameters` of each part that there is."""
+    return {
+        f"{name}_parameters": sum(weight.numel() for weight in part.parameters())
+        for name, part in parts.items()
+        if part is not None
+    }
 
 
 def find_codec(options: BundleOptions) -> Codec:
