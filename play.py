@@ -330,12 +330,13 @@ def make_session(options: Options, report: Report) -> PlaySession:
     env: PlayableEnv = make_dream(options, report) if world is None else make_real(world, report)
     if options.beside is not None:
         env = put_beside(env, options.context, report)
+    keeps = not options.headless  # nobody is there to rewind
     report(0.85, "making the first frame")
     try:
         if world is None:
-            session = PlaySession(env, options.seed, options.fps)
+            session = PlaySession(env, options.seed, options.fps, keeps_way_back=keeps)
         else:
-            session = PlaySession(env, options.seed, options.fps or world.fps, world.actions, world)
+            session = PlaySession(env, options.seed, options.fps or world.fps, world.actions, world, keeps)
     except BaseException:
         env.close()
         raise

@@ -141,6 +141,7 @@ class PlaySession:
         fps: steps a second of play and of videos; None takes the environment's own.
         actions: what the environment takes; None takes its own `action_set`.
         world: the real world that is played, for what it records beside frames; None for a dream.
+        keeps_way_back: keep the last minute to rewind to, half a gigabyte for a dream; False where nobody will.
 
     Raises:
         SeedError: the seed is negative.
@@ -153,6 +154,7 @@ class PlaySession:
         fps: float | None = None,
         actions: ActionSet | None = None,
         world: World | None = None,
+        keeps_way_back: bool = True,
     ) -> None:
         self.env = env
         own_fps = getattr(env, "fps", None) or env.metadata.get("render_fps") or DEFAULT_FPS
@@ -167,7 +169,7 @@ class PlaySession:
         self._is_at_start = False
         self._recorded_engine = ""
         self._kept: tuple[Any, _Kept] | None = None
-        can_rewind = hasattr(env, "snapshot") and hasattr(env, "restore")
+        can_rewind = keeps_way_back and hasattr(env, "snapshot") and hasattr(env, "restore")
         self._timeline: Timeline[_Kept] | None = Timeline(env, self.fps) if can_rewind else None  # type: ignore[arg-type]
         self.view = self.reset(seed)
 

@@ -87,6 +87,17 @@ def test_a_world_without_snapshots_says_that_it_cannot_go_back() -> None:
             call()
 
 
+def test_where_nobody_rewinds_no_moment_is_kept() -> None:
+    class Env(RewindableEnv):
+        def snapshot(self) -> Any:
+            raise AssertionError("a moment was kept")
+
+    session = PlaySession(Env(), keeps_way_back=False)
+    for _ in range(40):
+        session.step(1)
+    assert not session.can_rewind
+
+
 def test_marks_are_chosen_and_come_back_to() -> None:
     session = PlaySession(RewindableEnv())
     with pytest.raises(StateError, match="there is no mark 0; there are none: M makes one"):
