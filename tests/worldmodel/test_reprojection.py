@@ -368,3 +368,37 @@ def test_what_was_seen_from_here_first_comes_first() -> None:
         write(keyframes, CAMERA, pixels, inverse, torch.zeros_like(inverse).byte(), pose, torch.tensor([False]))
     seen = look(keyframes, pose)
     assert torch.allclose(seen.pixels, torch.full_like(seen.pixels, 50 / 127.5 - 1), atol=1e-5)
+
+
+def remember_recolored(keyframes: Keyframes, pose: torch.Tensor) -> None:
+    """Write a true frame of the room in inverse colors, its depth right."""
+    pixels, depth = draw_room(pose[0])
+    inverse = pool_inverse_depth(depth[None], keyframes.inverse_depth.shape[-1])
+    nothing = torch.zeros_like(inverse, dtype=torch.uint8)
+    write(keyframes, CAMERA, 255 - pixels[None], inverse, nothing, pose, torch.tensor([True]))
+
+
+@pytest.mark.parametrize("rule", [WarpRule(), WarpRule(same_place=0.0)], ids=["from here first", "by cost alone"])
+def test_what_was_seen_from_here_goes_before_what_costs_less(rule: WarpRule) -> None:
+    """A true frame from elsewhere has the lower rank, and shows the same surfaces."""
+    keyframes = Keyframes.empty(1, 8, SIZE)
+    remember_with_depth(keyframes, at(0.0, 0.0, 0.0), 1.0)
+    remember_recolored(keyframes, at(-0.1, 0.0, 0.0))
+    seen = look(keyframes, at(0.0, 0.0, 0.0), rule=rule)
+    true = shades(draw_room(at(0.0, 0.0, 0.0)[0])[0])
+    is_known = seen.mask[0, 0, 0] > 0
+    off = (seen.pixels[0, 0] - true).abs()[:, is_known].mean()
+    assert off < 0.05 if rule.same_place else off > 0.2
+
+
+@pytest.mark.parametrize("factor", [1.0, 0.4], ids=["as far", "put too near, so that they hide it"])
+def test_of_few_sources_one_that_saw_from_here_is_chosen(factor: float) -> None:
+    keyframes = Keyframes.empty(1, 8, SIZE)
+    remember_with_depth(keyframes, at(-0.3, 0.1, 0.0), factor)
+    remember_with_depth(keyframes, at(-0.2, 0.1, 0.0), factor)
+    remember_with_depth(keyframes, at(0.0, 0.0, 0.0), 1.0)
+    remember_with_depth(keyframes, at(-0.1, 0.1, 0.0), factor)
+    here = int(keyframes.order[0].tolist().index(2))
+    pose = at(0.0, 0.0, 0.0)[:, None]
+    assert choose(keyframes, CAMERA, pose, 2)[0, 0].tolist()[1] == here
+    assert choose(keyframes, CAMERA, pose, 2, WarpRule(same_place=0.0))[0, 0].tolist()[1] != here
