@@ -106,7 +106,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except interrupts.Interrupted as interrupted:
-        return 128 + interrupted.number
+        return interrupted.exit_status
     return 0
 
 

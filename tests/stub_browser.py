@@ -10,8 +10,8 @@ from aiohttp import ClientWebSocketResponse, WSMsgType
 from aiohttp.test_utils import TestClient, TestServer
 
 from envs.player.browser import BrowserServer
+from envs.player.interrupts import Wish
 from envs.player.session import PlaySession
-from envs.player.signals import StopSignals
 from envs.player.worker import Report, WorldWorker
 from tests.stub_play import RewindableEnv
 
@@ -106,7 +106,7 @@ def run(
     async def main() -> None:
         server = BrowserServer(worker, "a <title>", lambda: next(names), token)
         async with TestClient(TestServer(server.make_app())) as client:
-            stop = StopSignals()
+            stop = Wish()
             running = asyncio.create_task(server.run(stop))
             while not worker.is_alive:
                 await asyncio.sleep(0.001)
@@ -114,7 +114,7 @@ def run(
                 async with asyncio.timeout(2 * WAIT_S):
                     await test(Place(server, client))
             finally:
-                stop.on_wanted()
+                stop.on_come()
                 await running
 
     try:

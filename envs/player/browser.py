@@ -26,6 +26,7 @@ from urllib.parse import quote
 import numpy as np
 
 from envs.player.address import host_name, is_loopback, listen, page_address
+from envs.player.interrupts import Wish, noted
 from envs.player.remote import (
     MessageBudget,
     MessageError,
@@ -37,7 +38,6 @@ from envs.player.remote import (
     read_order,
 )
 from envs.player.session import View
-from envs.player.signals import StopSignals
 from envs.player.worker import WorldWorker
 from worldmodel.errors import MissingPackageError
 
@@ -84,7 +84,7 @@ def serve(worker: WorldWorker, title: str, host: str, port: int, name_session: C
 
     token = None if is_loopback(host) else secrets.token_urlsafe(16)
     server = BrowserServer(worker, title, name_session, token)
-    with StopSignals() as stop:
+    with noted() as stop:
         try:
             asyncio.run(_serve(server, host, port, stop))
         finally:
@@ -93,7 +93,7 @@ def serve(worker: WorldWorker, title: str, host: str, port: int, name_session: C
         raise worker.error
 
 
-async def _serve(server: BrowserServer, host: str, port: int, stop: StopSignals) -> None:
+async def _serve(server: BrowserServer, host: str, port: int, stop: Wish) -> None:
     from aiohttp import web
 
     runner = web.AppRunner(server.make_app(), access_log=None, keepalive_timeout=KEEP_ALIVE_S, shutdown_timeout=CLOSE_S)
@@ -186,7 +186,7 @@ class BrowserServer:
         app.on_response_prepare.append(_add_headers)
         return app
 
-    async def run(self, stop: StopSignals) -> None:
+    async def run(self, stop: Wish) -> None:
         """Load and play until it is to stop or the world fails; then say good-bye to every page."""
         loop, has_ended = asyncio.get_running_loop(), asyncio.Event()
 
@@ -199,9 +199,9 @@ class BrowserServer:
             with contextlib.suppress(RuntimeError):  # the loop has just been closed
                 loop.call_soon_threadsafe(do)
 
-        stop.on_wanted = functools.partial(call_soon, has_ended.set)
+        stop.on_come = functools.partial(call_soon, has_ended.set)
         self.worker.on_change = functools.partial(call_soon, show)
-        if not stop.is_wanted:
+        if not stop.number:
             self.worker.start()
             await has_ended.wait()
         failed = self.worker.error is not None
