@@ -127,6 +127,11 @@ class Worker(Generic[S]):
         """The thread runs: it has been started and has not ended."""
         return self._thread.is_alive()
 
+    @property
+    def _is_resting(self) -> bool:
+        """Nothing is shown anew until an order comes."""
+        return self.is_paused
+
     def start(self) -> None:
         """Begin loading; returns at once."""
         self._thread.start()
@@ -187,7 +192,7 @@ class Worker(Generic[S]):
     def _play(self, session: S) -> None:
         due_s = time.perf_counter()
         while True:
-            wait_s = None if self.is_paused else due_s - time.perf_counter()
+            wait_s = None if self._is_resting else due_s - time.perf_counter()
             order = self._next_order(wait_s)
             if order is not None:
                 order(session)
@@ -291,6 +296,10 @@ class WorldWorker(Worker[PlaySession]):
         self._tapped: set[str] = set()
         self._turns = 0.0
 
+    @property
+    def _is_resting(self) -> bool:
+        return self.is_paused and not self.is_rewinding
+
     def press(self, key: str, device: str = "keyboard") -> None:
         """A key went down; even a tap shorter than a step counts for one step.
 
@@ -357,11 +366,11 @@ class WorldWorker(Worker[PlaySession]):
         self._orders.put(lambda session: self._try(session, lambda s: f"back at step {s.return_to_kept().step}"))
 
     def start_rewind(self) -> None:
-        """Show what was, backwards, until `stop_rewind`."""
+        """Show what was, backwards, until `stop_rewind`, also while play is paused."""
         self._orders.put(self._start_rewind)
 
     def stop_rewind(self) -> None:
-        """Play on from what is shown."""
+        """Play on from what is shown, or stay paused there."""
         self._orders.put(self._stop_rewind)
 
     def _begin(self, session: PlaySession) -> None:
@@ -404,6 +413,7 @@ class WorldWorker(Worker[PlaySession]):
             self.say("this world cannot go back")
             return
         self.is_rewinding, self._rewound_steps = True, 0
+        self._rewind_on(session)  # at once: a tap shorter than a step counts
 
     def _rewind_on(self, session: PlaySession) -> None:
         self._rewound_steps = min(self._rewound_steps + REWIND_STEPS, session.steps_back)

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import re
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -83,6 +84,39 @@ def test_marks_rewinding_and_kept_moments(tmp_path: Path) -> None:
         await page.hud(lambda hud: hud["notice"] and "back at step" in hud["notice"]["text"])
         await page.ask("slower")
         await page.hud(lambda hud: hud["speed"] == 0.5)
+
+    run(test, tmp_path)
+
+
+@pytest.mark.parametrize("pace", ["paused", "slow", "fast"])
+def test_the_way_back_works_at_every_pace(tmp_path: Path, pace: str) -> None:
+    def told(hud: dict[str, Any], text: str) -> int:
+        """Return the number of the step in a notice of these words, -1 where there is another one."""
+        found = re.match(rf"{text} step (\d+)", hud["notice"]["text"]) if hud["notice"] else None
+        return int(found.group(1)) if found else -1
+
+    async def test(place: Place) -> None:
+        page = await place.play()
+        await page.hud(lambda hud: hud["step"] > 60)
+        for order in {"paused": ["pause"], "slow": ["slower"] * 2, "fast": ["faster"] * 2}[pace]:
+            await page.ask(order)
+        hud = await page.hud(lambda hud: hud["is_paused"] or hud["speed"] in (0.25, 4))
+        here = hud["step"]
+        await page.ask("start_rewind")
+        await page.hud(lambda hud: hud["is_rewinding"] and hud["step"] < here - 5)
+        await page.ask("stop_rewind")
+        hud = await page.hud(lambda hud: told(hud, "on from") >= 0)
+        assert told(hud, "on from") < here - 5 and not hud["is_rewinding"]
+        assert hud["is_paused"] is (pace == "paused")
+        await page.ask("keep")
+        kept = told(await page.hud(lambda hud: told(hud, "kept") >= 0), "kept")
+        await page.ask("return_to_kept")
+        hud = await page.hud(lambda hud: told(hud, "back at") == kept)
+        assert hud["is_paused"] is (pace == "paused")
+        if pace == "paused":
+            assert hud["step"] == kept
+            await page.ask("pause")
+        await page.hud(lambda hud: hud["step"] > kept)
 
     run(test, tmp_path)
 
