@@ -196,6 +196,6 @@ def walk_in_browser(game: Game) -> None:
     game.until(lambda: "back at mark 1" in game.text("notes"))
     game.driver.save_screenshot(str(game.folder / "page.png"))
     game.key("b")
-    game.until(lambda: game.text("download") == "Download session")
-    game.click("download")
+    game.until(lambda: game.text("download-session") == "Download session")
+    game.click("download-session")
     game.until(lambda: list((game.folder / "downloads").glob("*.h5")))

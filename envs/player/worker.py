@@ -93,6 +93,7 @@ class Worker(Generic[S]):
         video_scale: video pixels per frame pixel; None as in `VideoTrack.start`.
 
     Attributes:
+        finished_video: the video that was finished last by an order, or None.
         on_change: called in the thread when there may be something new to show; must return at once and not raise.
     """
 
@@ -112,6 +113,7 @@ class Worker(Generic[S]):
         self.is_recording = False
         self.is_session_open = False
         self.speed = 1.0
+        self.finished_video: Path | None = None
         self.on_change: Callable[[], None] = lambda: None
         self._make_session = make_session
         self._video_path = video_path
@@ -243,6 +245,7 @@ class Worker(Generic[S]):
         try:
             if session.is_recording:
                 made = session.stop_video()
+                self.finished_video = made or self.finished_video
                 self.say("" if made is None else f"video saved: {made.resolve()}")
             else:
                 session.start_video(path, self._video_scale)

@@ -53,10 +53,10 @@ def test_a_game_in_chromium(game: Game) -> None:
     game.key(Keys.BACKSPACE, False)
     game.until(lambda: "on from step" in game.text("notes"))
 
-    assert game.text("download") == ""
+    assert game.text("download-session") == ""
     game.click("session")
-    game.until(lambda: game.text("download") == "Download session" and game.text("recording") == "")
-    game.click("download")
+    game.until(lambda: game.text("download-session") == "Download session" and game.text("recording") == "")
+    game.click("download-session")
     (recorded,) = (game.folder / "plays").glob("*.h5")
     downloaded = game.folder / "downloads" / recorded.name
     game.until(downloaded.exists)
@@ -68,6 +68,31 @@ def test_a_game_in_chromium(game: Game) -> None:
     game.process.send_signal(signal.SIGTERM)
     game.until(lambda: game.text("loading-text") == "the game was ended")
     assert game.process.wait(WAIT_S) == 0
+
+
+def test_a_video_is_recorded_and_downloaded(game: Game) -> None:
+    """By the key, and by the button."""
+    import av
+
+    for number, stop in enumerate((lambda: game.key("v"), lambda: game.click("video"))):
+        assert game.text("video").startswith("Video")
+        game.key("v")
+        game.until(lambda: game.text("recording") == "REC" and game.text("video").startswith("Stop video"))
+        start = game.step()
+        game.until(lambda start=start: game.step() > start + 10)
+        stop()
+        game.until(lambda: game.text("recording") == "" and "video saved: video-" in game.text("notes"))
+        assert game.text("download-session") == "" and game.text("download-video") == "Download video"
+        game.click("download-video")
+        recorded = max((game.folder / "plays").glob("*.mp4"))
+        downloaded = game.folder / "downloads" / recorded.name
+        game.until(downloaded.exists)
+        assert downloaded.read_bytes() == recorded.read_bytes()
+        assert str(game.folder) not in game.text("notes")
+        with av.open(str(downloaded)) as container:
+            assert sum(1 for _ in container.decode(video=0)) > 10
+        assert len(list((game.folder / "downloads").iterdir())) == number + 1
+    game.driver.save_screenshot(str(game.folder / "page.png"))
 
 
 def test_the_page_runs_no_script_but_its_own(game: Game) -> None:
