@@ -80,7 +80,7 @@ class Hud:
         if not lines:
             return
         size = self._size(screen)
-        surfaces = [self._line(line, size, _TEXT) for line in lines]
+        surfaces = [self._line(part, size, _TEXT) for line in lines for part in self._wrap(line, size, screen)]
         self._draw_panel(screen, surfaces, self._centered(screen, surfaces, share=0.9))
 
     def draw_help(self, screen: pygame.Surface) -> None:
