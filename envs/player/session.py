@@ -27,7 +27,8 @@ from envs.player.timeline import Timeline
 from worldmodel.errors import SeedError, StateError, WorldModelError
 
 if TYPE_CHECKING:
-    from envs.data.sessions import Place, SessionWriter
+    from envs.data.session_writer import SessionWriter
+    from envs.data.sessions import Place
     from envs.worlds.base import World
 
 DEFAULT_FPS = 15.0
@@ -322,7 +323,8 @@ class PlaySession:
             ConfigError: the name is not accepted.
             StorageError: the file cannot be written.
         """
-        from envs.data.sessions import SessionInfo, SessionWriter  # h5py: only who records needs it
+        from envs.data.session_writer import SessionWriter  # h5py: only who records needs it
+        from envs.data.sessions import SessionInfo  # h5py: only who records needs it
 
         self.stop_session()
         identity = getattr(self.env, "identity", {})

@@ -8,15 +8,9 @@ import pytest
 
 from envs.data.episodes import open_shards, read_episode
 from envs.data.journal import Journal, is_being_written, read_journal
-from envs.data.sessions import (
-    Place,
-    Revisit,
-    SessionInfo,
-    SessionWriter,
-    finish,
-    read_session,
-    read_sessions,
-)
+from envs.data.session_files import finish
+from envs.data.session_writer import SessionWriter
+from envs.data.sessions import Place, Revisit, SessionInfo, read_session, read_sessions
 from envs.fields import Field
 from tests.kill_sessions import kill_after
 from worldmodel.errors import ConfigError, DataError, StorageError

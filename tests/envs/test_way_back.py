@@ -171,7 +171,7 @@ def test_a_session_that_cannot_be_written_ends_and_play_goes_on(
     session = PlaySession(RewindableEnv())
     session.start_session(tmp_path / "a.h5")
     session.step(1)
-    from envs.data.sessions import SessionWriter
+    from envs.data.session_writer import SessionWriter
 
     def fail(*_: object, **__: object) -> None:
         raise StorageError("disk full")
