@@ -37,7 +37,7 @@ from envs.player.remote import (
     pack_message,
     read_order,
 )
-from envs.player.session import View
+from envs.player.view import View
 from envs.player.worker import WorldWorker
 from worldmodel.errors import MissingPackageError
 

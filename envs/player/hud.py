@@ -10,7 +10,7 @@ import time
 
 import pygame  # noqa: TID253 - only envs/player.py imports this module, after its own check of pygame
 
-from envs.player.session import Bar, View
+from envs.player.view import Bar, View
 
 HELP = (
     ("W A S D / arrows", "walk and turn; hold and combine"),

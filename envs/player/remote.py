@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import cv2
 import numpy as np
 
-from envs.player.session import View
+from envs.player.view import View
 from envs.player.worker import WorldWorker
 from worldmodel.errors import WorldModelError
 

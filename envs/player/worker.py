@@ -18,7 +18,8 @@ from functools import partial
 from pathlib import Path
 from typing import Generic, NamedTuple, Protocol, TypeVar
 
-from envs.player.session import PlaySession, View
+from envs.player.session import PlaySession
+from envs.player.view import View
 from worldmodel.errors import WorldModelError
 
 Report = Callable[[float, str], None]

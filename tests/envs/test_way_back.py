@@ -12,8 +12,9 @@ import pytest
 
 from envs.data.sessions import Place, read_session
 from envs.dream import DreamEnv
-from envs.player.session import PlaySession, psnr
+from envs.player.session import PlaySession
 from envs.player.timeline import KEPT_S, Timeline
+from envs.player.view import psnr
 from tests.stub_play import RewindableEnv, StubEnv, key
 from worldmodel.errors import StateError, StorageError
 
