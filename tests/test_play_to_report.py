@@ -35,7 +35,7 @@ pytestmark = pytest.mark.slow
 
 def run(*words: str) -> str:
     """Run a program to its end, which must be a good one; return what it printed."""
-    done = subprocess.run([sys.executable, *words], cwd=ROOT, capture_output=True, text=True, timeout=2 * WAIT_S)
+    done = subprocess.run([sys.executable, *words], cwd=ROOT, capture_output=True, text=True, timeout=5 * WAIT_S)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
