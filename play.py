@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 DEFAULT_FRAMES = 300
 THREADS_A_CPU = 4
 MOST_SCALE = 64
+SUFFIXES = {"session": ".h5", "video": ".mp4"}
 
 
 @dataclass(frozen=True)
@@ -106,7 +107,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except interrupts.Interrupted as interrupted:
-        return 128 + interrupted.number
+        return interrupted.exit_status
     return 0
 
 
@@ -299,7 +300,7 @@ def play_in_browser(options: Options) -> None:
     worker = WorldWorker(lambda report: make_session(options, report), options.video, options.scale, record)
     host = DEFAULT_HOST if options.host is None else options.host
     port = DEFAULT_PORT if options.port is None else options.port
-    serve(worker, f"Playable world model: {options.world}", host, port, lambda: session_file(options.out))
+    serve(worker, f"Playable world model: {options.world}", host, port, lambda kind: new_file(options.out, kind))
 
 
 def replay_in_window(options: Options) -> None:
@@ -317,8 +318,13 @@ def session_file(record: Path) -> Path:
     """Return the file of a session: as given, or a new name in a folder."""
     if record.suffix.lower() == ".h5":
         return record
+    return new_file(record, "session")
+
+
+def new_file(folder: Path, kind: str) -> Path:
+    """Return a new name in a folder for a file of a kind of `SUFFIXES`."""
     moment = f"{time.strftime('%Y%m%d-%H%M%S')}-{time.time_ns() // 1_000_000 % 1000:03d}"
-    return record / f"session-{moment}.h5"
+    return folder / f"{kind}-{moment}{SUFFIXES[kind]}"
 
 
 def make_session(options: Options, report: Report) -> PlaySession:

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from envs.data.sessions import SessionInfo, SessionWriter
+from envs.data.session_writer import SessionWriter
+from envs.data.sessions import SessionInfo
 from envs.fields import POSE, Field
 from envs.worlds.labmaze.spec import LabMaze
 from tests.box_room import see

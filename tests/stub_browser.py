@@ -1,6 +1,7 @@
 """Stands for a browser: says what the page says, to a server that plays a stub."""
 
 import asyncio
+import itertools
 import json
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -10,12 +11,13 @@ from aiohttp import ClientWebSocketResponse, WSMsgType
 from aiohttp.test_utils import TestClient, TestServer
 
 from envs.player.browser import BrowserServer
+from envs.player.interrupts import Wish
 from envs.player.session import PlaySession
-from envs.player.signals import StopSignals
 from envs.player.worker import Report, WorldWorker
 from tests.stub_play import RewindableEnv
 
 WAIT_S = 20
+SUFFIXES = {"session": ".h5", "video": ".mp4"}
 
 
 class SteadyEnv(RewindableEnv):
@@ -101,12 +103,15 @@ def run(
 ) -> WorldWorker:
     """Run a test against a server that plays a stub; then stop it as Ctrl-C does."""
     worker = WorldWorker(make or (lambda report: PlaySession(SteadyEnv())), session_path=record)
-    names = (tmp_path / f"session-{number}.h5" for number in range(99))
+    numbers = itertools.count()
+
+    def name_file(kind: str) -> Path:
+        return tmp_path / f"{kind}-{next(numbers)}{SUFFIXES[kind]}"
 
     async def main() -> None:
-        server = BrowserServer(worker, "a <title>", lambda: next(names), token)
+        server = BrowserServer(worker, "a <title>", name_file, token)
         async with TestClient(TestServer(server.make_app())) as client:
-            stop = StopSignals()
+            stop = Wish()
             running = asyncio.create_task(server.run(stop))
             while not worker.is_alive:
                 await asyncio.sleep(0.001)
@@ -114,7 +119,7 @@ def run(
                 async with asyncio.timeout(2 * WAIT_S):
                     await test(Place(server, client))
             finally:
-                stop.on_wanted()
+                stop.on_come()
                 await running
 
     try:

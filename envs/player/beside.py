@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, SupportsFloat
 
 import numpy as np
 
-from envs.player.session import psnr
 from envs.player.side_by_side import compose
+from envs.player.view import psnr
 
 if TYPE_CHECKING:
     import gymnasium

@@ -26,6 +26,7 @@ from urllib.parse import quote
 import numpy as np
 
 from envs.player.address import host_name, is_loopback, listen, page_address
+from envs.player.interrupts import Wish, noted
 from envs.player.remote import (
     MessageBudget,
     MessageError,
@@ -36,8 +37,7 @@ from envs.player.remote import (
     pack_message,
     read_order,
 )
-from envs.player.session import View
-from envs.player.signals import StopSignals
+from envs.player.view import View
 from envs.player.worker import WorldWorker
 from worldmodel.errors import MissingPackageError
 
@@ -62,7 +62,7 @@ POLICY_VIOLATION, GOING_AWAY, TRY_AGAIN_LATER, SERVER_FAILED = 1008, 1001, 1013,
 PAGE_FOLDER = Path(__file__).with_name("page")
 
 
-def serve(worker: WorldWorker, title: str, host: str, port: int, name_session: Callable[[], Path]) -> None:
+def serve(worker: WorldWorker, title: str, host: str, port: int, name_file: Callable[[str], Path]) -> None:
     """Play in browsers until Ctrl-C, TERM or HUP; then all recordings are finished.
 
     Args:
@@ -70,7 +70,7 @@ def serve(worker: WorldWorker, title: str, host: str, port: int, name_session: C
         title: of the page.
         host: address to listen on; from any but a loopback one a token is asked for, which the printed address holds.
         port: to listen on; 0 takes a free one.
-        name_session: returns a new name for a session file each time.
+        name_file: returns a new name for a file each time, of a "session" or a "video".
 
     Raises:
         MissingPackageError: aiohttp is not installed.
@@ -83,8 +83,8 @@ def serve(worker: WorldWorker, title: str, host: str, port: int, name_session: C
         raise MissingPackageError(f"--serve needs aiohttp ({error}); run: pip install aiohttp") from error
 
     token = None if is_loopback(host) else secrets.token_urlsafe(16)
-    server = BrowserServer(worker, title, name_session, token)
-    with StopSignals() as stop:
+    server = BrowserServer(worker, title, name_file, token)
+    with noted() as stop:
         try:
             asyncio.run(_serve(server, host, port, stop))
         finally:
@@ -93,7 +93,7 @@ def serve(worker: WorldWorker, title: str, host: str, port: int, name_session: C
         raise worker.error
 
 
-async def _serve(server: BrowserServer, host: str, port: int, stop: StopSignals) -> None:
+async def _serve(server: BrowserServer, host: str, port: int, stop: Wish) -> None:
     from aiohttp import web
 
     runner = web.AppRunner(server.make_app(), access_log=None, keepalive_timeout=KEEP_ALIVE_S, shutdown_timeout=CLOSE_S)
@@ -156,22 +156,22 @@ class BrowserServer:
     Args:
         worker: not yet started.
         title: of the page.
-        name_session: returns a new name for a session file each time.
+        name_file: returns a new name for a file each time, of a "session" or a "video".
         token: what an address must hold to be answered; None: only addresses of this machine are answered.
     """
 
     def __init__(
-        self, worker: WorldWorker, title: str, name_session: Callable[[], Path], token: str | None = None
+        self, worker: WorldWorker, title: str, name_file: Callable[[str], Path], token: str | None = None
     ) -> None:
         self.worker = worker
         self.token = token
-        self.seat = Seat(worker, name_session)
+        self.seat = Seat(worker, name_file)
         self.clients: set[Client] = set()
         self._page, self._page_policy = make_page(title)
         self._encoded: tuple[np.ndarray | None, bytes] = (None, b"")
 
     def make_app(self) -> web.Application:
-        """Return the application: the page, its socket, and the session that was finished last."""
+        """Return the application: the page, its socket, and the session and the video that were finished last."""
         from aiohttp import web
 
         @web.middleware
@@ -183,10 +183,11 @@ class BrowserServer:
         app.router.add_get("/", self._send_page)
         app.router.add_get("/socket", self._talk)
         app.router.add_get("/session", self._send_session)
+        app.router.add_get("/video", self._send_video)
         app.on_response_prepare.append(_add_headers)
         return app
 
-    async def run(self, stop: StopSignals) -> None:
+    async def run(self, stop: Wish) -> None:
         """Load and play until it is to stop or the world fails; then say good-bye to every page."""
         loop, has_ended = asyncio.get_running_loop(), asyncio.Event()
 
@@ -199,9 +200,9 @@ class BrowserServer:
             with contextlib.suppress(RuntimeError):  # the loop has just been closed
                 loop.call_soon_threadsafe(do)
 
-        stop.on_wanted = functools.partial(call_soon, has_ended.set)
+        stop.on_come = functools.partial(call_soon, has_ended.set)
         self.worker.on_change = functools.partial(call_soon, show)
-        if not stop.is_wanted:
+        if not stop.number:
             self.worker.start()
             await has_ended.wait()
         failed = self.worker.error is not None
@@ -233,13 +234,10 @@ class BrowserServer:
         return web.Response(text=self._page, content_type="text/html", headers=headers)
 
     async def _send_session(self, request: web.Request) -> web.StreamResponse:
-        from aiohttp import web
+        return _attach(self.worker.finished_session, "session")
 
-        path = self.worker.finished_session
-        if path is None or not path.is_file():
-            raise web.HTTPNotFound(text="no session has been finished")
-        headers = {"Content-Disposition": f"attachment; filename*=UTF-8''{quote(path.name)}"}
-        return web.FileResponse(path, headers=headers)
+    async def _send_video(self, request: web.Request) -> web.StreamResponse:
+        return _attach(self.worker.finished_video, "video")
 
     async def _talk(self, request: web.Request) -> web.StreamResponse:
         """Open the socket of a page, and serve it until it closes."""
@@ -331,6 +329,15 @@ class BrowserServer:
         if self._encoded[0] is not view.frame:
             self._encoded = view.frame, encode_picture(view.frame)
         return self._encoded[1]
+
+
+def _attach(path: Path | None, kind: str) -> web.FileResponse:
+    """Return the answer that is a file to save; which one it is no request says."""
+    from aiohttp import web
+
+    if path is None or not path.is_file():
+        raise web.HTTPNotFound(text=f"no {kind} has been finished")
+    return web.FileResponse(path, headers={"Content-Disposition": f"attachment; filename*=UTF-8''{quote(path.name)}"})
 
 
 async def close(opened: web.WebSocketResponse, code: int, reason: str) -> None:

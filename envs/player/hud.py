@@ -10,7 +10,7 @@ import time
 
 import pygame  # noqa: TID253 - only envs/player.py imports this module, after its own check of pygame
 
-from envs.player.session import Bar, View
+from envs.player.view import Bar, View
 
 HELP = (
     ("W A S D / arrows", "walk and turn; hold and combine"),
@@ -80,7 +80,7 @@ class Hud:
         if not lines:
             return
         size = self._size(screen)
-        surfaces = [self._line(line, size, _TEXT) for line in lines]
+        surfaces = [self._line(part, size, _TEXT) for line in lines for part in self._wrap(line, size, screen)]
         self._draw_panel(screen, surfaces, self._centered(screen, surfaces, share=0.9))
 
     def draw_help(self, screen: pygame.Surface) -> None:

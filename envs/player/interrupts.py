@@ -1,6 +1,7 @@
 """Ctrl-C, TERM and HUP, taken so that what is open is finished first.
 
-Owns: when such a signal becomes an exception. Does not know what is to be finished.
+Owns: which signals are caught, what a second one does, and when one becomes an exception. Does not know what is to be
+finished.
 """
 
 from __future__ import annotations
@@ -8,8 +9,9 @@ from __future__ import annotations
 import contextlib
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import FrameType
+from typing import Any
 
 NAMES = ("SIGINT", "SIGTERM", "SIGHUP")  # Windows has no HUP
 
@@ -17,54 +19,107 @@ NAMES = ("SIGINT", "SIGTERM", "SIGHUP")  # Windows has no HUP
 class Interrupted(KeyboardInterrupt):
     """A signal asked the program to end.
 
-    Attributes:
+    Args:
         number: of the signal.
+        text: what is said of it.
     """
 
-    def __init__(self, number: int) -> None:
-        super().__init__(f"signal {number}")
+    def __init__(self, number: int, text: str = "") -> None:
+        super().__init__(text or f"signal {number}")
         self.number = number
 
+    @property
+    def exit_status(self) -> int:
+        """What a program exits with after the signal."""
+        return 128 + self.number
 
-class _Interrupts:
-    """What is known of signals in this process: whether one must wait now, and which came."""
+
+class Wish:
+    """Whether a signal asked the program to end, and which.
+
+    Attributes:
+        number: of the signal, 0 before.
+        on_come: called once when it comes, in the main thread between two of its instructions; may raise.
+    """
 
     def __init__(self) -> None:
-        self.num_held = 0
-        self.came = 0
+        self.number = 0
+        self.on_come: Callable[[], None] = lambda: None
 
-    def take(self, number: int, frame: FrameType | None) -> None:
-        if self.came and number == signal.SIGINT:  # asked twice: break off, whatever is lost
-            raise Interrupted(number)
-        if self.came:
+    def take(self, number: int) -> None:
+        """Note the first signal, and pass over later ones.
+
+        Raises:
+            Interrupted: a second Ctrl-C, which breaks off, whatever is lost.
+        """
+        if self.number:
+            if number == signal.SIGINT:
+                raise Interrupted(number)
             return
-        self.came = number
-        if not self.num_held:
-            raise Interrupted(number)
+        self.number = number
+        self.on_come()
 
 
-_interrupts = _Interrupts()
+class _State:
+    """The wish that `raised` follows in this process, and in how many blocks of `held` it has to wait."""
+
+    wish = Wish()
+    num_held = 0
+
+
+def is_heeded(number: int, handler: Any) -> bool:
+    """Return whether a signal does something, by its handler: under nohup HUP does not, and that shall stay so."""
+    return handler != signal.SIG_IGN
 
 
 @contextlib.contextmanager
-def raised() -> Iterator[None]:
-    """Within it, the first of the signals raises `Interrupted`; later ones are ignored, but for a second Ctrl-C.
+def caught(take: Callable[[int], None], is_ours: Callable[[int, Any], bool] = is_heeded) -> Iterator[None]:
+    """Within it, signals call a function with their number. In another thread than the main one nothing changes.
 
-    A signal that was ignored before, as HUP is under nohup, stays ignored. In another thread than the main one nothing
-    changes.
+    Args:
+        take: is called in the main thread, between two of its instructions.
+        is_ours: says for the number of a signal and its handler before whether it is caught.
     """
-    previous = {}
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        take(number)
+
+    previous: dict[int, Any] = {}
     if threading.current_thread() is threading.main_thread():
         numbers = [int(getattr(signal, name)) for name in NAMES if hasattr(signal, name)]
         for number in numbers:
-            if signal.getsignal(number) != signal.SIG_IGN:
-                previous[number] = signal.signal(number, _interrupts.take)
+            if is_ours(number, signal.getsignal(number)):
+                previous[number] = signal.signal(number, handle)
     try:
         yield
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
-        _interrupts.came = 0
+
+
+@contextlib.contextmanager
+def noted() -> Iterator[Wish]:
+    """Within it, the first of the signals is noted in what is yielded; a second Ctrl-C raises `Interrupted`."""
+    wish = Wish()
+    with caught(wish.take):
+        yield wish
+
+
+@contextlib.contextmanager
+def raised() -> Iterator[None]:
+    """Within it, the first of the signals raises `Interrupted`; later ones are ignored, but for a second Ctrl-C."""
+    before = _State.wish
+    with noted() as wish:
+
+        def end() -> None:
+            if not _State.num_held:
+                raise Interrupted(wish.number)
+
+        wish.on_come, _State.wish = end, wish
+        try:
+            yield
+        finally:
+            _State.wish = before
 
 
 @contextlib.contextmanager
@@ -73,11 +128,12 @@ def held() -> Iterator[None]:
 
     One that was raised before is not raised again.
     """
-    came_before = _interrupts.came
-    _interrupts.num_held += 1
+    wish = _State.wish
+    came_before = wish.number
+    _State.num_held += 1
     try:
         yield
     finally:
-        _interrupts.num_held -= 1
-    if _interrupts.came and not came_before and not _interrupts.num_held:
-        raise Interrupted(_interrupts.came)
+        _State.num_held -= 1
+    if wish.number and not came_before and not _State.num_held:
+        raise Interrupted(wish.number)

@@ -12,7 +12,7 @@ import numpy as np
 
 from envs.data.sessions import Session
 from envs.player.line import Line
-from envs.player.session import psnr
+from envs.player.view import psnr
 from worldmodel.errors import CheckpointError, ConfigError, DataError
 
 if TYPE_CHECKING:

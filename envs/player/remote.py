@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import cv2
 import numpy as np
 
-from envs.player.session import View
+from envs.player.view import View
 from envs.player.worker import WorldWorker
 from worldmodel.errors import WorldModelError
 
@@ -56,7 +56,7 @@ KEY_ORDERS = ("press", "release")
 NUMBER_ORDERS = {"choose_mark": 9, "seen": 2**53 - 1}
 """Orders with a number from 1 on, and its highest."""
 
-OTHER_ORDERS = ("play", "session")
+OTHER_ORDERS = ("play", "session", "video")
 
 _KEYS_HERE = {"F5": "K", "F9": "L"}
 """Keys of the window that a browser keeps for itself, and those that stand for them on a page."""
@@ -142,19 +142,19 @@ class Seat:
 
     Args:
         worker: what is played.
-        name_session: returns a new name for a session file each time.
+        name_file: returns a new name for a file each time, of a "session" or a "video".
         now_s: a clock that never goes back, seconds.
     """
 
     def __init__(
         self,
         worker: WorldWorker,
-        name_session: Callable[[], Path],
+        name_file: Callable[[str], Path],
         now_s: Callable[[], float] = time.monotonic,
     ) -> None:
         self.player: Hashable | None = None
         self._worker = worker
-        self._name_session = name_session
+        self._name_file = name_file
         self._now_s = now_s
         self._held: set[str] = set()
         self._last_order_s = 0.0
@@ -200,7 +200,9 @@ class Seat:
         elif order.do == "choose_mark":
             self._worker.choose_mark(order.number)
         elif order.do == "session":
-            self._worker.toggle_session(self._name_session())
+            self._worker.toggle_session(self._name_file(order.do))
+        elif order.do == "video":
+            self._worker.toggle_video(self._name_file(order.do))
         else:
             SIMPLE_ORDERS[order.do](self._worker)
 
@@ -220,9 +222,11 @@ def describe(worker: WorldWorker, view: View | None) -> dict[str, Any]:
         return {"loading": {"share": share, "text": text}}
     said, said_s = worker.notice
     age_s = time.monotonic() - said_s
-    made = worker.finished_session
-    if made is not None:
-        said = said.replace(str(made), made.name)  # where it lies is nothing to those who are elsewhere
+    finished = worker.finished_session, worker.finished_video
+    for made in finished:
+        if made is not None:  # where it lies is nothing to those who are elsewhere
+            said = said.replace(str(made.resolve()), made.name)
+    session, video = (None if made is None else made.name for made in finished)
     hud = {
         "rate_fps": round(worker.rate_fps, 1),
         "step_ms": round(view.step_ms, 1),
@@ -245,7 +249,8 @@ def describe(worker: WorldWorker, view: View | None) -> dict[str, Any]:
         "is_rewinding": worker.is_rewinding,
         "is_recording": worker.is_recording,
         "is_session_open": worker.is_session_open,
-        "finished_session": None if made is None else made.name,
+        "finished_session": session,
+        "finished_video": video,
     }
     return {"hud": hud}
 

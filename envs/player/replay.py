@@ -15,8 +15,8 @@ from envs.data.video import VideoTrack
 from envs.player.interrupts import held
 from envs.player.line import Line
 from envs.player.redream import Redream
-from envs.player.session import Bar, View, psnr
 from envs.player.side_by_side import compose
+from envs.player.view import Bar, View, psnr
 
 EVENT_S = 1.0
 """How long is said that there was a mark, seconds of play."""

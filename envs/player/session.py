@@ -11,9 +11,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import time
-from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
-from datetime import UTC, datetime
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, SupportsFloat
 
@@ -22,12 +20,13 @@ from tqdm import tqdm
 
 from envs.actions import ActionSet
 from envs.data.video import VideoTrack
-from envs.fields import POSE, Field
+from envs.player.recorder import Present, RecordedMark, SessionRecorder
 from envs.player.timeline import Timeline
+from envs.player.view import View, psnr
 from worldmodel.errors import SeedError, StateError, WorldModelError
 
 if TYPE_CHECKING:
-    from envs.data.sessions import Place, SessionWriter
+    from envs.data.sessions import Place
     from envs.worlds.base import World
 
 DEFAULT_FPS = 15.0
@@ -49,61 +48,6 @@ class PlayableEnv(Protocol):
         """As `gymnasium.Env.close`."""
 
 
-class Bar(NamedTuple):
-    """A bar under the picture.
-
-    Attributes:
-        share: how much of it is full, from 0 to 1.
-        ticks: places on it, from 0 to 1.
-    """
-
-    share: float
-    ticks: tuple[float, ...] = ()
-
-
-@dataclass(frozen=True, eq=False)
-class View:
-    """What there is to see after a reset or a step; never changed once made, so threads may share it.
-
-    Attributes:
-        frame: uint8 (H, W, 3) RGB.
-        seed: seed of the dream.
-        step: steps taken since the reset.
-        action_name: name of the action that led here, "" after a reset.
-        reward_total: sum of rewards since the reset.
-        ending: "" while the episode goes on, else "terminated" or "truncated"; it stays set while play continues.
-        step_ms: milliseconds that the environment took for this step; 0 after a reset.
-        memory_used: frames remembered now, or None.
-        memory_frames: frames that can be remembered, or None.
-        num_steps: denoising steps a frame, or None.
-        engine: how the steps run, such as "compiled", or None.
-        compile_progress: how far compiling is, in words, or None.
-        marks: numbers of the marks that lie behind, oldest first.
-        chosen_mark: number of the mark that the player wants to come back to, or None.
-        likeness: PSNR in dB of the frame to that of the chosen mark, or None.
-        caption: further lines to show, of what is particular to what is played.
-        bar: to draw under the picture, or None.
-    """
-
-    frame: np.ndarray
-    seed: int
-    step: int = 0
-    action_name: str = ""
-    reward_total: float = 0.0
-    ending: str = ""
-    step_ms: float = 0.0
-    memory_used: int | None = None
-    memory_frames: int | None = None
-    num_steps: int | None = None
-    engine: str | None = None
-    compile_progress: str | None = None
-    marks: tuple[int, ...] = ()
-    chosen_mark: int | None = None
-    likeness: float | None = None
-    caption: tuple[str, ...] = ()
-    bar: Bar | None = None
-
-
 class Marked(NamedTuple):
     """A frame that the player will come back to.
 
@@ -111,13 +55,13 @@ class Marked(NamedTuple):
         number: of the mark, from 1.
         step: at which it was made.
         frame: uint8 (H, W, 3), what it showed.
-        recorded: the session file that was open, and the mark there; or None.
+        recorded: the mark in the session file that was open, or None.
     """
 
     number: int
     step: int
     frame: np.ndarray
-    recorded: Any
+    recorded: RecordedMark | None
 
 
 class _Kept(NamedTuple):
@@ -161,13 +105,11 @@ class PlaySession:
         self.fps = float(own_fps if fps is None else fps)
         self.action_set = env.action_set if actions is None else actions
         self.chosen_mark: int | None = None
-        self._world = world
+        self._recorder = SessionRecorder(env, self.action_set, self.fps, world)
         self._video = VideoTrack()
-        self._writer: SessionWriter | None = None
         self._marks: list[Marked] = []
         self._info: dict[str, Any] = {}
         self._is_at_start = False
-        self._recorded_engine = ""
         self._kept: tuple[Any, _Kept] | None = None
         can_rewind = keeps_way_back and hasattr(env, "snapshot") and hasattr(env, "restore")
         self._timeline: Timeline[_Kept] | None = Timeline(env, self.fps) if can_rewind else None  # type: ignore[arg-type]
@@ -192,7 +134,7 @@ class PlaySession:
     @property
     def is_session_open(self) -> bool:
         """A session file is open and takes every further step."""
-        return self._writer is not None
+        return self._recorder.is_open
 
     @property
     def marks(self) -> list[Marked]:
@@ -212,7 +154,7 @@ class PlaySession:
         self._is_at_start = True
         self._marks.clear()
         self.view = View(frame=self._picture, seed=seed, **self._model_facts())
-        self._record(lambda writer: self._begin_episode(writer, None))
+        self._record(lambda: self._recorder.begin(self._present, None))
         return self.view
 
     def step(self, action: int) -> View:
@@ -239,24 +181,8 @@ class PlaySession:
             **self._model_facts(),
         )
         self._show_marks()
-        values = self._world_values("frame", "step")
-        self._record(lambda writer: self._add_step(writer, action, float(reward), terminated, truncated, values))
+        self._record(lambda: self._recorder.add(self._present, action, float(reward), terminated, truncated))
         return self.view
-
-    def _add_step(
-        self,
-        writer: SessionWriter,
-        action: int,
-        reward: float,
-        terminated: bool,
-        truncated: bool,
-        values: Mapping[str, Any],
-    ) -> None:
-        writer.add(action, self._observed, reward, terminated, truncated, values, self._further_pictures)
-        # Compiled frames differ from others in rounding: who dreams this again wants to know.
-        if self._engine != self._recorded_engine:
-            self._recorded_engine = self._engine
-            writer.note(f"{self._engine} from step {self.view.step} on")
 
     def mark(self) -> Marked:
         """Remember this frame, to come back to.
@@ -266,12 +192,11 @@ class PlaySession:
         """
         number = self._marks[-1].number + 1 if self._marks else 1
         error: WorldModelError | None = None
-        recorded = None
-        if self._writer is not None:
-            try:
-                recorded = self._writer, self._writer.mark()
-            except WorldModelError as failure:
-                self._writer, error = None, failure
+        recorded: RecordedMark | None = None
+        try:
+            recorded = self._recorder.mark()
+        except WorldModelError as failure:
+            error = failure
         self._marks.append(Marked(number, self.view.step, self._observed, recorded))
         self.chosen_mark = number
         self._show_marks()
@@ -304,12 +229,7 @@ class PlaySession:
         mark = self.choose_mark(self.chosen_mark or 0)
         if mark.step == self.view.step:
             raise StateError(f"this is mark {mark.number} itself: walk on, and come back")
-        if self._writer is not None and mark.recorded is not None and mark.recorded[0] is self._writer:
-            try:
-                self._writer.revisit(mark.recorded[1])
-            except WorldModelError:
-                self._writer = None
-                raise
+        self._recorder.revisit(mark.recorded)
         return mark, psnr(mark.frame, self._observed)
 
     def start_session(self, path: str | os.PathLike[str]) -> None:
@@ -322,27 +242,7 @@ class PlaySession:
             ConfigError: the name is not accepted.
             StorageError: the file cannot be written.
         """
-        from envs.data.sessions import SessionInfo, SessionWriter  # h5py: only who records needs it
-
-        self.stop_session()
-        identity = getattr(self.env, "identity", {})
-        world = self._world or getattr(self.env, "world", None)
-        info = SessionInfo(
-            world="" if world is None else world.name,
-            action_names=self.action_set.names,
-            image_size=self._observed.shape[0],
-            fps=self.fps,
-            source="dream" if identity else "real",
-            started=datetime.now(UTC).isoformat(timespec="seconds"),
-            **identity,
-        )
-        fields = {name: self._fields[name] for name in self._field_names("frame", "step", "episode")}
-        self._writer = SessionWriter(Path(path), info, fields)
-        try:
-            self._begin_episode(self._writer, None)
-        except WorldModelError:
-            self._writer = None
-            raise
+        self._recorder.start(path, self._present)
 
         # Of moments before, the file knows nothing.
         if self._kept is not None:
@@ -360,8 +260,7 @@ class PlaySession:
         Raises:
             StorageError: the file could not be made; what was recorded is kept beside it.
         """
-        writer, self._writer = self._writer, None
-        return None if writer is None else writer.close(report)
+        return self._recorder.stop(report)
 
     @property
     def can_rewind(self) -> bool:
@@ -426,43 +325,8 @@ class PlaySession:
             self.chosen_mark = self._marks[-1].number if self._marks else None
         self._show_marks()
         # Of what lies before an open session file, and of other dreams, nothing is known there.
-        self._record(lambda writer: self._begin_episode(writer, kept.place), is_jump=True)
+        self._record(lambda: self._recorder.begin(self._present, kept.place), is_jump=True)
         return self.view
-
-    def _begin_episode(self, writer: SessionWriter, parent: Place | None) -> None:
-        """Tell the session file that an episode begins with the present frame."""
-        given: dict[str, Any] = {}
-        start = {"seed": self.view.seed} | {k: v for k, v in self._info.items() if isinstance(v, int | float | str)}
-        if self._engine:
-            self._recorded_engine = start["engine"] = self._engine
-        # A moment that was kept is no start, whatever its step: the context is that of the last reset.
-        if parent is None and self._is_at_start and hasattr(self.env, "context"):
-            given = dict(zip(("context_frames", "context_actions"), self.env.context, strict=True))
-        elif parent is None and hasattr(self.env, "pack_state"):
-            given = {"start_state": self.env.pack_state()}
-        values = self._world_values("frame", "episode")
-        start |= {"step": self.view.step}
-        pictures = self._further_pictures
-        writer.begin(self._observed, start=start, parent=parent, values=values, pictures=pictures, **given)
-
-    def _field_names(self, *axes: str) -> list[str]:
-        """Return the fields of the world that a session holds; depth costs more than all else."""
-        return [name for name, field in self._fields.items() if field.axis in axes and name != "depth"]
-
-    @property
-    def _fields(self) -> Mapping[str, Field]:
-        """What can be recorded beside frames: of the real world what it declares, of a dream its own pose."""
-        if self._world is not None:
-            return self._world.fields
-        return {} if getattr(self.env, "pose", None) is None else {"pose": POSE}
-
-    def _world_values(self, *axes: str) -> Mapping[str, Any]:
-        if self._writer is None:
-            return {}
-        wanted: Collection[str] = self._field_names(*axes)
-        if self._world is None:
-            return {name: getattr(self.env, name) for name in wanted}
-        return self._world.observe(self.env, self._info, wanted)  # type: ignore[arg-type]
 
     def _show_marks(self) -> None:
         """Put the marks, and how alike the frame is to the chosen one, into the view."""
@@ -473,17 +337,19 @@ class PlaySession:
         self.view = dataclasses.replace(self.view, marks=numbers, chosen_mark=chosen_mark, likeness=likeness)
 
     def _now(self) -> _Kept:
-        place = None if self._writer is None else self._writer.place
-        return _Kept(self.view, self._observed, place, tuple(self._marks))
+        return _Kept(self.view, self._observed, self._recorder.place, tuple(self._marks))
 
-    def _record(self, write: Any, is_jump: bool = False) -> None:
+    @property
+    def _present(self) -> Present:
+        return Present(self.view, self._observed, self._info, self._is_at_start)
+
+    def _record(self, write: Callable[[], None], is_jump: bool = False) -> None:
         """Hand the present frame to all recordings; where one fails it stops, and the others go on."""
         failed: WorldModelError | None = None
-        if self._writer is not None:
-            try:
-                write(self._writer)
-            except WorldModelError as error:
-                self._writer, failed = None, error  # what was written is kept beside it
+        try:
+            write()
+        except WorldModelError as error:
+            failed = error
         try:
             self._video.add(self.view.frame)
         except WorldModelError as error:
@@ -535,11 +401,6 @@ class PlaySession:
                 self.env.close()
         return [path for path in made if path is not None]
 
-    @property
-    def _engine(self) -> str:
-        """How steps run, in a word: compiled, uncompiled, or "" for a world without a model."""
-        return (self.view.engine or "").partition(":")[0].partition(",")[0]
-
     def _model_facts(self) -> dict[str, Any]:
         names = ("memory_used", "memory_frames", "num_steps", "engine", "compile_progress")
         facts = {name: getattr(self.env, name, None) for name in names}
@@ -551,17 +412,6 @@ class PlaySession:
         picture: np.ndarray = getattr(self.env, "picture", self._observed)
         return picture
 
-    @property
-    def _further_pictures(self) -> dict[str, np.ndarray]:
-        """What is recorded beside the frames that are observed."""
-        return dict(getattr(self.env, "recorded_pictures", {}))
-
 
 def _move(bar: Any, share: float) -> None:
     bar.update(share - bar.n)
-
-
-def psnr(first: np.ndarray, second: np.ndarray) -> float:
-    """Return how alike two frames uint8 (H, W, 3) are, PSNR in dB, at most 60."""
-    error = float(np.mean((first.astype(np.float32) - second.astype(np.float32)) ** 2)) / 255.0**2
-    return float(-10 * np.log10(max(error, 1e-6)))

@@ -18,7 +18,8 @@ from functools import partial
 from pathlib import Path
 from typing import Generic, NamedTuple, Protocol, TypeVar
 
-from envs.player.session import PlaySession, View
+from envs.player.session import PlaySession
+from envs.player.view import View
 from worldmodel.errors import WorldModelError
 
 Report = Callable[[float, str], None]
@@ -93,6 +94,7 @@ class Worker(Generic[S]):
         video_scale: video pixels per frame pixel; None as in `VideoTrack.start`.
 
     Attributes:
+        finished_video: the video that was finished last by an order, or None.
         on_change: called in the thread when there may be something new to show; must return at once and not raise.
     """
 
@@ -112,6 +114,7 @@ class Worker(Generic[S]):
         self.is_recording = False
         self.is_session_open = False
         self.speed = 1.0
+        self.finished_video: Path | None = None
         self.on_change: Callable[[], None] = lambda: None
         self._make_session = make_session
         self._video_path = video_path
@@ -126,6 +129,11 @@ class Worker(Generic[S]):
     def is_alive(self) -> bool:
         """The thread runs: it has been started and has not ended."""
         return self._thread.is_alive()
+
+    @property
+    def _is_resting(self) -> bool:
+        """Nothing is shown anew until an order comes."""
+        return self.is_paused
 
     def start(self) -> None:
         """Begin loading; returns at once."""
@@ -187,7 +195,7 @@ class Worker(Generic[S]):
     def _play(self, session: S) -> None:
         due_s = time.perf_counter()
         while True:
-            wait_s = None if self.is_paused else due_s - time.perf_counter()
+            wait_s = None if self._is_resting else due_s - time.perf_counter()
             order = self._next_order(wait_s)
             if order is not None:
                 order(session)
@@ -238,6 +246,7 @@ class Worker(Generic[S]):
         try:
             if session.is_recording:
                 made = session.stop_video()
+                self.finished_video = made or self.finished_video
                 self.say("" if made is None else f"video saved: {made.resolve()}")
             else:
                 session.start_video(path, self._video_scale)
@@ -290,6 +299,10 @@ class WorldWorker(Worker[PlaySession]):
         self._held: set[tuple[str, str]] = set()  # key, and what holds it
         self._tapped: set[str] = set()
         self._turns = 0.0
+
+    @property
+    def _is_resting(self) -> bool:
+        return self.is_paused and not self.is_rewinding
 
     def press(self, key: str, device: str = "keyboard") -> None:
         """A key went down; even a tap shorter than a step counts for one step.
@@ -357,11 +370,11 @@ class WorldWorker(Worker[PlaySession]):
         self._orders.put(lambda session: self._try(session, lambda s: f"back at step {s.return_to_kept().step}"))
 
     def start_rewind(self) -> None:
-        """Show what was, backwards, until `stop_rewind`."""
+        """Show what was, backwards, until `stop_rewind`, also while play is paused."""
         self._orders.put(self._start_rewind)
 
     def stop_rewind(self) -> None:
-        """Play on from what is shown."""
+        """Play on from what is shown, or stay paused there."""
         self._orders.put(self._stop_rewind)
 
     def _begin(self, session: PlaySession) -> None:
@@ -404,6 +417,7 @@ class WorldWorker(Worker[PlaySession]):
             self.say("this world cannot go back")
             return
         self.is_rewinding, self._rewound_steps = True, 0
+        self._rewind_on(session)  # at once: a tap shorter than a step counts
 
     def _rewind_on(self, session: PlaySession) -> None:
         self._rewound_steps = min(self._rewound_steps + REWIND_STEPS, session.steps_back)

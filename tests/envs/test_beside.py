@@ -15,8 +15,9 @@ from envs.dream import DreamEnv
 from envs.player.beside import BesideEnv
 from envs.player.line import Line
 from envs.player.replay import ReplaySession
-from envs.player.session import PlaySession, psnr
+from envs.player.session import PlaySession
 from envs.player.side_by_side import split
+from envs.player.view import psnr
 from envs.worlds.base import World
 from envs.worlds.labmaze.spec import ACTIONS as LABMAZE_ACTIONS
 from worldmodel.errors import ConfigError, StateError

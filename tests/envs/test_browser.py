@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import re
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -87,6 +88,39 @@ def test_marks_rewinding_and_kept_moments(tmp_path: Path) -> None:
     run(test, tmp_path)
 
 
+@pytest.mark.parametrize("pace", ["paused", "slow", "fast"])
+def test_the_way_back_works_at_every_pace(tmp_path: Path, pace: str) -> None:
+    def told(hud: dict[str, Any], text: str) -> int:
+        """Return the number of the step in a notice of these words, -1 where there is another one."""
+        found = re.match(rf"{text} step (\d+)", hud["notice"]["text"]) if hud["notice"] else None
+        return int(found.group(1)) if found else -1
+
+    async def test(place: Place) -> None:
+        page = await place.play()
+        await page.hud(lambda hud: hud["step"] > 60)
+        for order in {"paused": ["pause"], "slow": ["slower"] * 2, "fast": ["faster"] * 2}[pace]:
+            await page.ask(order)
+        hud = await page.hud(lambda hud: hud["is_paused"] or hud["speed"] in (0.25, 4))
+        here = hud["step"]
+        await page.ask("start_rewind")
+        await page.hud(lambda hud: hud["is_rewinding"] and hud["step"] < here - 5)
+        await page.ask("stop_rewind")
+        hud = await page.hud(lambda hud: told(hud, "on from") >= 0)
+        assert told(hud, "on from") < here - 5 and not hud["is_rewinding"]
+        assert hud["is_paused"] is (pace == "paused")
+        await page.ask("keep")
+        kept = told(await page.hud(lambda hud: told(hud, "kept") >= 0), "kept")
+        await page.ask("return_to_kept")
+        hud = await page.hud(lambda hud: told(hud, "back at") == kept)
+        assert hud["is_paused"] is (pace == "paused")
+        if pace == "paused":
+            assert hud["step"] == kept
+            await page.ask("pause")
+        await page.hud(lambda hud: hud["step"] > kept)
+
+    run(test, tmp_path)
+
+
 def test_a_player_who_leaves_while_rewinding_plays_on(tmp_path: Path) -> None:
     async def test(place: Place) -> None:
         page, watcher = await place.play(), await place.open()
@@ -159,37 +193,66 @@ def test_one_plays_and_the_others_watch(tmp_path: Path, monkeypatch: pytest.Monk
 # --- sessions ---
 
 
-def test_the_session_that_is_downloaded_is_the_file(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("kind", "suffix", "mark"), [("session", "h5", "is_session_open"), ("video", "mp4", "is_recording")]
+)
+def test_what_is_downloaded_is_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, suffix: str, mark: str
+) -> None:
+    import av
+
+    name, other = f"{kind}-0.{suffix}", {"session": "/video", "video": "/session"}[kind]
+
+    async def record(page: Page) -> dict[str, Any]:
+        """Record ten steps; return the counters afterwards."""
+        await page.ask(kind)
+        step = (await page.hud(lambda hud: hud[mark]))["step"]
+        await page.hud(lambda hud: hud["step"] > step + 10)
+        await page.ask(kind)
+        return await page.hud(lambda hud: not hud[mark])
+
     async def test(place: Place) -> None:
         page = await place.play()
-        assert (await place.client.get("/session")).status == 404
-        await page.ask("session")
-        await page.hud(lambda hud: hud["is_session_open"])
-        assert (await place.client.get("/session")).status == 404
-        step = page.state["hud"]["step"]
-        await page.hud(lambda hud: hud["step"] > step + 10)
-        await page.ask("session")
-        hud = await page.hud(lambda hud: not hud["is_session_open"])
-        assert hud["finished_session"] == "session-0.h5"
-        assert hud["notice"]["text"] == "session saved: session-0.h5"
-        for path in ("/session", "/session?file=/etc/passwd", "/session?path=../x"):
+        assert (await place.client.get(f"/{kind}")).status == 404
+        recording = asyncio.create_task(record(page))
+        await asyncio.sleep(0.1)
+        assert (await place.client.get(f"/{kind}")).status == 404
+        hud = await recording
+        assert hud[f"finished_{kind}"] == name
+        assert hud["notice"]["text"] == f"{kind} saved: {name}"
+        for path in (f"/{kind}", f"/{kind}?file=/etc/passwd", f"/{kind}?path=../x"):
             answer = await place.client.get(path)
             assert answer.status == 200
-            assert "session-0.h5" in answer.headers["Content-Disposition"]
-            assert await answer.read() == (tmp_path / "session-0.h5").read_bytes()
-        for path in ("/session/..%2f..%2fetc%2fpasswd", "/session/session-0.h5", "/session-0.h5", "/page.js"):
+            assert name in answer.headers["Content-Disposition"]
+            assert answer.headers["Content-Disposition"].startswith("attachment")
+            assert answer.headers["X-Content-Type-Options"] == "nosniff"
+            assert await answer.read() == (tmp_path / name).read_bytes()
+        for path in (f"/{kind}/..%2f..%2fetc%2fpasswd", f"/{kind}/{name}", f"/{name}", "/page.js", other):
             assert (await place.client.get(path)).status == 404
+        assert (await record(page))[f"finished_{kind}"] == f"{kind}-2.{suffix}"  # stopping takes a name as well
 
-        await page.ask("session")
-        await page.hud(lambda hud: hud["is_session_open"])
-        step = page.state["hud"]["step"]
-        await page.hud(lambda hud: hud["step"] > step + 3)
-        await page.ask("session")
-        await page.hud(lambda hud: hud["finished_session"] == "session-2.h5")
+    monkeypatch.chdir(tmp_path)
+    run(test, Path())  # a folder that is told of by a name of its own when something is saved
+    if kind == "video":
+        with av.open(str(tmp_path / name)) as container:
+            num_frames = sum(1 for _ in container.decode(video=0))
+    else:
+        (episode,) = read_session(tmp_path / name).episodes.values()
+        num_frames = episode.num_frames
+    assert num_frames > 10
+
+
+def test_a_watcher_records_nothing(tmp_path: Path) -> None:
+    async def test(place: Place) -> None:
+        player, watcher = await place.play(), await place.open()
+        for order in ("video", "session"):
+            await watcher.ask(order)
+        step = (await player.hud())["step"]
+        hud = await player.hud(lambda hud: hud["step"] > step + 10)
+        assert not hud["is_recording"] and not hud["is_session_open"]
 
     run(test, tmp_path)
-    (episode,) = read_session(tmp_path / "session-0.h5").episodes.values()
-    assert episode.num_frames > 10
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_session_recorded_from_the_start_is_whole_after_the_end(tmp_path: Path) -> None:
@@ -216,7 +279,7 @@ def test_the_page_is_whole_and_may_do_nothing_else(tmp_path: Path) -> None:
         assert answer.headers["X-Content-Type-Options"] == "nosniff"
         for outside in ("http://", "https://", "//cdn", "@import", "url("):
             assert outside not in text
-        for path in ("/nothing", "/session"):
+        for path in ("/nothing", "/session", "/video"):
             missing = await place.client.get(path)
             assert missing.status == 404
             assert missing.headers["Content-Security-Policy"] == "default-src 'none'; frame-ancestors 'none'"
@@ -245,7 +308,7 @@ def test_another_sites_page_may_not_connect(tmp_path: Path) -> None:
 
 def test_nothing_is_answered_without_the_token(tmp_path: Path) -> None:
     async def test(place: Place) -> None:
-        for path in ("/", "/session", "/socket"):
+        for path in ("/", "/session", "/video", "/socket"):
             for query in ("", "?token=", "?token=wrong", "?token=s%C3%A9cret", "?Token=right", "?token=right1"):
                 answer = await place.client.get(path + query, headers={"Origin": place.origin})
                 assert answer.status == 403

@@ -1,124 +1,29 @@
 """The page in a real browser: Chromium without a screen."""
 
-import shutil
 import signal
-import subprocess
-import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
-from selenium import webdriver
 from selenium.webdriver import ActionChains, Keys
 
 from envs.data.sessions import read_session
+from tests.chromium import WAIT_S, Game, needs_chromium, play_in_chromium
 
-ROOT = Path(__file__).parents[2]
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-DRIVER = shutil.which("chromedriver")
-WAIT_S = 60
-
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(not CHROMIUM or not DRIVER, reason="no Chromium: apt-get install chromium chromium-driver"),
-]
-
-
-class Game:
-    """A page that is open in Chromium, and the program that serves it."""
-
-    def __init__(self, driver: webdriver.Chrome, process: subprocess.Popen[str], folder: Path) -> None:
-        self.driver = driver
-        self.process = process
-        self.folder = folder
-
-    def text(self, name: str) -> str:
-        """Return what an element of the page says, "" where it is hidden."""
-        found: str = self.driver.execute_script(
-            "const e = document.getElementById(arguments[0]); return e.checkVisibility() ? e.innerText : ''", name
-        )
-        return found
-
-    def pixel(self, x: int, y: int) -> list[int]:
-        """Return red, green and blue of a pixel of the canvas."""
-        script = "return [...pen.getImageData(arguments[0], arguments[1], 1, 1).data].slice(0, 3)"
-        found: list[int] = self.driver.execute_script(script, x, y)
-        return found
-
-    def until(self, is_so: Callable[[], object]) -> None:
-        """Wait for a condition."""
-        end_s = time.monotonic() + WAIT_S
-        while not is_so():
-            assert time.monotonic() < end_s, f"hud: {self.text('hud')!r}, notes: {self.text('notes')!r}"
-            time.sleep(0.02)
-
-    def key(self, key: str, is_down: bool | None = None) -> None:
-        """Press or release a key; None does both."""
-        actions: Any = ActionChains(self.driver, duration=0)
-        if is_down in (True, None):
-            actions = actions.key_down(key)
-        if is_down in (False, None):
-            actions = actions.key_up(key)
-        actions.perform()
-
-    def click(self, name: str) -> None:
-        """Click an element."""
-        self.driver.find_element("id", name).click()
-
-    def step(self) -> int:
-        """Return the number of the step that the page shows."""
-        return int(self.text("hud").partition("step ")[2].split()[0])
+pytestmark = [pytest.mark.slow, needs_chromium]
 
 
 @pytest.fixture
 def game(tmp_path: Path) -> Iterator[Game]:
-    """Serve a world whose right half shows the sum of the actions, open its page, wait for the first picture."""
+    """Serve a world whose right half shows the sum of the actions, and open its page."""
     code = (
         "import sys; sys.path[:0] = ['tests']\n"
         "import play, stub_play\n"
         "play.make_dream = lambda options, report: stub_play.RewindableEnv()\n"
         "sys.exit(play.main(sys.argv[1:]))\n"
     )
-    command = [sys.executable, "-c", code, "--serve", "--port", "0", "--out", str(tmp_path / "plays")]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT)
-    driver = None
-    try:
-        assert process.stdout is not None
-        address = process.stdout.readline().split()[1]
-        driver = open_chromium(tmp_path)
-        driver.get(address)
-        opened = Game(driver, process, tmp_path)
-        opened.until(lambda: "step" in opened.text("hud"))
-        yield opened
-    finally:
-        if driver is not None:
-            driver.quit()
-        process.kill()
-        process.communicate()
-
-
-def open_chromium(folder: Path) -> webdriver.Chrome:
-    """Start Chromium; what it downloads goes to `folder` / downloads."""
-    options = webdriver.ChromeOptions()
-    options.binary_location = str(CHROMIUM)
-    for name in (
-        "--headless",
-        "--no-sandbox",
-        "--disable-gpu",
-        "--no-first-run",
-        "--disable-background-networking",
-        "--disable-component-update",
-        "--disable-sync",
-        "--disable-dev-shm-usage",
-        "--window-size=1000,800",
-        f"--user-data-dir={folder / 'profile'}",
-    ):
-        options.add_argument(name)
-    options.add_experimental_option("prefs", {"download.default_directory": str(folder / "downloads")})
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    return webdriver.Chrome(options=options, service=webdriver.ChromeService(str(DRIVER)))
+    with play_in_chromium(["-c", code, "--serve", "--port", "0", "--out", str(tmp_path / "plays")], tmp_path) as game:
+        yield game
 
 
 def test_a_game_in_chromium(game: Game) -> None:
@@ -148,10 +53,10 @@ def test_a_game_in_chromium(game: Game) -> None:
     game.key(Keys.BACKSPACE, False)
     game.until(lambda: "on from step" in game.text("notes"))
 
-    assert game.text("download") == ""
+    assert game.text("download-session") == ""
     game.click("session")
-    game.until(lambda: game.text("download") == "Download session" and game.text("recording") == "")
-    game.click("download")
+    game.until(lambda: game.text("download-session") == "Download session" and game.text("recording") == "")
+    game.click("download-session")
     (recorded,) = (game.folder / "plays").glob("*.h5")
     downloaded = game.folder / "downloads" / recorded.name
     game.until(downloaded.exists)
@@ -163,6 +68,31 @@ def test_a_game_in_chromium(game: Game) -> None:
     game.process.send_signal(signal.SIGTERM)
     game.until(lambda: game.text("loading-text") == "the game was ended")
     assert game.process.wait(WAIT_S) == 0
+
+
+def test_a_video_is_recorded_and_downloaded(game: Game) -> None:
+    """By the key, and by the button."""
+    import av
+
+    for number, stop in enumerate((lambda: game.key("v"), lambda: game.click("video"))):
+        assert game.text("video").startswith("Video")
+        game.key("v")
+        game.until(lambda: game.text("recording") == "REC" and game.text("video").startswith("Stop video"))
+        start = game.step()
+        game.until(lambda start=start: game.step() > start + 10)
+        stop()
+        game.until(lambda: game.text("recording") == "" and "video saved: video-" in game.text("notes"))
+        assert game.text("download-session") == "" and game.text("download-video") == "Download video"
+        game.click("download-video")
+        recorded = max((game.folder / "plays").glob("*.mp4"))
+        downloaded = game.folder / "downloads" / recorded.name
+        game.until(downloaded.exists)
+        assert downloaded.read_bytes() == recorded.read_bytes()
+        assert str(game.folder) not in game.text("notes")
+        with av.open(str(downloaded)) as container:
+            assert sum(1 for _ in container.decode(video=0)) > 10
+        assert len(list((game.folder / "downloads").iterdir())) == number + 1
+    game.driver.save_screenshot(str(game.folder / "page.png"))
 
 
 def test_the_page_runs_no_script_but_its_own(game: Game) -> None:

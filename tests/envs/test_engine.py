@@ -13,7 +13,8 @@ import play
 import worldmodel.compiled
 from envs.compile_clock import USUAL_S, CompileClock
 from envs.dream import DreamEnv
-from envs.player.session import PlaySession, View
+from envs.player.session import PlaySession
+from envs.player.view import View
 from tests.stub_play import StubEnv
 from worldmodel.errors import CompileError
 

@@ -20,10 +20,16 @@ pytest.importorskip("mujoco")
 pytest.importorskip("labmaze")
 
 from envs.data.episodes import open_shards, read_episode
+from envs.data.sessions import read_session
+from envs.player.session import PlaySession
 from envs.worlds.labmaze import scene as labmaze_scene
 from envs.worlds.labmaze.env import TURN_DEG, WALK_CELLS, LabMazeEnv
 from envs.worlds.labmaze.maze import NO_TEXTURE, WALKER_RADIUS, Maze, make_maze
+from envs.worlds.labmaze.revisit import RealMaze
 from envs.worlds.labmaze.sight import look
+from envs.worlds.labmaze.spec import LabMaze
+from envs.worlds.registry import try_revisit
+from tests.memory_sessions import write_session
 from train.data.recording import RecordOptions
 from train.record import record
 from worldmodel.errors import ActionError, ConfigError, MissingPackageError, SeedError, StateError
@@ -521,3 +527,39 @@ def test_depth_is_recorded_beside_frames(tmp_path: Path) -> None:
     env.set_pose(*map(float, arrays["pose"][-1]))
     assert np.array_equal(arrays["depth"][-1], env.render_depth().astype(np.float16))
     env.close()
+
+
+def test_a_session_of_real_play_can_be_visited_again(tmp_path: Path) -> None:
+    """From its start and from the middle of play; its settings also say where it comes from."""
+    world = LabMaze()
+    play = PlaySession(world.make(image_size=32), 3, world.fps, world.actions, world)
+    play.start_session(tmp_path / "start.h5")
+    for step in range(12):
+        play.step((FORWARD, LEFT, BACK)[step % 3])
+    play.start_session(tmp_path / "middle.h5")
+    for step in range(12):
+        play.step((FORWARD, RIGHT)[step % 2])
+    play.close()
+    for name in ("start", "middle"):
+        (episode,) = read_session(tmp_path / f"{name}.h5").episodes.values()
+        frames = read_episode(episode, fields=("frames",))["frames"]
+        scene, why = try_revisit(episode)
+        assert isinstance(scene, RealMaze), why
+        with scene:
+            for frame in (0, 5, 12):
+                scene.put(episode, frame)
+                apart = np.abs(scene.env.render().astype(int) - frames[frame])
+                assert apart.mean() < 0.05  # poses are recorded in 32 bits
+        with world.targets(episode, 32) as targets:
+            assert targets is not None
+        assert len(world.places(episode).labels) > 0
+
+
+def test_of_a_session_of_a_dream_there_is_no_real_maze(tmp_path: Path) -> None:
+    frames = np.zeros((4, 16, 16, 3), np.uint8)
+    scene = {"layout": np.eye(9, dtype=np.uint8), "targets": np.zeros((4, 2), np.float32)}
+    path = write_session(
+        tmp_path / "a.h5", frames, [FORWARD] * 3, [(0, 3)], poses=np.zeros((4, 3)), scene=scene, source="dream"
+    )
+    scene_or_none, why = try_revisit(read_session(path).episodes[0])
+    assert scene_or_none is None and why is not None and "a.h5 shows a dream" in why

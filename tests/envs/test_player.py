@@ -610,6 +610,18 @@ def test_check_display(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name)
 
 
+def test_notes_stay_inside_the_window(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SDL_VIDEODRIVER", "dummy")
+    from envs.player.window import Hud, pygame
+
+    pygame.font.init()
+    screen = pygame.Surface((320, 320))
+    screen.fill((200, 200, 200))
+    Hud().draw_notes(screen, ["paused (P goes on)", f"saved /{'a-long-name/' * 8}worldmodel-20260101-000000-000.png"])
+    is_drawn = (pygame.surfarray.array3d(screen) != 200).any((1, 2))
+    assert not is_drawn[:4].any() and not is_drawn[-4:].any() and is_drawn.sum() > 200
+
+
 def test_first_size_of_a_window() -> None:
     from envs.player.window import first_size
 

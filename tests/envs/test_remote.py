@@ -79,7 +79,7 @@ def test_the_seat_passes_on_when_it_is_left_or_idle(tmp_path: Path) -> None:
     now_s = 0.0
     worker = WorldWorker(lambda report: PlaySession(StubEnv()))
     worker.view = PlaySession(StubEnv()).view
-    seat = Seat(worker, lambda: tmp_path / "a.h5", lambda: now_s)
+    seat = Seat(worker, lambda kind: tmp_path / kind, lambda: now_s)
     assert seat.take("first")
     assert not seat.take("second")
     seat.apply("first", Order("press", key="w"))

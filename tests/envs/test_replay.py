@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 import play
-from envs.data.sessions import Place, SessionInfo, SessionWriter, read_session
+from envs.data.session_writer import SessionWriter
+from envs.data.sessions import Place, SessionInfo, read_session
 from envs.dream import DreamEnv
 from envs.player.line import BLOCK_FRAMES, NUM_BLOCKS, Line, parse_place
 from envs.player.redream import Redream

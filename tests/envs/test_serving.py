@@ -16,7 +16,7 @@ import pytest
 import play
 from envs.data.sessions import read_session
 from envs.player.address import is_loopback, listen, page_address
-from envs.player.signals import StopSignals
+from envs.player.interrupts import noted
 from tests.stub_browser import WAIT_S, Page
 from tests.stub_play import StubEnv
 from worldmodel.errors import ConfigError
@@ -152,13 +152,13 @@ def test_a_second_ctrl_c_breaks_off_and_what_was_ignored_stays_so() -> None:
     ignored = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     wanted = []
     try:
-        with StopSignals() as stop:
-            stop.on_wanted = lambda: wanted.append(1)
+        with noted() as stop:
+            stop.on_come = lambda: wanted.append(1)
             os.kill(os.getpid(), signal.SIGHUP)
-            assert not stop.is_wanted
+            assert not stop.number
             os.kill(os.getpid(), signal.SIGINT)
             os.kill(os.getpid(), signal.SIGTERM)
-            assert stop.is_wanted and wanted == [1, 1]
+            assert stop.number == signal.SIGINT and wanted == [1]
             with pytest.raises(KeyboardInterrupt):
                 os.kill(os.getpid(), signal.SIGINT)
         assert signal.getsignal(signal.SIGINT) == signal.default_int_handler

@@ -1,10 +1,6 @@
 """Sessions on disk: what is played is what is read, whatever happens to who plays."""
 
 import os
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -12,19 +8,13 @@ import pytest
 
 from envs.data.episodes import open_shards, read_episode
 from envs.data.journal import Journal, is_being_written, read_journal
-from envs.data.sessions import (
-    Place,
-    Revisit,
-    SessionInfo,
-    SessionWriter,
-    finish,
-    read_session,
-    read_sessions,
-)
+from envs.data.session_files import finish
+from envs.data.session_writer import SessionWriter
+from envs.data.sessions import Place, Revisit, SessionInfo, read_session, read_sessions
 from envs.fields import Field
+from tests.kill_sessions import kill_after
 from worldmodel.errors import ConfigError, DataError, StorageError
 
-ROOT = Path(__file__).parents[2]
 SIZE = 16
 INFO = SessionInfo("LabMaze", ("noop", "go"), SIZE, 15.0, "dream", "labmaze", "abc", {"num_steps": 2}, "2026-01-01")
 
@@ -152,43 +142,12 @@ def test_an_episode_without_a_step_is_left_out_and_a_session_without_one_is_no_f
     assert [path.name for path in tmp_path.iterdir()] == ["a.h5"]
 
 
-KILLED = """
-import sys, time
-import numpy as np
-from pathlib import Path
-from envs.data.sessions import SessionInfo, SessionWriter
-frames = np.random.default_rng(0).integers(0, 256, (4000, 16, 16, 3), np.uint8)
-writer = SessionWriter(Path(sys.argv[1]), SessionInfo("LabMaze", ("noop", "go"), 16, 15.0, "dream"))
-writer.begin(frames[0], start={"seed": 0})
-print("begun", flush=True)
-for i, frame in enumerate(frames[1:], 1):
-    writer.add(i % 2, frame, 0.0, False, False)
-    if i % 10 == 0:
-        writer.mark()
-    print(i, flush=True)
-"""
-
-
 @pytest.mark.slow
 def test_what_was_played_survives_being_killed_at_any_moment(tmp_path: Path) -> None:
-    frames = np.random.default_rng(0).integers(0, 256, (4000, SIZE, SIZE, 3), np.uint8)
-    for turn in range(5):
-        path = tmp_path / f"{turn}.h5"
-        program = [sys.executable, "-c", KILLED, str(path)]
-        with subprocess.Popen(program, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
-            assert process.stdout is not None
-            assert process.stdout.readline() == "begun\n"
-            time.sleep(0.03 * turn)
-            os.kill(process.pid, signal.SIGKILL)
-            done = [int(line) for line in process.stdout.read().split("\n")[:-1] if line.isdecimal()]
-        if not done:
-            continue
-        session = read_session(path.with_suffix(".journal"))
-        found = read_episode(session.episodes[0])
-        assert len(found["actions"]) >= done[-1]  # the last step may have been written and not yet been told
-        assert np.array_equal(found["frames"], frames[: len(found["frames"])])
-        assert len(session.marks) in (done[-1] // 10, done[-1] // 10 + 1)
-    assert len(read_sessions(tmp_path)) >= 2
+    """A few kills; `python -m tests.kill_sessions` does many."""
+    found = [kill_after(0.03 * turn, tmp_path / f"{turn}.h5", seed=turn) for turn in range(5)]
+    assert sum(each.told > 0 for each in found) >= 2
+    assert all(each.lost == 0 and each.is_equal for each in found)
 
 
 @pytest.mark.parametrize("cut", [1, 7, 8, 9, 40, 300])

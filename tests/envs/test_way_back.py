@@ -1,6 +1,7 @@
 """Marks, revisits, rewinding and kept moments: by a stub whose frames tell all it is, and by a real small dream."""
 
 import dataclasses
+import re
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -11,8 +12,9 @@ import pytest
 
 from envs.data.sessions import Place, read_session
 from envs.dream import DreamEnv
-from envs.player.session import PlaySession, psnr
+from envs.player.session import PlaySession
 from envs.player.timeline import KEPT_S, Timeline
+from envs.player.view import psnr
 from tests.stub_play import RewindableEnv, StubEnv, key
 from worldmodel.errors import StateError, StorageError
 
@@ -170,7 +172,7 @@ def test_a_session_that_cannot_be_written_ends_and_play_goes_on(
     session = PlaySession(RewindableEnv())
     session.start_session(tmp_path / "a.h5")
     session.step(1)
-    from envs.data.sessions import SessionWriter
+    from envs.data.session_writer import SessionWriter
 
     def fail(*_: object, **__: object) -> None:
         raise StorageError("disk full")
@@ -266,3 +268,63 @@ def test_a_row_of_presses_is_one_new_dream_and_keys_pressed_while_loading_are_dr
 
     window(script, make=make)
     assert env.seeds == [0, 1]
+
+
+class QuickEnv(RewindableEnv):
+    """Steps 40 times a second, so that a quarter of that is not slow for a test."""
+
+    fps = 40
+
+
+@pytest.mark.parametrize(("name", "presses"), [("p", 1), ("-", 2), ("=", 2)], ids=["paused", "slow", "fast"])
+def test_the_keys_of_the_way_back_work_at_every_pace(window: Callable[..., Any], name: str, presses: int) -> None:
+    env = QuickEnv()
+
+    def told(worker: Any, text: str) -> int:
+        """Return the number of the step in a notice of these words, -1 where there is another one."""
+        found = re.match(rf"{text} step (\d+)", worker.notice.text)
+        return int(found.group(1)) if found else -1
+
+    def script(player: Any, worker: Any) -> Any:
+        yield lambda: worker.view is not None and worker.view.step > 50
+        for _ in range(presses):
+            key(name)
+        yield lambda: worker.is_paused if name == "p" else worker.speed != 1
+        if name == "-":
+            yield lambda: worker.speed == 0.25
+        assert not worker.is_rewinding
+
+        # A tap, then a key that is held, each of which shows the way back.
+        for is_held in (False, True):
+            worker.say("")
+            here, shown = worker.view.step, []
+            key("backspace")
+            if is_held:
+                yield lambda here=here, shown=shown: shown.append(worker.view.step) or worker.view.step < here - 5
+                assert worker.is_rewinding and shown == sorted(shown, reverse=True)
+            key("backspace", is_down=False)
+            yield lambda: told(worker, "on from") >= 0
+            assert told(worker, "on from") < here and not worker.is_rewinding
+            assert worker.is_paused is (name == "p")
+
+        key("f5")
+        yield lambda: told(worker, "kept") >= 0
+        kept, count = told(worker, "kept"), len(env.actions)
+        if name == "p":
+            assert worker.view.step == kept
+            key("p")
+        yield lambda: len(env.actions) > count + 5
+        if name == "p":
+            key("p")
+            yield lambda: worker.is_paused
+        key("f9")
+        yield lambda: told(worker, "back at") == kept
+        count = len(env.actions)
+        if name == "p":
+            until_s = time.monotonic() + 0.2
+            yield lambda: time.monotonic() > until_s
+            assert worker.view.step == kept and len(env.actions) == count
+            key("p")
+        yield lambda: kept < worker.view.step <= kept + 20
+
+    assert window(script, env).error is None

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from envs.data.episodes import open_shards
-from envs.data.sessions import SessionInfo, SessionWriter
+from envs.data.session_writer import SessionWriter
+from envs.data.sessions import SessionInfo
 from envs.fields import POSE, Field
 from envs.worlds.labmaze.constants import ACTIONS
 from train.finetuning.options import FineTuneOptions

@@ -5,7 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from envs.data.sessions import SessionInfo, SessionWriter, read_session
+from envs.data.session_writer import SessionWriter
+from envs.data.sessions import SessionInfo, read_session
 from envs.dream import DreamEnv
 from envs.player.session import PlaySession
 from envs.worlds.registry import get_world

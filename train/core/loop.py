@@ -325,7 +325,7 @@ def train_model(
         def end() -> float:
             """Return when to stop: at once where that is wished for."""
             planned = deadline() if callable(deadline) else deadline
-            return 0.0 if wish.number is not None else math.inf if planned is None else planned
+            return 0.0 if wish.number else math.inf if planned is None else planned
 
         for step, progress in iterate_steps(run.step, options, machine, lambda: run.seconds, end):
             batch = sample_batch(step_generator(options.seed, step, machine.rank))
@@ -347,7 +347,7 @@ def train_model(
     if machine.owns_group:
         torch.distributed.barrier()  # nobody leaves while the state is being saved
         torch.distributed.destroy_process_group()
-    if wish.number is not None:
+    if wish.number:
         raise Stopped(wish.number, f"stopped at step {run.step}, state saved; to go on: {command_to_go_on()}")
     summary = {"steps": run.step, "minutes": seconds / 60, "frames": run.frames, **monitor.last}
     return cast(Model, run.average.module), summary

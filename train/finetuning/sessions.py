@@ -9,7 +9,8 @@ import shutil
 from pathlib import Path
 
 from envs.data.episodes import SPLITS, ShardInfo, read_shard
-from envs.data.sessions import is_session, read_session, recover
+from envs.data.session_files import recover
+from envs.data.sessions import is_session, read_session
 from worldmodel.errors import DataError
 
 

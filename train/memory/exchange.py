@@ -15,7 +15,9 @@ import numpy as np
 
 from envs.data.formats import memory_maze, mind
 from envs.data.formats.clip import Clip
-from envs.data.sessions import SUFFIX, SessionInfo, SessionWriter
+from envs.data.session_files import SUFFIX
+from envs.data.session_writer import SessionWriter
+from envs.data.sessions import SessionInfo
 from envs.fields import POSE, Field
 from envs.worlds.base import World
 from envs.worlds.registry import find_name, get_world

@@ -15,7 +15,9 @@ from typing import Any
 
 from tqdm import tqdm
 
-from envs.data.sessions import SUFFIX, Mark, SessionInfo, SessionWriter, read_session
+from envs.data.session_files import SUFFIX
+from envs.data.session_writer import SessionWriter
+from envs.data.sessions import Mark, SessionInfo, read_session
 from envs.worlds.base import World
 from envs.worlds.registry import find_name, get_world
 from train.core.options import options_to_json, save_json

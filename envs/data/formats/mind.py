@@ -6,7 +6,11 @@ test/action_space_test or train. `action.json` says `mark_time` (the first frame
 (look up, down) and `lr` (look left, right), held from this frame to the next, `actor_pos` {x, y, z} and `actor_rpy`
 {x: roll, y: pitch, z: yaw} in degrees, and `camera_pos`, `camera_rpy` in the third person. The README numbers keys 0
 and 1; the scoring code, which is followed here, 0 to 2. Unreal Engine's y points right and its yaw turns right: both
-are negated. Lengths keep their unit. mirror_test holds only what models made: there is nothing to read or write.
+are negated. Lengths keep their unit.
+
+mirror_test is no part of that data: it is a folder of what a model made, NAME/path-1.mp4 and on, in which the scoring
+code compares the first half of each video with the second, turned round. Which actions were taken is not said, so there
+is nothing to read or write.
 """
 
 import json

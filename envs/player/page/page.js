@@ -10,13 +10,13 @@ const KEYS = [
   ["K / L", "keep a moment / go back to it (F5 and F9 of the window)"],
   ["M / N / 1-9", "mark a view / say you are back / choose a mark"],
   ["- / =", "slower or faster"],
-  ["B", "start or stop recording a session; then it can be downloaded"],
+  ["V / B", "start or stop recording a video (MP4) / a session; then it can be downloaded"],
   ["T / H / F / ?", "sharp or smooth / counters / full screen / this help"],
   ["Gamepad", "stick or cross: walk; A mark, B back, X keep, Y go to kept, LB rewind, Start pause, Select new dream"],
 ];
 const ORDER_OF_CODE = {
   KeyR: "new_dream", KeyP: "pause", KeyM: "mark", KeyN: "come_back", KeyK: "keep", KeyL: "return_to_kept",
-  KeyB: "session", Minus: "slower", Equal: "faster", NumpadSubtract: "slower", NumpadAdd: "faster",
+  KeyB: "session", KeyV: "video", Minus: "slower", Equal: "faster", NumpadSubtract: "slower", NumpadAdd: "faster",
 };
 const HELD_OF_CODE = { ArrowUp: "up", ArrowDown: "down", ArrowLeft: "left", ArrowRight: "right", Backspace: "rewind" };
 const PAD_ORDERS = { 0: "mark", 1: "come_back", 2: "keep", 3: "return_to_kept", 8: "new_dream", 9: "pause" };
@@ -131,7 +131,7 @@ onClick(find("counters"), toggleHud);
 onClick(find("full-screen"), toggleFullScreen);
 onClick(find("show-help"), toggleHelp);
 find("full-screen").hidden = !document.fullscreenEnabled;
-find("download").href = "session" + location.search;
+for (const kind of ["session", "video"]) find(`download-${kind}`).href = kind + location.search;
 
 function toggleSharpness() {
   setLabel("sharpness", canvas.classList.toggle("smooth") ? "Sharp" : "Smooth");
@@ -317,8 +317,11 @@ let marksShown = "";
 function showButtons(hud) {
   setLabel("pause", hud.is_paused ? "Go on" : "Pause");
   setLabel("session", hud.is_session_open ? "Stop recording" : "Record");
-  find("download").hidden = hud.finished_session === null;
-  find("download").title = hud.finished_session ?? "";
+  setLabel("video", hud.is_recording ? "Stop video" : "Video");
+  for (const [kind, name] of [["session", hud.finished_session], ["video", hud.finished_video]]) {
+    find(`download-${kind}`).hidden = name === null;
+    find(`download-${kind}`).title = name ?? "";
+  }
 
   const marks = hud.marks.slice(-9);
   if (marksShown === `${marks} ${hud.chosen_mark}`) return;

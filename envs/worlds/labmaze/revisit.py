@@ -4,6 +4,7 @@ Owns: making the world that a shard names with the settings that it keeps, which
 depths of recorded frames, and real play that goes on from one. Does not know models or what is measured.
 """
 
+import inspect
 from typing import Any
 
 import numpy as np
@@ -30,6 +31,16 @@ def find_reached(pose: np.ndarray, targets: np.ndarray) -> np.ndarray:
     return np.maximum.accumulate(is_near, axis=0)
 
 
+def _maze_settings(episode: EpisodeInfo) -> dict[str, Any]:
+    """Return the settings of the maze of an episode; a session also says where it comes from, which is no setting."""
+    shard = read_shard(episode.path)
+    if shard.settings.get("source", "real") != "real":
+        raise DataError(f"{episode.path.name} shows a dream, of which there is no real maze: record one with --real")
+    accepted = inspect.signature(LabMazeEnv).parameters
+    found = {name: value for name, value in shard.settings.items() if name in accepted}
+    return found | {"image_size": shard.image_size}
+
+
 class RealMaze:
     """A real world that visits recorded frames. Use it as a context manager: it holds an OpenGL context.
 
@@ -41,7 +52,7 @@ class RealMaze:
         view_deg: angle of view, degrees.
 
     Raises:
-        DataError: recorded without poses.
+        DataError: recorded without poses, or a dream.
         MissingPackageError: a package of the world is not installed. ConfigError: it does not accept its settings.
     """
 
@@ -51,9 +62,8 @@ class RealMaze:
         absent = [name for name in NEEDED if name not in episode.fields]
         if absent:
             raise DataError(f"{episode.path.name} was recorded without {', '.join(absent)}")
-        shard = read_shard(episode.path)
         # Play that goes on from a recorded frame ends nowhere.
-        self.env: Any = LabMazeEnv(**(shard.settings | {"max_episode_steps": None}))
+        self.env: Any = LabMazeEnv(**(_maze_settings(episode) | {"max_episode_steps": None}))
         self._episode: EpisodeInfo | None = None
         self._pose, self._reached, self.targets = np.zeros((0, 3)), np.zeros((0, 0), bool), np.zeros((0, 2))
 
