@@ -90,6 +90,23 @@ class Walker(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class TargetView:
+    """A target as a picture shows it, found by its looks alone.
+
+    Attributes:
+        kind: what it looks like, by number; the targets of one scene have different looks.
+        size: its diameter in pixels, at 64 pixels a frame.
+        column: of its middle, pixels.
+        row: of its middle, pixels.
+    """
+
+    kind: int
+    size: float
+    column: float
+    row: float
+
+
 class TargetStart(Protocol):
     """A recorded frame with a target in view."""
 
@@ -142,6 +159,27 @@ class Targets(Protocol):
 
     def walker(self, start: Any) -> Walker:
         """Return who walks to the start's target, the same in the real world and in dreams."""
+        ...
+
+    def views(self, picture: np.ndarray) -> list[TargetView]:
+        """Return the targets that a picture uint8 (H, W, 3) shows, the largest first."""
+        ...
+
+    def seeker(self, rng: np.random.Generator) -> Walker:
+        """Return who walks to any target it sees, one after another, and looks for one where it sees none."""
+        ...
+
+    def play(
+        self, episode: EpisodeInfo, frame: int, walker: Walker, first: np.ndarray, num_steps: int
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Walk on in the real world from a recorded frame, which shows `first`, until it ends or `num_steps` are taken.
+
+        Returns:
+            frames uint8 (N, H, W, 3), rewards float32 (N,), and ends bool (N,).
+
+        Raises:
+            DataError: the scene made again is not the recorded one.
+        """
         ...
 
     def reaches(self, start: Any, first: np.ndarray, num_steps: int) -> bool:

@@ -14,6 +14,7 @@ MEASURES: dict[str, str] = {
     "long_rollout": "train.measures.long_rollout:LongRollout",
     "place_recall": "train.measures.place_recall:PlaceRecall",
     "targets": "train.measures.targets:TargetsMeasure",
+    "rewards": "train.measures.rewards:Rewards",
     "bold_play": "train.measures.bold_play:BoldPlayMeasure",
     "accumulation": "train.measures.accumulation:Accumulation",
     "bottleneck": "train.measures.bottleneck:Bottleneck",

@@ -11,9 +11,10 @@ import cv2
 import numpy as np
 
 from envs.data.episodes import EpisodeInfo, read_episode
+from envs.worlds.base import TargetView, Walker
 from envs.worlds.labmaze.constants import ACTIONS, VIEW_DEG
 from envs.worlds.labmaze.revisit import RealMaze
-from envs.worlds.labmaze.scene import EYE_HEIGHT, TARGET_HEIGHT, TARGET_RADIUS
+from envs.worlds.labmaze.scene import EYE_HEIGHT, TARGET_COLORS, TARGET_HEIGHT, TARGET_RADIUS
 from worldmodel.errors import DataError
 
 BINS = ((3.0, 8.0), (8.0, 16.0), (16.0, 48.0))  # of a target's diameter in pixels, at 64 pixels a frame
@@ -176,6 +177,62 @@ class TargetWalker:
         return FORWARD
 
 
+def find_views(frame: np.ndarray, colors: np.ndarray) -> list[TargetView]:
+    """Return the blobs of targets' colors in a frame uint8 (H, W, 3), the largest first.
+
+    Args:
+        frame: any picture.
+        colors: float (n, 3), levels; the kind of a view is its number here.
+    """
+    found = []
+    for kind, color in enumerate(colors):
+        number, _, stats, centers = cv2.connectedComponentsWithStats(color_mask(frame, color).astype(np.uint8))
+        for blob in range(1, number):
+            diameter = 2 * math.sqrt(stats[blob, cv2.CC_STAT_AREA] / math.pi) * 64 / len(frame)
+            if diameter >= BINS[0][0]:
+                found.append(TargetView(kind, diameter, float(centers[blob][0]), float(centers[blob][1])))
+    return sorted(found, key=lambda view: -view.size)
+
+
+class Seeker:
+    """Collects target after target by their colors alone: sees frames, knows nothing else, as `TargetWalker` does.
+
+    Args:
+        colors: float (n, 3) of the targets there are.
+        rng: where to look for one.
+    """
+
+    def __init__(self, colors: np.ndarray, rng: np.random.Generator) -> None:
+        self._colors, self._rng = colors, rng
+        self._last: np.ndarray | None = None
+        self._held, self._left = FORWARD, 0
+
+    def act(self, frame: np.ndarray) -> int:
+        """Return the next action, after a frame uint8 (H, W, 3)."""
+        is_stuck = self._last is not None and np.abs(frame.astype(np.int16) - self._last).mean() < 2
+        self._last = frame.astype(np.int16)
+        if self._left > 0 and self._held in (LEFT, RIGHT):  # what was begun is done first
+            self._left -= 1
+            return self._held
+        if is_stuck:
+            self._held, self._left = int(self._rng.choice((LEFT, RIGHT))), int(self._rng.integers(4, 16))
+            return self._held
+
+        if views := find_views(frame, self._colors):
+            self._left = 0
+            off = (views[0].column - (len(frame) - 1) / 2) / len(frame) * VIEW_DEG
+            if abs(off) > 14:
+                return LEFT if off < 0 else RIGHT
+            return FORWARD if abs(off) < 3.5 else FORWARD_LEFT if off < 0 else FORWARD_RIGHT
+
+        if self._left <= 0:
+            turns = self._held == FORWARD
+            self._held = int(self._rng.choice((LEFT, RIGHT))) if turns else FORWARD
+            self._left = int(self._rng.integers(5, 15) if turns else self._rng.integers(8, 25))
+        self._left -= 1
+        return self._held
+
+
 def find_starts(
     maze: RealMaze,
     episodes: list[EpisodeInfo],
@@ -297,6 +354,35 @@ class Spheres:
     def walker(self, start: Start) -> TargetWalker:
         """Return one that is told the color of the sphere and where it is in the first frame."""
         return TargetWalker(start.color, start.disc.column, start.disc.row)
+
+    @property
+    def _colors(self) -> np.ndarray:
+        """Colors of the spheres as they are lit, levels (n, 3)."""
+        number = len(self.maze.targets)
+        names = [TARGET_COLORS[i % len(TARGET_COLORS)] for i in range(number)]
+        return np.array([[int(name[i : i + 2], 16) for i in (0, 2, 4)] for name in names], np.float64)
+
+    def views(self, picture: np.ndarray) -> list[TargetView]:
+        """Return the blobs of spheres' colors."""
+        return find_views(picture, self._colors)
+
+    def seeker(self, rng: np.random.Generator) -> Seeker:
+        """Return one that walks to whatever has the color of a sphere."""
+        return Seeker(self._colors, rng)
+
+    def play(
+        self, episode: EpisodeInfo, frame: int, walker: Walker, first: np.ndarray, num_steps: int
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Walk on in the real maze from a recorded frame."""
+        self.maze.put(episode, frame)
+        steps, picture = [], first
+        for _ in range(num_steps):
+            picture, reward, terminated, *_ = self.maze.env.step(walker.act(picture))
+            steps.append((picture, reward, terminated))
+            if terminated:
+                break
+        frames, rewards, ends = zip(*steps, strict=True)
+        return np.stack(frames), np.array(rewards, np.float32), np.array(ends, bool)
 
     def reaches(self, start: Start, first: np.ndarray, num_steps: int) -> bool:
         """Walk to the sphere in the real maze; return whether a reward came."""
