@@ -77,21 +77,46 @@ def test_a_walk_slides_along_a_wall_and_no_step_is_longer_than_it_says() -> None
 
 def test_one_who_does_not_walk_is_not_moved() -> None:
     known = Surroundings.empty(1)
-    known.points[:, :100, :2] = torch.tensor([0.05, 0.0])
+    known.points[:, :100] = torch.tensor([0.05, 0.0])
     for action in (NOOP, LEFT):
         assert torch.equal(advance(at(0, 0, 0), torch.tensor([action]), MOTIONS, known)[:, :2], torch.zeros(1, 2))
 
 
 def test_points_where_one_has_stood_are_forgotten_and_not_learned_again() -> None:
     known = Surroundings.empty(1)
-    known.points[:, :3] = torch.tensor([[0.1, 0.0, 0.0], [0.0, 0.1, 0.0], [0.0, 0.4, 0.0]])
+    known.points[:, :3] = torch.tensor([[0.1, 0.0], [0.0, 0.1], [0.0, 0.4]])
     pose = at(0, 0, 0)
     observe(known, CAMERA, pose, torch.zeros(1, 32, 32))
     assert (known.points[0, :2] > 100).all() and known.points[0, 2, 1].item() == pytest.approx(0.4)
     back = at(-0.5, 0, 0)  # a wall is seen where one stood before
     observe(known, CAMERA, back, inverse_depth(back, wall=0.05))
     seen = known.points[0, : int(known.num_points)]
-    assert (seen[:, :2].square().sum(1).sqrt() >= BODY.carve).all()
+    assert (seen.square().sum(1).sqrt() >= BODY.carve).all()
+
+
+def test_points_that_are_seen_through_are_forgotten() -> None:
+    known = Surroundings.empty(1)
+    # Before the wall that is seen; beside the view; on the wall; behind it; behind the eye.
+    known.points[0, :5] = torch.tensor(
+        [[0.5, 0.0], [0.3, 0.8], [0.8 * (1 - BODY.clearance / 2), 0.1], [0.9, 0.0], [-0.5, 0.0]]
+    )
+    known.num_points += 5
+    pose = at(0, 0, 0)
+    observe(known, CAMERA, pose, inverse_depth(pose, wall=0.8))
+    kept = {tuple(round(x, 3) for x in point) for point in known.points[0].tolist()}
+    assert (0.5, 0.0) not in kept
+    assert {(0.3, 0.8), (0.9, 0.0), (-0.5, 0.0)} <= kept
+
+
+def test_one_wrong_row_of_depth_makes_no_obstacle() -> None:
+    pose = at(0, 0, 0)
+    first, last = (int(share * 32) for share in BODY.rows)
+    for row in range(first, last):
+        known, wrong = Surroundings.empty(1), inverse_depth(pose)
+        wrong[:, row] = 1 / 0.3
+        observe(known, CAMERA, pose, wrong)
+        seen = known.points[0, : int(known.num_points)]
+        assert len(seen) and seen[:, 0].min() > 0.9
 
 
 def test_nothing_stops_a_step_to_where_one_has_been() -> None:
@@ -100,7 +125,7 @@ def test_nothing_stops_a_step_to_where_one_has_been() -> None:
     for _ in range(4):
         observe(known, CAMERA, pose, torch.zeros(1, 32, 32))
         pose = step(pose, FORWARD, known, look=False)
-    wall = torch.stack([torch.full((50,), 0.45), torch.linspace(-0.5, 0.5, 50), torch.zeros(50)], 1)
+    wall = torch.stack([torch.full((50,), 0.45), torch.linspace(-0.5, 0.5, 50)], 1)
     known.points[0, :50] = wall
     assert advance(at(0.12, 0, 0), torch.tensor([FORWARD]), MOTIONS, known)[0, 0].item() == pytest.approx(0.24)
     aside = advance(at(0.12, 0.3, 0), torch.tensor([FORWARD]), MOTIONS, known)  # not a known way

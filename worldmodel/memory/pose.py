@@ -5,8 +5,8 @@ bound it. Knows no network, no pictures and no world: a world says what its acti
 is that moves.
 
 A body cannot be where an obstacle is: the wanted place is pushed out of remembered points. What one saw may have been
-wrong: points that lie where the body has stood are forgotten and not learned again, and on a known way nothing stops
-one, as it has been walked before.
+wrong: points that lie where the body has stood, or that something behind them is seen through, are forgotten, and on a
+known way nothing stops one, as it has been walked before.
 """
 
 import math
@@ -31,21 +31,22 @@ class Body:
     Attributes:
         radius: nearest an obstacle can be to the middle of the body.
         carve: remembered points nearer than this to a place where one has stood are not there.
-        row: share of the picture's height, from above, of the row whose depth shows obstacles.
+        rows: shares of the picture's height, from above, of the rows whose depth shows obstacles: these are upright,
+            so all of these rows show the same, and their median is what counts.
         nearest: least depth of a point that is remembered.
         farthest: largest depth.
-        looseness: how much nearer a point may be for each cell that it was away when seen.
+        clearance: share of the depth seen by which a remembered point must lie before it to be seen through.
         spacing: points nearer than this to a remembered one are not remembered too.
         near_steps: steps from the nearest place one has been at, below which nothing stops a step.
         far_steps: from which on obstacles count in full.
     """
 
-    radius: float = 0.22
+    radius: float = 0.25
     carve: float = 0.18
-    row: float = 0.2
+    rows: tuple[float, float] = (0.2, 0.42)
     nearest: float = 0.05
     farthest: float = 1.1
-    looseness: float = 0.0
+    clearance: float = 0.06
     spacing: float = 0.015
     near_steps: float = 0.55
     far_steps: float = 0.85
@@ -56,7 +57,7 @@ class Surroundings:
     """What bounds the poses of B dreams: rings of points, whose oldest are overwritten.
 
     Attributes:
-        points: float32 (B, P, 3), x, y of obstacles and how loosely they are known; far away where empty.
+        points: float32 (B, P, 2), x, y of obstacles; far away where empty.
         places: float32 (B, Q, 2), x, y where one has stood; far away where empty.
         num_points: int64 (B,), points written so far.
         num_places: int64 (B,), places written so far.
@@ -73,7 +74,7 @@ class Surroundings:
     ) -> "Surroundings":
         """Return surroundings of `batch` dreams of which nothing is known; rings of `points`, 64 or more, `places`."""
         return Surroundings(
-            torch.full((batch, points, 3), _FAR, device=device),
+            torch.full((batch, points, 2), _FAR, device=device),
             torch.full((batch, places, 2), _FAR, device=device),
             torch.zeros(batch, dtype=torch.int64, device=device),
             torch.zeros(batch, dtype=torch.int64, device=device),
@@ -172,11 +173,13 @@ def observe(
     # The place first: what is remembered where one stands is not there.
     is_known = (surroundings.places - here).square().sum(-1).amin(1, keepdim=True) < body.spacing**2
     _append(surroundings.places, surroundings.num_places, here, ~is_known)
-    is_free = (surroundings.points[..., :2] - here).square().sum(-1) < body.carve**2
+    is_free = (surroundings.points - here).square().sum(-1) < body.carve**2
+    depth = _column_depths(inverse_depth, body)
+    is_free = is_free | _is_seen_through(surroundings.points, camera, poses, depth, body)
     surroundings.points.masked_fill_(is_free[..., None], _FAR)
-    points, is_good = _obstacles(camera, poses, inverse_depth, body)
+    points, is_good = _obstacles(camera, poses, depth, body)
     # The first of those that share a small square stands for all, unless something close to it is remembered.
-    square = ((points[..., :2] - here) / body.spacing).floor()
+    square = ((points - here) / body.spacing).floor()
     is_same = (square[:, :, None] == square[:, None]).all(-1) & is_good[:, None]
     is_good = is_good & ~is_same.tril(-1).any(2)
     is_good = is_good & (_square_distance(points, surroundings.points, here) > body.spacing**2)
@@ -185,34 +188,58 @@ def observe(
 
 
 def _square_distance(points: torch.Tensor, others: torch.Tensor, here: torch.Tensor) -> torch.Tensor:
-    """Return the squared distance of each of (B, n, 2 or more) from the nearest of (B, m, 2 or more): float32 (B, n).
+    """Return the squared distance of each of (B, n, 2) from the nearest of (B, m, 2): float32 (B, n).
 
     Args:
         points: within some cells of `here`.
         others: anywhere; from 100 cells on only far.
         here: (B, 1, 2).
     """
-    near, far = points[..., :2] - here, (others[..., :2] - here).clamp(-100, 100)
+    near, far = points - here, (others - here).clamp(-100, 100)
     lengths = far.square().sum(-1)[:, None]
     between = torch.baddbmm(lengths, near, far.transpose(1, 2), alpha=-2).amin(2)
     return between + near.square().sum(-1)
 
 
+def _column_depths(inverse_depth: torch.Tensor, body: Body) -> torch.Tensor:
+    """Return how far away what is upright in each column is, float32 (B, g), from inverse depths (B, g, g)."""
+    first, last = (int(share * inverse_depth.shape[-1]) for share in body.rows)
+    inverse = inverse_depth[:, first : max(last, first + 1)].float().median(1).values
+    return inverse.clamp_min(1e-3).reciprocal()
+
+
+def _is_seen_through(
+    points: torch.Tensor, camera: Camera, poses: torch.Tensor, depth: torch.Tensor, body: Body
+) -> torch.Tensor:
+    """Return which points (B, P, 2) are not there, bool (B, P), as their column shows something behind them.
+
+    The nearest of three columns must lie behind a point: an edge takes nothing away.
+    """
+    size = depth.shape[-1]
+    east, north = (points - poses[:, None, :2]).unbind(-1)
+    cos, sin = poses[:, 3:4].cos(), poses[:, 3:4].sin()
+    ahead, left = east * cos + north * sin, north * cos - east * sin
+    across = left / (ahead.clamp_min(1e-3) * math.tan(math.radians(camera.view_deg / 2)))
+    column = ((1 - across) * (size / 2)).floor()
+    is_in_view = (ahead > body.nearest) & (ahead < body.farthest) & (column >= 1) & (column < size - 1)
+    nearest = -torch.nn.functional.max_pool1d(-depth[:, None], 3, 1, 1)[:, 0]
+    behind = nearest.gather(1, column.clamp(0, size - 1).long())
+    return is_in_view & (ahead < behind * (1 - body.clearance))
+
+
 def _obstacles(
-    camera: Camera, poses: torch.Tensor, inverse_depth: torch.Tensor, body: Body
+    camera: Camera, poses: torch.Tensor, depth: torch.Tensor, body: Body
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return points float32 (B, g, 3) as `Surroundings.points`, and which count, bool (B, g)."""
-    size = inverse_depth.shape[-1]
-    row = min(int(body.row * size), size - 1)
-    inverse = inverse_depth[:, row].float()
-    depth = inverse.clamp_min(1e-3).reciprocal()
-    rays = pixel_rays(camera, size, inverse.device)[:, row * size : (row + 1) * size]
+    """Return points float32 (B, g, 2) as `Surroundings.points`, and which count, bool (B, g); `depth` is (B, g)."""
+    size = depth.shape[-1]
+    row = min(int(body.rows[0] * size), size - 1)
+    rays = pixel_rays(camera, size, depth.device)[:, row * size : (row + 1) * size]
     points = (rays * depth[:, None]).transpose(1, 2) @ pose_axes(poses)
     # Beside an edge depth is a surface that is nowhere.
     jump = depth.log().diff(dim=-1).abs() > 0.2
     is_edge = torch.cat([jump, jump[:, -1:]], -1) | torch.cat([jump[:, :1], jump], -1)
     is_good = (depth > body.nearest) & (depth < body.farthest) & ~is_edge
-    return torch.cat([points[..., :2] + poses[:, None, :2], body.looseness * depth[..., None]], -1), is_good
+    return points[..., :2] + poses[:, None, :2], is_good
 
 
 def _append(ring: torch.Tensor, count: torch.Tensor, rows: torch.Tensor, is_new: torch.Tensor) -> None:
@@ -229,15 +256,15 @@ def _append(ring: torch.Tensor, count: torch.Tensor, rows: torch.Tensor, is_new:
 
 
 def _push_out(aim: torch.Tensor, points: torch.Tensor, body: Body) -> torch.Tensor:
-    """Return the places `aim` (B, 2) moved out of `points` (B, P, 3), deepest overlap first."""
-    away = (points[..., :2] - aim[:, None]).square().sum(-1)
+    """Return the places `aim` (B, 2) moved out of `points` (B, P, 2), deepest overlap first."""
+    away = (points - aim[:, None]).square().sum(-1)
     nearest = away.topk(_NEAREST, largest=False, sorted=False).indices
-    points = points.gather(1, nearest[..., None].expand(-1, -1, 3))
+    points = points.gather(1, nearest[..., None].expand(-1, -1, 2))
     place = aim
     for _ in range(_TURNS):
-        gap = (points[..., :2] - place[:, None]).square().sum(-1).sqrt() + points[..., 2]
+        gap = (points - place[:, None]).square().sum(-1).sqrt()
         least, which = gap.topk(_VOTES, largest=False)
-        touched = points.gather(1, which[..., None].expand(-1, -1, 3))[..., :2].mean(1)
+        touched = points.gather(1, which[..., None].expand(-1, -1, 2)).mean(1)
         out = place - touched
         length = out.square().sum(-1, keepdim=True).sqrt().clamp_min(1e-3)
         place = place + out / length * (body.radius - least.mean(1, keepdim=True)).clamp_min(0)
