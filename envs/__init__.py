@@ -14,7 +14,8 @@ for _name, _entry in WORLDS.items():
     register(
         id=f"Real/{_name}-v0",
         entry_point="envs.worlds.registry:make_real",
+        vector_entry_point="envs.worlds.vector:make_real_vector",
         max_episode_steps=_entry.max_episode_steps,
-        kwargs={"world": _name, "max_episode_steps": None},
+        kwargs={"world": _name},
     )
     register(id=f"Dream/{_name}-v0", entry_point="envs.dream:DreamEnv", kwargs={"world": _name})

@@ -432,7 +432,7 @@ class PlaySession:
     def _begin_episode(self, writer: SessionWriter, parent: Place | None) -> None:
         """Tell the session file that an episode begins with the present frame."""
         given: dict[str, Any] = {}
-        start = {"seed": self.view.seed} | {k: v for k, v in self._info.items() if isinstance(v, int | float | str)}
+        start = {"seed": self.view.seed} | find_scalars(self._info)
         if self._engine:
             self._recorded_engine = start["engine"] = self._engine
         # A moment that was kept is no start, whatever its step: the context is that of the last reset.
@@ -559,6 +559,12 @@ class PlaySession:
 
 def _move(bar: Any, share: float) -> None:
     bar.update(share - bar.n)
+
+
+def find_scalars(info: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what of the `info` of a reset is one number or one text, as Python's own, which JSON takes."""
+    plain = {name: value.item() if isinstance(value, np.generic) else value for name, value in info.items()}
+    return {name: value for name, value in plain.items() if isinstance(value, int | float | str)}
 
 
 def psnr(first: np.ndarray, second: np.ndarray) -> float:

@@ -99,6 +99,10 @@ def try_revisit(episode: EpisodeInfo) -> tuple[Revisit | None, str | None]:
         return None, str(error)
 
 
-def make_real(world: str, **settings: Any) -> "gymnasium.Env[Any, Any]":
+def make_real(world: str, max_episode_steps: int | None = None, **settings: Any) -> "gymnasium.Env[Any, Any]":
     """Make the real world of that name: the entry point of Real/NAME-v0. Arguments and errors as `World.make`."""
-    return get_world(world).make(**settings)
+    return get_world(world).make(max_episode_steps=max_episode_steps, **settings)
+
+
+# What `gymnasium.make` reads before it makes one: for render_mode="human" it shows frames in a window of its own.
+make_real.metadata = {"render_modes": ["rgb_array"]}  # type: ignore[attr-defined]

@@ -1,0 +1,52 @@
+"""Many real worlds at once, in this process or in ones of their own: what `gymnasium.make_vec` makes of Real/NAME-v0.
+
+Owns: how processes are started, so that OpenGL works in them. What a world is, is `World.make`'s.
+"""
+
+import functools
+from typing import Any
+
+import gymnasium
+from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
+
+from worldmodel.errors import ConfigError
+
+
+def make_real_vector(
+    num_envs: int,
+    world: str,
+    max_episode_steps: int | None = None,
+    autoreset_mode: str | AutoresetMode = AutoresetMode.NEXT_STEP,
+    processes: bool = False,
+    id: str = "Real/{world}-v0",
+    **settings: Any,
+) -> VectorEnv[Any, Any, Any]:
+    """Make many of a real world: the vector entry point of Real/NAME-v0.
+
+    Args:
+        num_envs: how many.
+        world: name of the world.
+        max_episode_steps: steps until truncation; None: as registered.
+        autoreset_mode: when an environment that is over is reset: "NextStep", "SameStep" or "Disabled".
+        processes: give each a process of its own. They are spawned, so a program must make them below
+            `if __name__ == "__main__":`; they end with this process.
+        id: of one of them, with the world's name in it.
+        settings: of each, as `World.make`.
+
+    Raises:
+        ConfigError: a setting is not accepted. MissingPackageError: as `World.make`.
+    """
+    if isinstance(num_envs, bool) or not isinstance(num_envs, int) or num_envs < 1:
+        raise ConfigError(f"num_envs {num_envs!r} is not accepted; take an integer from 1 up")
+    try:
+        mode = AutoresetMode(autoreset_mode)
+    except ValueError as error:
+        accepted = ", ".join(mode.value for mode in AutoresetMode)
+        raise ConfigError(f"autoreset_mode {autoreset_mode!r} is not accepted; use one of {accepted}") from error
+
+    name = "envs:" + id.format(world=world)
+    makers = [functools.partial(gymnasium.make, name, max_episode_steps=max_episode_steps, **settings)] * num_envs
+    if processes:
+        # A forked process inherits an OpenGL that waits for threads which are not there.
+        return AsyncVectorEnv(makers, context="spawn", autoreset_mode=mode)
+    return SyncVectorEnv(makers, autoreset_mode=mode)
