@@ -1,6 +1,7 @@
 """Gymnasium environments: real worlds to learn from and the dreams learned from them.
 
-Owns: registration. `Dream/<World>-v0` and `Real/<World>-v0` have the same spaces, so one agent runs in both, and
+Owns: registration. `Dream/<World>-v0` and `Real/<World>-v0` have the same spaces, so one agent runs in both, and so do
+their tasks (`envs.tasks`), `Dream/<World>Reach-v0` and `Real/<World>Reach-v0`.
 `gymnasium.make("envs:Real/LabMaze-v0")` imports this module by itself. Imports no world and no model: an entry point
 is a string that Gymnasium resolves when the environment is made.
 """
@@ -19,3 +20,12 @@ for _name, _entry in WORLDS.items():
         kwargs={"world": _name},
     )
     register(id=f"Dream/{_name}-v0", entry_point="envs.dream:DreamEnv", kwargs={"world": _name})
+    if "Reach" in _entry.tasks:
+        for _kind in ("real", "dream"):
+            register(
+                id=f"{_kind.title()}/{_name}Reach-v0",
+                entry_point=f"envs.tasks.reach:make_{_kind}_reach",
+                vector_entry_point=f"envs.tasks.reach:make_{_kind}_reach_vector",
+                max_episode_steps=100,
+                kwargs={"world": _name},
+            )

@@ -16,14 +16,15 @@ from worldmodel.imports import import_class
 
 
 class Entry(NamedTuple):
-    """Where a world is: module:class, and its `max_episode_steps`, for Gymnasium to know without importing it."""
+    """Where a world is: module:class; its `max_episode_steps` and tasks, for Gymnasium to know without importing it."""
 
     place: str
     max_episode_steps: int
+    tasks: tuple[str, ...] = ()
 
 
 WORLDS: dict[str, Entry] = {
-    "LabMaze": Entry("envs.worlds.labmaze.spec:LabMaze", 1800),
+    "LabMaze": Entry("envs.worlds.labmaze.spec:LabMaze", 1800, ("Reach",)),
 }
 
 
