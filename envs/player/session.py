@@ -563,7 +563,8 @@ def _move(bar: Any, share: float) -> None:
 
 def find_scalars(info: Mapping[str, Any]) -> dict[str, Any]:
     """Return what of the `info` of a reset is one number or one text, as Python's own, which JSON takes."""
-    plain = {name: value.item() if isinstance(value, np.generic) else value for name, value in info.items()}
+    numbers = {name: value for name, value in info.items() if np.ndim(value) == 0}
+    plain = {n: v.item() if isinstance(v, np.generic | np.ndarray) else v for n, v in numbers.items()}
     return {name: value for name, value in plain.items() if isinstance(value, int | float | str)}
 
 

@@ -16,7 +16,7 @@ from gymnasium.wrappers import TimeLimit
 
 from envs.tasks.starts import Openings, read_starts
 from envs.worlds.registry import get_world
-from envs.worlds.vector import make_real_vector
+from envs.worlds.vector import make_real_vector, read_mode
 from worldmodel.errors import ConfigError, SeedError
 
 MAX_EPISODE_STEPS = 100
@@ -207,7 +207,7 @@ def make_dream_reach_vector(
     """
     limit = MAX_EPISODE_STEPS if max_episode_steps is None else max_episode_steps
     makers = [lambda: TimeLimit(make_dream_reach(**settings), limit)] * num_envs
-    return SyncVectorEnv(makers, autoreset_mode=AutoresetMode(autoreset_mode))
+    return SyncVectorEnv(makers, autoreset_mode=read_mode(autoreset_mode))
 
 
 # What `gymnasium.make` reads before it makes one: for render_mode="human" it shows frames in a window of its own.

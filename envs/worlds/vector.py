@@ -27,7 +27,7 @@ def make_real_vector(
         num_envs: how many.
         world: name of the world.
         max_episode_steps: steps until truncation; None: as registered.
-        autoreset_mode: when an environment that is over is reset: "NextStep", "SameStep" or "Disabled".
+        autoreset_mode: when an environment that is over is reset: NEXT_STEP, SAME_STEP or DISABLED.
         processes: give each a process of its own. They are spawned, so a program must make them below
             `if __name__ == "__main__":`; they end with this process.
         id: of one of them, with the world's name in it.
@@ -38,15 +38,23 @@ def make_real_vector(
     """
     if isinstance(num_envs, bool) or not isinstance(num_envs, int) or num_envs < 1:
         raise ConfigError(f"num_envs {num_envs!r} is not accepted; take an integer from 1 up")
-    try:
-        mode = AutoresetMode(autoreset_mode)
-    except ValueError as error:
-        accepted = ", ".join(mode.value for mode in AutoresetMode)
-        raise ConfigError(f"autoreset_mode {autoreset_mode!r} is not accepted; use one of {accepted}") from error
-
+    mode = read_mode(autoreset_mode)
     name = "envs:" + id.format(world=world)
     makers = [functools.partial(gymnasium.make, name, max_episode_steps=max_episode_steps, **settings)] * num_envs
     if processes:
         # A forked process inherits an OpenGL that waits for threads which are not there.
         return AsyncVectorEnv(makers, context="spawn", autoreset_mode=mode)
     return SyncVectorEnv(makers, autoreset_mode=mode)
+
+
+def read_mode(mode: AutoresetMode | str) -> AutoresetMode:
+    """Return an autoreset mode by itself, its name or its value, such as "SAME_STEP" and "SameStep".
+
+    Raises:
+        ConfigError: there is no such mode.
+    """
+    for known in AutoresetMode:
+        if mode in (known, known.name, known.value):
+            return known
+    names = ", ".join(known.name for known in AutoresetMode)
+    raise ConfigError(f"autoreset_mode {mode!r} is not accepted; use one of {names}")

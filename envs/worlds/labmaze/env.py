@@ -74,7 +74,7 @@ class LabMazeEnv(gymnasium.Env[np.ndarray, np.int64]):
     | targets         | float32 (num_targets, 2)    | x, y                                                          |
     | targets_reached | bool (num_targets,)         |                                                               |
     | scene_seed      | int64                       | the maze is a function of it and of the constructor arguments |
-    | is_blocked      | bool                        | a wall stopped, shortened or turned aside the last move       |
+    | is_blocked      | bool ()                     | a wall stopped, shortened or turned aside the last move       |
 
     It can be pickled and copied, at any moment; a copy goes on as this one would. In a process that was forked from one
     that used OpenGL, it draws in a process of its own (`envs.worlds.labmaze.apart`).
@@ -374,7 +374,7 @@ class LabMazeEnv(gymnasium.Env[np.ndarray, np.int64]):
             "targets": maze.targets.copy(),
             "targets_reached": self._is_reached.copy(),
             "scene_seed": np.int64(maze.seed),
-            "is_blocked": np.bool_(self._is_blocked),
+            "is_blocked": np.array(self._is_blocked),  # a scalar of bool is nothing that Gymnasium's converters take
         }
 
 
