@@ -238,6 +238,20 @@ def test_an_environment_is_pickled_before_its_first_reset_and_after_its_close(en
         pickle.loads(pickle.dumps(fresh)).reset()
 
 
+def test_a_copy_of_what_gymnasium_made_is_whole() -> None:
+    env = gymnasium.make("envs:Real/LabMaze-v0", max_episode_steps=3, **SMALL)
+    env.reset(seed=4)
+    env.action_space.seed(3)
+    env.step(0)
+    copied = copy.deepcopy(env)
+    assert copied.unwrapped.spec.id == "Real/LabMaze-v0" and copied.action_space.sample() == env.action_space.sample()
+    for one in (env, copied):
+        assert [one.step(1)[3] for _ in range(2)] == [False, True]
+    assert np.array_equal(env.render(), copied.render())
+    for one in (env, copied):
+        one.close()
+
+
 def test_a_snapshot_of_other_settings_is_refused(env: LabMazeEnv) -> None:
     env.reset(seed=0)
     other = LabMazeEnv(**(SMALL | {"size": 7}))

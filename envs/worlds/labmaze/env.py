@@ -336,7 +336,8 @@ class LabMazeEnv(gymnasium.Env[np.ndarray, np.int64]):
         is_random = self._np_random is not None
         chance = (self.np_random.bit_generator.state, self.np_random_seed) if is_random else None
         moment = None if self._is_closed or self._maze is None else self.snapshot()
-        return _make_again, (type(self), settings, self._is_closed, chance, moment)
+        rest = {"spec": self.spec, "action_space": self.action_space, "observation_space": self.observation_space}
+        return _make_again, (type(self), settings, self._is_closed, chance, moment), rest
 
     def get_keys_to_action(self) -> dict[tuple[str, ...], int]:
         """Key bindings for `gymnasium.utils.play`."""
