@@ -8,7 +8,7 @@ is a string that Gymnasium resolves when the environment is made.
 
 from gymnasium.envs.registration import register
 
-from envs.worlds.registry import WORLDS
+from envs.worlds.registry import TASKS, WORLDS
 
 for _name, _entry in WORLDS.items():
     # Gymnasium's TimeLimit truncates what `make` makes, so that `make(..., max_episode_steps=N)` means what it says.
@@ -20,12 +20,13 @@ for _name, _entry in WORLDS.items():
         kwargs={"world": _name},
     )
     register(id=f"Dream/{_name}-v0", entry_point="envs.dream:DreamEnv", kwargs={"world": _name})
-    if "Reach" in _entry.tasks:
+    for _task in _entry.tasks:
         for _kind in ("real", "dream"):
+            _maker = f"envs.tasks.{_task.lower()}:make_{_kind}_{_task.lower()}"
             register(
-                id=f"{_kind.title()}/{_name}Reach-v0",
-                entry_point=f"envs.tasks.reach:make_{_kind}_reach",
-                vector_entry_point=f"envs.tasks.reach:make_{_kind}_reach_vector",
-                max_episode_steps=100,
+                id=f"{_kind.title()}/{_name}{_task}-v0",
+                entry_point=_maker,
+                vector_entry_point=f"{_maker}_vector",
+                max_episode_steps=TASKS[_task],
                 kwargs={"world": _name},
             )

@@ -15,11 +15,11 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
 from gymnasium.wrappers import TimeLimit
 
 from envs.tasks.starts import Openings, read_starts
-from envs.worlds.registry import get_world
+from envs.worlds.registry import TASKS, get_world
 from envs.worlds.vector import make_real_vector, read_mode
 from worldmodel.errors import ConfigError, SeedError
 
-MAX_EPISODE_STEPS = 100
+CHANCE = 0x52454143  # set apart from what the world draws with the same seed
 START_SIZES = {"near": (16.0, 48.0), "far": (8.0, 16.0), "any": (8.0, 48.0)}
 """By the argument `start`: smallest size of what pays and the one that is too large, pixels of 64 a frame."""
 
@@ -58,7 +58,7 @@ class Reach(gymnasium.Wrapper[np.ndarray, np.int64, np.ndarray, np.int64]):
         if seed is not None:
             if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or seed < 0:
                 raise SeedError(f"seed {seed!r} is not accepted; take an integer from 0 up")
-            self._chance = np.random.default_rng([int(seed), MAX_EPISODE_STEPS])
+            self._chance = np.random.default_rng([int(seed), CHANCE])
         options = options or {}
         is_start_given = any(name in options for name in _START_OPTIONS)
         start = {} if is_start_given else self._choose_start(self._chance)
@@ -205,7 +205,7 @@ def make_dream_reach_vector(
         max_episode_steps: steps until truncation; None: as registered.
         settings: as `make_dream_reach`. Errors as there.
     """
-    limit = MAX_EPISODE_STEPS if max_episode_steps is None else max_episode_steps
+    limit = TASKS["Reach"] if max_episode_steps is None else max_episode_steps
     makers = [lambda: TimeLimit(make_dream_reach(**settings), limit)] * num_envs
     return SyncVectorEnv(makers, autoreset_mode=read_mode(autoreset_mode))
 

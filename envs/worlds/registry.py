@@ -27,6 +27,9 @@ WORLDS: dict[str, Entry] = {
     "LabMaze": Entry("envs.worlds.labmaze.spec:LabMaze", 1800, ("Reach",)),
 }
 
+TASKS: dict[str, int] = {"Reach": 100}
+"""Tasks of `envs.tasks`, each a module of its name; and the steps after which Gymnasium truncates them."""
+
 
 def find_name(name: str) -> str:
     """Return a world's name as the table has it, whatever its letters' case; "module:class" stays as it is.

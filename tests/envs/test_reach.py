@@ -118,6 +118,17 @@ def test_scene_seeds_are_of_the_split_and_sizes_are_those_named() -> None:
     assert find_sizes("near", None, None) == (16, 48) and find_sizes("any", 10, None) == (10, 48)
 
 
+def test_pictures_without_a_sphere_show_none() -> None:
+    env = LabMazeEnv()
+    sizes = []
+    for seed in range(100):
+        env.reset(seed=seed)
+        env.set_targets_reached(np.ones(4, bool))
+        sizes.append(LABMAZE.find_seen_size(env.render()))
+    assert np.mean(np.array(sizes) >= 8) <= 0.03
+    env.close()
+
+
 class PaidEnv(gymnasium.Env[np.ndarray, np.int64]):
     """A row to walk along; the last place pays, and goes on paying."""
 
