@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, SupportsFloat
 import numpy as np
 
 from envs.player.side_by_side import compose
-from envs.player.view import psnr
+from envs.player.view import find_scalars, psnr
 
 if TYPE_CHECKING:
     import gymnasium
@@ -81,7 +81,7 @@ class BesideEnv:
         self._real_reward, self._real_ending = 0.0, ""
         self._likenesses.clear()
         self._take(frame, dreamt)
-        return dreamt, {name: value for name, value in info.items() if isinstance(value, int)} | said
+        return dreamt, {name: value for name, value in find_scalars(info).items() if isinstance(value, int)} | said
 
     def step(self, action: int) -> tuple[np.ndarray, SupportsFloat, bool, bool, dict[str, Any]]:
         """Take an action in both; return what the dream does, as `DreamEnv.step`."""

@@ -17,7 +17,7 @@ import numpy as np
 
 from envs.actions import ActionSet
 from envs.fields import POSE, Field
-from envs.player.view import View
+from envs.player.view import View, find_scalars
 from worldmodel.errors import WorldModelError
 
 if TYPE_CHECKING:
@@ -135,8 +135,7 @@ class SessionRecorder:
         if self._writer is None:
             return
         given: dict[str, Any] = {}
-        scalars = {name: value for name, value in present.info.items() if isinstance(value, int | float | str)}
-        start = {"seed": present.view.seed} | scalars
+        start = {"seed": present.view.seed} | find_scalars(present.info)
         if present.engine:
             self._engine = start["engine"] = present.engine
         start |= {"step": present.view.step}

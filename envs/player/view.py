@@ -5,8 +5,9 @@ Owns: what who shows it may ask for. Does not know how frames are made, or where
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -64,6 +65,13 @@ class View:
     likeness: float | None = None
     caption: tuple[str, ...] = ()
     bar: Bar | None = None
+
+
+def find_scalars(info: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what of the `info` of a reset is one number or one text, as Python's own, which JSON takes."""
+    numbers = {name: value for name, value in info.items() if np.ndim(value) == 0}
+    plain = {n: v.item() if isinstance(v, np.generic | np.ndarray) else v for n, v in numbers.items()}
+    return {name: value for name, value in plain.items() if isinstance(value, int | float | str)}
 
 
 def psnr(first: np.ndarray, second: np.ndarray) -> float:

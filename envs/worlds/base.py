@@ -14,9 +14,26 @@ import numpy as np
 from envs.actions import ActionSet
 from envs.data.episodes import EpisodeInfo
 from envs.fields import Field
-from worldmodel.errors import DataError
+from worldmodel.errors import ConfigError, DataError
 
 MEAN_HELD_STEPS = 6.0
+TEST_SCENE_DIVISOR = 16  # scene seeds that it divides are kept for testing, in every recording and every task
+SPLITS_OF_SCENES = ("train", "test", "any")
+
+
+def draw_scene_seed(rng: np.random.Generator, split: str) -> int:
+    """Draw the seed of a scene below 2**31: one kept for testing, another one, or any.
+
+    Raises:
+        ConfigError: `split` is none of `SPLITS_OF_SCENES`.
+    """
+    if split not in SPLITS_OF_SCENES:
+        raise ConfigError(f"split {split!r} is not accepted; use one of {', '.join(SPLITS_OF_SCENES)}")
+    seed = int(rng.integers(2**31))
+    if split == "any":
+        return seed
+    rest = 0 if split == "test" else int(rng.integers(1, TEST_SCENE_DIVISOR))
+    return seed - seed % TEST_SCENE_DIVISOR + rest
 
 
 class Policy(Protocol):
@@ -210,6 +227,21 @@ class Floor(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class ReachStart:
+    """A state of a real world with something that pays in view, and the way that leads there.
+
+    Attributes:
+        options: of the real world's reset, for the state at the beginning of the way.
+        actions: uint8 (n,), the way; its last frame is the start.
+        size_px: how large what pays is seen, pixels of 64 a frame.
+    """
+
+    options: dict[str, Any]
+    actions: np.ndarray
+    size_px: float
+
+
 class HeldActions:
     """Plays any world: draws an action, holds it for a while, and draws again."""
 
@@ -325,6 +357,36 @@ class World:
             MissingPackageError: a package of the world is not installed.
         """
         raise DataError(f"the world {self.name} does not tell what pays in it (World.targets)")
+
+    def find_reach_start(
+        self,
+        env: "gymnasium.Env[Any, Any]",
+        rng: np.random.Generator,
+        split: str,
+        sizes_px: tuple[float, float],
+        num_actions: int,
+    ) -> ReachStart:
+        """Draw a start of the Reach task (`envs.tasks.reach`): something that pays is in view, and none on the way.
+
+        Args:
+            env: the real world, which may be reset.
+            rng: all chance comes from here.
+            split: of the scenes, see `draw_scene_seed`.
+            sizes_px: smallest size at which it is seen and the one that is too large, pixels of 64 a frame.
+            num_actions: steps of the way.
+
+        Raises:
+            ConfigError: the sizes or the split are not accepted. DataError: the world does not tell what pays.
+        """
+        raise DataError(f"the world {self.name} does not tell from where what pays is in view (World.find_reach_start)")
+
+    def find_seen_size(self, frame: np.ndarray) -> float:
+        """Return how large the largest thing that pays is in a picture uint8 (H, W, 3), pixels of 64; 0 without one.
+
+        Raises:
+            DataError: the world does not tell.
+        """
+        raise DataError(f"the world {self.name} does not tell what pays in a picture (World.find_seen_size)")
 
     def observe(self, env: "gymnasium.Env[Any, Any]", info: dict[str, Any], wanted: Collection[str]) -> dict[str, Any]:
         """Return the present values of `wanted` fields: of this frame, of the step into it, or of the episode."""

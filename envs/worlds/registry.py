@@ -16,15 +16,19 @@ from worldmodel.imports import import_class
 
 
 class Entry(NamedTuple):
-    """Where a world is: module:class, and its `max_episode_steps`, for Gymnasium to know without importing it."""
+    """Where a world is: module:class; its `max_episode_steps` and tasks, for Gymnasium to know without importing it."""
 
     place: str
     max_episode_steps: int
+    tasks: tuple[str, ...] = ()
 
 
 WORLDS: dict[str, Entry] = {
-    "LabMaze": Entry("envs.worlds.labmaze.spec:LabMaze", 1800),
+    "LabMaze": Entry("envs.worlds.labmaze.spec:LabMaze", 1800, ("Reach",)),
 }
+
+TASKS: dict[str, int] = {"Reach": 100}
+"""Tasks of `envs.tasks`, each a module of its name; and the steps after which Gymnasium truncates them."""
 
 
 def find_name(name: str) -> str:
@@ -99,6 +103,10 @@ def try_revisit(episode: EpisodeInfo) -> tuple[Revisit | None, str | None]:
         return None, str(error)
 
 
-def make_real(world: str, **settings: Any) -> "gymnasium.Env[Any, Any]":
+def make_real(world: str, max_episode_steps: int | None = None, **settings: Any) -> "gymnasium.Env[Any, Any]":
     """Make the real world of that name: the entry point of Real/NAME-v0. Arguments and errors as `World.make`."""
-    return get_world(world).make(**settings)
+    return get_world(world).make(max_episode_steps=max_episode_steps, **settings)
+
+
+# What `gymnasium.make` reads before it makes one: for render_mode="human" it shows frames in a window of its own.
+make_real.metadata = {"render_modes": ["rgb_array"]}  # type: ignore[attr-defined]

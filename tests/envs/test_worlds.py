@@ -14,7 +14,7 @@ import envs  # noqa: F401  registers the worlds
 from envs.actions import ActionSet
 from envs.data.episodes import open_shards, read_episode
 from envs.worlds.base import HeldActions, World
-from envs.worlds.registry import WORLDS, find_displacements, find_view_deg, get_world
+from envs.worlds.registry import TASKS, WORLDS, find_displacements, find_view_deg, get_world
 from train.core.options import parse_options
 from train.data.recording import RecordOptions
 from train.record import record
@@ -68,6 +68,8 @@ def test_each_world_is_whole(name: str) -> None:
     assert world.actions.name == name and len(world.actions.displacements) in (0, world.actions.num_actions)
     for prefix in ("Real", "Dream"):
         assert gymnasium.spec(f"{prefix}/{name}-v0").kwargs["world"] == name
+        for task in WORLDS[name].tasks:
+            assert gymnasium.spec(f"{prefix}/{name}{task}-v0").max_episode_steps == TASKS[task]
     assert (
         find_displacements(name, world.actions.names) == world.actions.displacements
         and find_view_deg(name) == world.view_deg

@@ -12,10 +12,9 @@ from gymnasium import spaces
 from envs.actions import ActionSet
 from envs.data.episodes import read_episode, read_shard
 from envs.data.sessions import Session, read_session, read_sessions
-from envs.worlds.base import World
+from envs.worlds.base import TEST_SCENE_DIVISOR, World
 from envs.worlds.labmaze.floor import MazeFloor
 from envs.worlds.labmaze.spec import LabMaze
-from train.data.recording import TEST_SCENE_DIVISOR
 from train.memory.making import MakeOptions, make_tests
 from train.memory.poses import Poses
 from train.memory.walks import KINDS, choose_kinds

@@ -17,9 +17,10 @@ import pytest
 import stub_maze
 
 from envs.data.episodes import open_shards, read_episode
+from envs.worlds.base import TEST_SCENE_DIVISOR
 from envs.worlds.labmaze.explorer import Explorer, find_path, turn_between
 from train.core.options import parse_options
-from train.data.recording import TEST_SCENE_DIVISOR, RecordOptions, episode_seeds, plan_shards, world_settings
+from train.data.recording import RecordOptions, episode_seeds, plan_shards, world_settings
 from train.record import GONE, record
 from worldmodel.errors import ConfigError, DataError, SeedError, StateError, StorageError
 

@@ -19,12 +19,10 @@ import numpy as np
 
 from envs.data.episodes import SPLITS, ShardWriter
 from envs.fields import AXES, CORE_FIELDS
-from envs.worlds.base import World
+from envs.worlds.base import TEST_SCENE_DIVISOR, World
 from envs.worlds.registry import get_world
 from train.core.options import read_assignments
 from worldmodel.errors import ConfigError, SeedError
-
-TEST_SCENE_DIVISOR = 16  # scene seeds that it divides are kept for testing, in every recording
 
 
 @dataclass(frozen=True)

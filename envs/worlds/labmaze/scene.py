@@ -32,11 +32,18 @@ _SHOWN, _HIDDEN = 0, 5
 _LOST: list[Any] = []  # renderers that could not be freed
 # A cube map lies on a box with its pictures turned differently on each side; these turns set all four sides upright.
 _UPRIGHT_TURNS = {"right": 1, "left": 3, "up": 2, "down": 0, "front": 0, "back": 0}
+_BAD_ACCESS = 0x3002  # of EGL: this thread has a current context of another library
+_GL_IS_TAKEN = (
+    "another library holds OpenGL in this thread, such as a window of pygame or GLFW: make and step the environment in "
+    "a thread or process of its own; or, for pygame without OPENGL, set SDL_FRAMEBUFFER_ACCELERATION=0 before its "
+    "window opens"
+)
 _NO_GL = (
     "no OpenGL for rendering with MUJOCO_GL={backend!r} ({error}); on Debian or Ubuntu: apt-get install libegl1 "
     "libgl1-mesa-dri, or set MUJOCO_GL=osmesa and: apt-get install libosmesa6"
 )
 _NO_PACKAGE = "{error}; the LabMaze world needs: pip install mujoco labmaze"
+_gl_process: int | None = None  # the process that began to use OpenGL, or the one that it was forked from
 
 
 @dataclass(frozen=True)
@@ -102,6 +109,7 @@ class MazeRenderer:
     Raises:
         ConfigError: unknown palette.
         MissingPackageError: mujoco, labmaze or OpenGL is not installed.
+        StateError: another library holds OpenGL in this thread.
     """
 
     def __init__(self, num_cells: int, num_targets: int, palette: str, image_size: int) -> None:
@@ -139,7 +147,7 @@ class MazeRenderer:
         self._depths = np.zeros((image_size, image_size), np.float32)
 
         self._gl: Any = None
-        self._thread = threading.get_ident()
+        self._owner = os.getpid(), threading.get_ident()
         try:
             self._gl = mujoco.GLContext(image_size, image_size)
             self._gl.make_current()
@@ -150,7 +158,7 @@ class MazeRenderer:
             self._free = weakref.finalize(self, _free_context, self._gl, self._context)
             self._free.atexit = False
         except _gl_errors(ImportError, RuntimeError, AttributeError, mujoco.FatalError) as error:
-            raise _no_gl(error) from error
+            raise _explain(error) from error
 
     def dress(self, maze: Maze) -> None:
         """Show `maze`, with every target present."""
@@ -213,13 +221,15 @@ class MazeRenderer:
     def _draw(self, x: float, y: float, heading_deg: float) -> None:
         if self._gl is None:
             raise StateError("the environment is closed; make a new one")
-        self._check_thread()
+        self._check_owner()
         mujoco, heading = self._mujoco, np.deg2rad(heading_deg)
         self._camera.lookat[:] = (x + np.cos(heading), y + np.sin(heading), EYE_HEIGHT)
         self._camera.azimuth = heading_deg
         try:
             self._gl.make_current()
         except _gl_errors(RuntimeError) as error:
+            if _is_taken(error):
+                raise StateError(_GL_IS_TAKEN) from error
             reason = " ".join(str(error).split())
             raise StateError(f"the OpenGL context of this environment is gone ({reason}); make a new one") from error
         mujoco.mjv_updateCamera(self._model, self._data, self._camera, self._scene)
@@ -232,19 +242,33 @@ class MazeRenderer:
             StateError: called from another thread than made it; then it stays open.
         """
         if self._gl is not None:
-            self._check_thread()
+            self._check_owner()
             self._gl = None
             self._free()
 
-    def _check_thread(self) -> None:
-        if threading.get_ident() != self._thread:
+    def _check_owner(self) -> None:
+        process, thread = self._owner
+        if os.getpid() != process:
+            raise StateError(
+                "this environment was made before its process was forked, and OpenGL does not survive that: make it in "
+                "the process that steps it"
+            )
+        if threading.get_ident() != thread:
             raise StateError(
                 "OpenGL belongs to the thread in which an environment was made: make, step and close it in one thread"
             )
 
 
+def must_draw_elsewhere() -> bool:
+    """Whether this process was forked from one that used OpenGL: here it would wait for ever."""
+    return _gl_process not in (None, os.getpid())
+
+
 def _free_context(gl: Any, context: Any) -> None:
     """Free what a context holds, within it, and it; then let the context go on that was current before, if any."""
+    if must_draw_elsewhere():
+        _LOST.append((gl, context))  # it is the parent's
+        return
     try:
         with gl.as_current() if hasattr(gl, "as_current") else contextlib.nullcontext(gl.make_current()):
             context.free()
@@ -264,8 +288,12 @@ def _gl_errors(*others: type[Exception]) -> tuple[type[Exception], ...]:
 
 
 def _import_mujoco() -> Any:
+    global _gl_process
     if sys.platform == "linux":  # elsewhere mujoco's own choice works without a display
         os.environ.setdefault("MUJOCO_GL", "egl")
+        # A window of pygame would draw by GLX in this thread, and X ends a process that uses both there.
+        os.environ.setdefault("SDL_FRAMEBUFFER_ACCELERATION", "0")
+    _gl_process = _gl_process or os.getpid()
     try:
         import mujoco
 
@@ -280,8 +308,19 @@ def _import_mujoco() -> Any:
     return mujoco
 
 
+def _is_taken(error: Exception) -> bool:
+    """Whether an error says that another library holds OpenGL in this thread."""
+    return getattr(error, "err", None) == _BAD_ACCESS
+
+
+def _explain(error: Exception) -> Exception:
+    """Return the error of this project for one of OpenGL."""
+    return StateError(_GL_IS_TAKEN) if _is_taken(error) else _no_gl(error)
+
+
 def _no_gl(error: Exception) -> MissingPackageError:
-    return MissingPackageError(_NO_GL.format(backend=os.environ.get("MUJOCO_GL", ""), error=error))
+    reason = " ".join(str(error).split())
+    return MissingPackageError(_NO_GL.format(backend=os.environ.get("MUJOCO_GL", ""), error=reason))
 
 
 def _labmaze_assets() -> Any:

@@ -12,7 +12,7 @@ import numpy as np
 
 from envs.data.episodes import EpisodeInfo
 from envs.fields import DEPTH, POSE, Field
-from envs.worlds.base import Floor, Places, Policy, Revisit, Targets, World
+from envs.worlds.base import Floor, Places, Policy, ReachStart, Revisit, Targets, World
 from envs.worlds.labmaze.constants import ACTIONS, FPS, VIEW_DEG
 from worldmodel.errors import ConfigError
 
@@ -117,6 +117,25 @@ class LabMaze(World):
         from envs.worlds.labmaze.targets import Spheres
 
         return Spheres(episode, image_size)
+
+    def find_reach_start(
+        self,
+        env: "gymnasium.Env[Any, Any]",
+        rng: np.random.Generator,
+        split: str,
+        sizes_px: tuple[float, float],
+        num_actions: int,
+    ) -> ReachStart:
+        """Draw a maze and a pose with a sphere in view; errors as `World.find_reach_start`."""
+        from envs.worlds.labmaze.reach import find_reach_start
+
+        return find_reach_start(env, rng, split, sizes_px, num_actions)
+
+    def find_seen_size(self, frame: np.ndarray) -> float:
+        """Return the diameter of the largest sphere in a picture, of one of the first four by its color; 0 without."""
+        from envs.worlds.labmaze.reach import find_seen_size
+
+        return find_seen_size(frame)
 
     def observe(self, env: "gymnasium.Env[Any, Any]", info: dict[str, Any], wanted: Collection[str]) -> dict[str, Any]:
         """Return the present values of `wanted` fields."""

@@ -80,15 +80,20 @@ def disc_mask(disc: Disc, image_size: int, share: float = 1.0) -> np.ndarray:
     return mask
 
 
+def disc_is_in_sight(depth: np.ndarray, disc: Disc) -> bool:
+    """Return whether at least nine tenths of the inner disc of a target are as far away, by depths (H, W) in cells."""
+    inner = disc_mask(disc, len(depth), INNER)
+    apart = np.abs(depth[inner] - (disc.depth - TARGET_RADIUS / 2))
+    return bool(inner.any()) and float((apart < TARGET_RADIUS).mean()) >= 0.9
+
+
 def find_in_view(maze: RealMaze, episode: EpisodeInfo, frame: int, target: int, image_size: int) -> Disc | None:
     """Return where a recorded frame shows a target, at least nine tenths of its inner disc; None where it does not."""
     pose, reached = maze.open(episode)
     disc = None if reached[frame, target] else project(pose[frame], maze.targets[target], image_size)
     if disc is None or not disc.radius <= disc.column <= image_size - 1 - disc.radius:
         return None
-    inner = disc_mask(disc, image_size, INNER)
-    apart = np.abs(maze.depth(episode, frame)[inner] - (disc.depth - TARGET_RADIUS / 2))
-    return disc if inner.any() and float((apart < TARGET_RADIUS).mean()) >= 0.9 else None
+    return disc if disc_is_in_sight(maze.depth(episode, frame), disc) else None
 
 
 def find_bin(disc: Disc, image_size: int) -> int | None:

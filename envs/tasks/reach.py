@@ -1,0 +1,215 @@
+"""The Reach task: something that pays is in view at the start, and the first reward ends the episode.
+
+Owns: where episodes start, when they end, and the entry points of Real/NAMEReach-v0 and Dream/NAMEReach-v0. Where
+something that pays is in view is the world's (`World.find_reach_start`, `World.find_seen_size`).
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, SupportsFloat
+
+import gymnasium
+import numpy as np
+from gymnasium.envs.registration import EnvSpec
+from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
+from gymnasium.wrappers import TimeLimit
+
+from envs.tasks.starts import Openings, read_starts
+from envs.worlds.registry import TASKS, get_world
+from envs.worlds.vector import make_real_vector, read_mode
+from worldmodel.errors import ConfigError, SeedError
+
+CHANCE = 0x52454143  # set apart from what the world draws with the same seed
+START_SIZES = {"near": (16.0, 48.0), "far": (8.0, 16.0), "any": (8.0, 48.0)}
+"""By the argument `start`: smallest size of what pays and the one that is too large, pixels of 64 a frame."""
+
+StartChooser = Callable[[np.random.Generator], dict[str, Any]]
+"""Draws where an episode starts: options of the environment's reset."""
+
+_START_OPTIONS = ("scene_seed", "pose", "targets_reached", "opening", "frames", "actions")
+
+
+class Reach(gymnasium.Wrapper[np.ndarray, np.int64, np.ndarray, np.int64]):
+    """A world, real or dreamt, whose episodes start at a drawn start and end at the first reward.
+
+    Args:
+        env: the world.
+        choose_start: draws a start; all its chance comes from the generator that it is given.
+    """
+
+    def __init__(self, env: gymnasium.Env[np.ndarray, np.int64], choose_start: StartChooser) -> None:
+        super().__init__(env)
+        self._choose_start = choose_start
+        self._chance = np.random.default_rng()
+
+    @property
+    def spec(self) -> EnvSpec | None:  # type: ignore[override]
+        """As registered; this wrapper is part of it."""
+        return self.env.spec
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[np.ndarray, dict[str, Any]]:
+        """Start at a start drawn by the seed; or where `options` say, as the world's reset takes them.
+
+        Raises:
+            SeedError: the seed is negative or not an integer. Others as the world's reset and the choice of a start.
+        """
+        if seed is not None:
+            if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or seed < 0:
+                raise SeedError(f"seed {seed!r} is not accepted; take an integer from 0 up")
+            self._chance = np.random.default_rng([int(seed), CHANCE])
+        options = options or {}
+        is_start_given = any(name in options for name in _START_OPTIONS)
+        start = {} if is_start_given else self._choose_start(self._chance)
+        return self.env.reset(seed=seed, options=start | options)
+
+    def step(self, action: np.int64) -> tuple[np.ndarray, SupportsFloat, bool, bool, dict[str, Any]]:
+        """Take a step of the world; a reward ends the episode."""
+        frame, reward, terminated, truncated, info = self.env.step(action)
+        return frame, reward, bool(terminated or float(reward) > 0), truncated, info
+
+
+def find_sizes(start: str, min_size_px: float | None, max_size_px: float | None) -> tuple[float, float]:
+    """Return the smallest size of what pays at a start, and the one that is too large.
+
+    Args:
+        start: a name of `START_SIZES`.
+        min_size_px: in place of the former.
+        max_size_px: in place of the latter.
+
+    Raises:
+        ConfigError: no such name, or the sizes leave nothing.
+    """
+    if start not in START_SIZES:
+        raise ConfigError(f"start {start!r} is not accepted; use one of {', '.join(START_SIZES)}")
+    low, high = START_SIZES[start]
+    low, high = low if min_size_px is None else float(min_size_px), high if max_size_px is None else float(max_size_px)
+    if not 0 < low < high:
+        raise ConfigError(f"sizes from {low:g} to {high:g} pixels leave nothing; take min_size_px below max_size_px")
+    return low, high
+
+
+def make_real_reach(
+    world: str,
+    split: str = "test",
+    start: str = "any",
+    min_size_px: float | None = None,
+    max_size_px: float | None = None,
+    **settings: Any,
+) -> Reach:
+    """Make the task in a real world: the entry point of Real/NAMEReach-v0.
+
+    Args:
+        world: name of a world.
+        split: of the scenes: "test", those that no recording for training shows; "train", the others; "any".
+        start: "near", "far" or "any", see `START_SIZES`.
+        min_size_px: smallest size of what pays at a start, pixels of 64 a frame; None: by `start`.
+        max_size_px: size that is too large; None: by `start`.
+        settings: of the world, as `World.make`.
+
+    Raises:
+        ConfigError: a setting is not accepted. MissingPackageError: a package of the world is not installed.
+    """
+    sizes_px, place = find_sizes(start, min_size_px, max_size_px), get_world(world)
+    env = place.make(**({"max_episode_steps": None} | settings))
+
+    def choose(rng: np.random.Generator) -> dict[str, Any]:
+        return place.find_reach_start(env, rng, split, sizes_px, num_actions=0).options
+
+    return Reach(env, choose)
+
+
+def make_dream_reach(
+    world: str = "labmaze",
+    starts: str | Path | None = None,
+    start: str = "any",
+    min_size_px: float | None = None,
+    max_size_px: float | None = None,
+    **settings: Any,
+) -> Reach:
+    """Make the task in a dream: the entry point of Dream/NAMEReach-v0.
+
+    Args:
+        world: as `DreamEnv`.
+        starts: file of `envs.tasks.starts.record_starts`; None: those openings of the bundle that show what pays, which
+            are too few to learn from.
+        start: "near", "far" or "any", see `START_SIZES`.
+        min_size_px: as `make_real_reach`.
+        max_size_px: as `make_real_reach`.
+        settings: of `DreamEnv`.
+
+    Raises:
+        ConfigError: a setting is not accepted, or no start is of these sizes. DataError: as `read_starts`. Others as
+            `DreamEnv`.
+    """
+    from envs.dream import DreamEnv
+
+    sizes_px = find_sizes(start, min_size_px, max_size_px)
+    env = DreamEnv(world=world, **settings)
+    openings = find_openings(env, settings.get("checkpoint") or world.lower(), starts, sizes_px)
+
+    def choose(rng: np.random.Generator) -> dict[str, Any]:
+        index = int(rng.integers(len(openings.frames)))
+        return {"frames": openings.frames[index], "actions": openings.actions[index]}
+
+    return Reach(env, choose)
+
+
+def find_openings(env: Any, bundle: str, starts: str | Path | None, sizes_px: tuple[float, float]) -> Openings:
+    """Return what dreams of the task begin from.
+
+    Args:
+        env: the dream: what is asked is its `world`, `action_set` and `frame_size`.
+        bundle: its name or folder, whose openings are taken without a file.
+        starts: file, or None.
+        sizes_px: smallest size of what pays in the last frame, and the one that is too large, pixels of 64.
+
+    Raises:
+        ConfigError: none is of these sizes. Others as `read_starts` and `World.find_seen_size`.
+    """
+    if starts is None:
+        from worldmodel.checkpoint import load_openings  # torch: seconds to import
+
+        frames, actions = (load_openings(bundle)[name].numpy() for name in ("frames", "actions"))
+        seen_px = [env.world.find_seen_size(picture) for picture in frames[:, -1]]
+        found = Openings(frames, actions, np.array(seen_px, np.float32))
+    else:
+        found = read_starts(Path(starts), env.world.name, env.action_set.names, env.frame_size)
+
+    fitting = found.of_sizes(*sizes_px)
+    if not len(fitting.frames):
+        raise ConfigError(
+            f"none of the {len(found.frames)} openings of {starts or bundle} shows what pays at {sizes_px[0]:g} to "
+            f"{sizes_px[1]:g} pixels: take other sizes, or record starts with train.starts and give starts=PATH"
+        )
+    return fitting
+
+
+def make_real_reach_vector(num_envs: int, world: str, **settings: Any) -> VectorEnv[Any, Any, Any]:
+    """Make the task in many real worlds: the vector entry point of Real/NAMEReach-v0; as `make_real_vector`."""
+    return make_real_vector(num_envs, world, id="Real/{world}Reach-v0", **settings)
+
+
+def make_dream_reach_vector(
+    num_envs: int,
+    autoreset_mode: str | AutoresetMode = AutoresetMode.NEXT_STEP,
+    max_episode_steps: int | None = None,
+    **settings: Any,
+) -> VectorEnv[Any, Any, Any]:
+    """Make the task in many dreams, one after the other: the vector entry point of Dream/NAMEReach-v0.
+
+    Args:
+        num_envs: how many.
+        autoreset_mode: as `make_real_vector`.
+        max_episode_steps: steps until truncation; None: as registered.
+        settings: as `make_dream_reach`. Errors as there.
+    """
+    limit = TASKS["Reach"] if max_episode_steps is None else max_episode_steps
+    makers = [lambda: TimeLimit(make_dream_reach(**settings), limit)] * num_envs
+    return SyncVectorEnv(makers, autoreset_mode=read_mode(autoreset_mode))
+
+
+# What `gymnasium.make` reads before it makes one: for render_mode="human" it shows frames in a window of its own.
+make_real_reach.metadata = {"render_modes": ["rgb_array"]}  # type: ignore[attr-defined]
+make_dream_reach.metadata = {"render_modes": ["rgb_array"]}  # type: ignore[attr-defined]
