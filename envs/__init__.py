@@ -17,4 +17,10 @@ for _name, _entry in WORLDS.items():
         max_episode_steps=_entry.max_episode_steps,
         kwargs={"world": _name, "max_episode_steps": None},
     )
-    register(id=f"Dream/{_name}-v0", entry_point="envs.dream:DreamEnv", kwargs={"world": _name})
+    register(
+        id=f"Dream/{_name}-v0",
+        entry_point="envs.dream:DreamEnv",
+        vector_entry_point="envs.vector:DreamVectorEnv",
+        max_episode_steps=_entry.max_episode_steps,
+        kwargs={"world": _name},
+    )

@@ -81,7 +81,7 @@ class BesideEnv:
         self._real_reward, self._real_ending = 0.0, ""
         self._likenesses.clear()
         self._take(frame, dreamt)
-        return dreamt, {name: value for name, value in info.items() if isinstance(value, int)} | said
+        return dreamt, {name: value for name, value in info.items() if isinstance(value, int | np.integer)} | said
 
     def step(self, action: int) -> tuple[np.ndarray, SupportsFloat, bool, bool, dict[str, Any]]:
         """Take an action in both; return what the dream does, as `DreamEnv.step`."""

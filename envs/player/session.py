@@ -432,7 +432,8 @@ class PlaySession:
     def _begin_episode(self, writer: SessionWriter, parent: Place | None) -> None:
         """Tell the session file that an episode begins with the present frame."""
         given: dict[str, Any] = {}
-        start = {"seed": self.view.seed} | {k: v for k, v in self._info.items() if isinstance(v, int | float | str)}
+        told = {k: int(v) if isinstance(v, np.integer) else v for k, v in self._info.items()}
+        start = {"seed": self.view.seed} | {k: v for k, v in told.items() if isinstance(v, int | float | str)}
         if self._engine:
             self._recorded_engine = start["engine"] = self._engine
         # A moment that was kept is no start, whatever its step: the context is that of the last reset.
