@@ -19,7 +19,13 @@ for _name, _entry in WORLDS.items():
         max_episode_steps=_entry.max_episode_steps,
         kwargs={"world": _name},
     )
-    register(id=f"Dream/{_name}-v0", entry_point="envs.dream:DreamEnv", kwargs={"world": _name})
+    register(
+        id=f"Dream/{_name}-v0",
+        entry_point="envs.dream:DreamEnv",
+        vector_entry_point="envs.vector:DreamVectorEnv",
+        max_episode_steps=_entry.max_episode_steps,
+        kwargs={"world": _name},
+    )
     for _task in _entry.tasks:
         for _kind in ("real", "dream"):
             _maker = f"envs.tasks.{_task.lower()}:make_{_kind}_{_task.lower()}"

@@ -3,10 +3,10 @@
 Owns: openings drawn by seed, seeds, truncation, and numpy at the border. The dreaming is `worldmodel.world`'s.
 """
 
+import copy
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, SupportsFloat
 
 import gymnasium
@@ -14,10 +14,17 @@ import numpy as np
 from gymnasium import spaces
 
 from envs.compile_clock import CompileClock
-from envs.worlds.base import World
-from envs.worlds.registry import get_world
-from worldmodel.errors import CheckpointError, ConfigError, SeedError, ShapeError, StateError
-from worldmodel.windows import Schedule, parse_schedule
+from envs.dreamer import (
+    SEED_LIMIT,
+    check_option,
+    check_seed,
+    draw_opening,
+    load_dreamer,
+    refuse_unknown,
+    to_info_pose,
+)
+from worldmodel.counts import check_whole
+from worldmodel.errors import CheckpointError, ConfigError, StateError
 
 if TYPE_CHECKING:
     import torch
@@ -36,41 +43,15 @@ class DreamSnapshot:
         state: the dream.
         frame: uint8 (H, W, 3), what was shown.
         steps: steps since the reset.
-        of: what dreams it, by name: the hash of the weights, the memory, the schedule and the format of numbers.
+        of: what dreams it (`envs.dreamer.Dreamer.identity`).
+        np_random: state of the generator that later resets draw from; None: it is left as it is.
     """
 
     state: "WorldState"
     frame: np.ndarray
     steps: int
     of: dict[str, str]
-
-
-def find_world(info: dict[str, Any], name: str) -> World:
-    """Return the world that a bundle says it dreams of.
-
-    Args:
-        info: of the bundle.
-        name: of the bundle, for messages.
-
-    Raises:
-        CheckpointError: it says none, or one that is not known here.
-    """
-    try:
-        return get_world(str(info["world"]))
-    except KeyError as error:
-        raise CheckpointError(f"{name} does not say what world it dreams of: make it with train.bundle") from error
-    except ConfigError as error:
-        raise CheckpointError(f"{name} dreams of a world that is not known here: {error}") from error
-
-
-def draw_opening(rng: np.random.Generator, num_openings: int) -> tuple[int, int]:
-    """Draw the opening of a dream and the seed of its chance, as `DreamEnv.reset` does.
-
-    Args:
-        rng: of `gymnasium.utils.seeding.np_random`.
-        num_openings: openings to draw from.
-    """
-    return int(rng.integers(num_openings)), int(rng.integers(2**62))
+    np_random: dict[str, Any] | None = None
 
 
 def _fixed_layout(state: "WorldState") -> list[tuple[str, tuple[int, ...], Any]]:
@@ -130,60 +111,29 @@ class DreamEnv(gymnasium.Env[np.ndarray, np.int64]):
             raise ConfigError(f"compile {compile!r} is not accepted; use one of {', '.join(COMPILE_MODES)}")
         if render_mode is not None and render_mode not in self.metadata["render_modes"]:
             raise ConfigError(f"render_mode {render_mode!r} is not accepted; use None or 'rgb_array'")
-        if max_episode_steps is not None and max_episode_steps < 1:
-            raise ConfigError(f"max_episode_steps must be at least 1 or None; got {max_episode_steps}")
+        if max_episode_steps is not None:
+            max_episode_steps = check_whole("max_episode_steps", max_episode_steps, 1, beside=" or None")
         self.render_mode = render_mode
         self.max_episode_steps = max_episode_steps
 
         name = world.lower() if checkpoint is None else checkpoint
-        self._schedule = schedule
-        self._load(name, parse_schedule(schedule), device, num_steps, memory_frames)
+        self._dreamer = load_dreamer(name, schedule, device, num_steps, memory_frames)
+        self._model, self.world = self._dreamer.model, self._dreamer.world
+        self.action_set = self.world.actions
         self.metadata = {**self.metadata, "render_fps": self.fps}
         self.action_space = self.action_set.space
-        size = self.frame_size = self._model.codec.config.image_size
+        size = self.frame_size = self._dreamer.frame_size
         self.observation_space = spaces.Box(0, 255, (size, size, 3), np.uint8)
 
         self._state: WorldState | None = None
         self._frame: np.ndarray | None = None
         self._context: tuple[np.ndarray, np.ndarray] | None = None
         self._steps = 0
+        self._is_closed = False
         self._compiler: BackgroundCompiler | None = None
         self._compile_clock: CompileClock | None = None
         if compile != "off":
             self.compile(wait=compile == "wait")
-
-    def _load(
-        self, name: str, schedule: Schedule, device: str, num_steps: int | None, memory_frames: int | None
-    ) -> None:
-        """Load a bundle by name or folder, and check that its world is the one that is known here.
-
-        Raises:
-            CheckpointError, ConfigError, DeviceError, WindowError: as the class says.
-        """
-        from worldmodel.checkpoint import load_openings, weights_hash  # torch: seconds to import
-        from worldmodel.world import WorldModel
-
-        self._model = WorldModel.load(
-            name,
-            device=device,
-            num_steps=schedule.num_steps if num_steps is None else num_steps,
-            memory_frames=memory_frames,
-            window=schedule.window,
-        )
-        self._openings = load_openings(name)
-        self._name = Path(name).name
-        self.world = find_world(self._model.info, name)
-        self.action_set = self.world.actions
-        if self._model.num_actions != self.action_set.num_actions:
-            raise CheckpointError(
-                f"{name} takes {self._model.num_actions} actions; {self.world.name} has {self.action_set.num_actions}"
-            )
-        self._dreamer = {  # what a snapshot must agree with
-            "weights": weights_hash(name),
-            "memory_frames": str(self._model.memory_frames),
-            "schedule": str(self._model.window),
-            "dtype": str(self._model.dtype),
-        }
 
     def compile(
         self, *, wait: bool, cached_only: bool = False, on_wait: Callable[[CompileClock], object] = lambda clock: None
@@ -229,8 +179,7 @@ class DreamEnv(gymnasium.Env[np.ndarray, np.int64]):
 
         if self.device.type != "cpu":
             return 0
-        opening = self._openings["frames"][:1, -2:], self._openings["actions"][:1, -1:].long()
-        state = self._model.reset(*opening, [0])
+        state = self._begin_shortest()
         import torch
 
         action = torch.zeros(1, dtype=torch.int64)
@@ -262,7 +211,8 @@ class DreamEnv(gymnasium.Env[np.ndarray, np.int64]):
         return f"uncompiled: {self.compile_note}" if self._compiler.is_over else "uncompiled, compiling"
 
     def close(self) -> None:
-        """End what still runs in the background."""
+        """End what still runs in the background; the dream is over. Calling it again does nothing."""
+        self._is_closed = True
         if self._compiler is not None:
             self._compiler.stop()
 
@@ -306,19 +256,20 @@ class DreamEnv(gymnasium.Env[np.ndarray, np.int64]):
         """What dreams here: name and hash of the weights, and the settings that its frames depend on."""
         import torch
 
-        settings = {"num_steps": self.num_steps, "memory_frames": self.memory_frames, "schedule": self._schedule}
-        settings |= {"dtype": self._dreamer["dtype"], "device": str(self.device), "threads": torch.get_num_threads()}
-        return {"checkpoint": self._name, "checkpoint_hash": self._dreamer["weights"], "settings": settings}
+        of = self._dreamer
+        settings = {"num_steps": self.num_steps, "memory_frames": self.memory_frames, "schedule": of.schedule}
+        settings |= {"dtype": of.identity["dtype"], "device": str(self.device), "threads": torch.get_num_threads()}
+        return {"checkpoint": of.name, "checkpoint_hash": of.identity["weights"], "settings": settings}
 
     @property
     def num_openings(self) -> int:
         """Openings that a reset can draw from."""
-        return int(self._openings["frames"].shape[0])
+        return self._dreamer.num_openings
 
     @property
     def opening_frames(self) -> int:
         """Frames that an opening gives a dream."""
-        return int(self._openings["frames"].shape[1])
+        return int(self._dreamer.frames.shape[1])
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -329,62 +280,58 @@ class DreamEnv(gymnasium.Env[np.ndarray, np.int64]):
             seed: non-negative; None goes on with the random stream.
             options: {"opening": int} chooses the opening instead of drawing it; or {"frames": uint8 (T, H, W, 3),
                 "actions": integers (T - 1,)} gives the frames to dream on from and the actions between them. Either
-                may say {"dream_seed": int}, the seed of the dream's chance, instead of drawing it.
+                may say {"dream_seed": int}, the seed of the dream's chance, instead of drawing it; and
+                {"context_seed": int}, that of the noise on the frames given, where it is to be apart from the dream's
+                (`envs.vector.CONTEXT_SEED` gives the dream that a vector of dreams has).
 
         Returns:
-            Frame uint8 (H, W, 3), the last one given, and info with "opening" (not for frames given) and "dream_seed".
+            Frame uint8 (H, W, 3), the last one given, and info: int64 "opening" (not for frames given) and
+            "dream_seed", and "pose" as `step`.
 
         Raises:
             SeedError: the seed is negative or not an integer. ConfigError: an option is unknown or out of range.
             ShapeError: frames or actions of another size. ActionError: an action that does not exist.
+            StateError: the environment is closed.
         """
-        if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int | np.integer) or seed < 0):
-            raise SeedError(f"seed must be a whole number of at least 0; got {seed!r}")
-        super().reset(seed=None if seed is None else int(seed))
+        self._require_open("reset")
+        super().reset(seed=check_seed(seed))
         options = dict(options or {})
         drawn, drawn_seed = draw_opening(self.np_random, self.num_openings)
-        dream_seed = self._whole("dream_seed", options.pop("dream_seed", drawn_seed), 2**63)
-        info = {"dream_seed": dream_seed}
+        dream_seed = check_option("dream_seed", options.pop("dream_seed", drawn_seed), SEED_LIMIT)
+        apart = options.pop("context_seed", None)
+        context_seeds = None if apart is None else [check_option("context_seed", apart, SEED_LIMIT)]
+        info: dict[str, Any] = {"dream_seed": np.int64(dream_seed)}
         if "frames" in options or "actions" in options:
-            context = self._given_context(options)
+            context = self._dreamer.check_context(options.pop("frames", None), options.pop("actions", None))
         else:
-            index = info["opening"] = self._whole("opening", options.pop("opening", drawn), self.num_openings)
-            context = self._openings["frames"][index].numpy(), self._openings["actions"][index].numpy()
-        if options:
-            raise ConfigError(f"reset accepts opening, frames, actions, dream_seed; got {', '.join(sorted(options))}")
+            index = check_option("opening", options.pop("opening", drawn), self.num_openings)
+            info["opening"] = np.int64(index)
+            context = self._dreamer.frames[index].numpy(), self._dreamer.actions[index].numpy()
+        refuse_unknown(list(options), "opening, frames, actions, dream_seed, context_seed")
 
         import torch
 
         frames, actions = (torch.from_numpy(np.array(part)[None]) for part in context)
-        self._state = self._model.reset(frames, actions.long(), [dream_seed])
+        self._state = self._model.reset(frames, actions.long(), [dream_seed], context_seeds=context_seeds)
         self._context = context
         self._frame = frames[0, -1].numpy().copy()
         self._steps = 0
-        return self._frame.copy(), info
+        return self._frame.copy(), info | self._pose_info()
 
-    @staticmethod
-    def _whole(name: str, value: Any, limit: int) -> int:
-        """Return an option of reset as an int from 0 to below `limit`."""
-        is_whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
-        if not is_whole or not 0 <= value < limit:
-            raise ConfigError(f"reset option {name} must be a whole number from 0 to {limit - 1}; got {value!r}")
-        return int(value)
+    def _pose_info(self) -> dict[str, Any]:
+        """Return what info says of the pose, where the world reckons."""
+        if self._state is None or not self._model.can_reckon:
+            return {}
+        return {"pose": to_info_pose(self._state.dream.pending_poses[0, -1]).cpu().numpy().copy()}
 
-    def _given_context(self, options: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
-        """Take frames and actions out of the options of reset."""
-        frames = np.asarray(options.pop("frames", None))
-        actions = np.asarray(options.pop("actions", ()))
-        size = (self.frame_size, self.frame_size, 3)
-        if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[1:] != size or not len(frames):
-            raise ShapeError(
-                f"option frames must be uint8 (T, {size[0]}, {size[1]}, 3); got {frames.dtype} {frames.shape}"
-            )
-        if actions.shape != (len(frames) - 1,):
-            raise ShapeError(
-                f"option actions must be ({len(frames) - 1},), those between the frames; got {actions.shape}"
-            )
-        checked = [self.action_set.check(action) for action in actions]
-        return frames, np.array(checked, np.uint8)
+    def _require_open(self, call: str) -> None:
+        if self._is_closed:
+            raise StateError(f"{call} was called after close; make the environment again")
+
+    def _begin_shortest(self) -> "WorldState":
+        """Return a dream of the end of an opening, for trying."""
+        shortest = self._dreamer.frames[:1, -2:], self._dreamer.actions[:1, -1:].long()
+        return self._model.reset(*shortest, [0])
 
     @property
     def context(self) -> tuple[np.ndarray, np.ndarray]:
@@ -404,21 +351,30 @@ class DreamEnv(gymnasium.Env[np.ndarray, np.int64]):
             action: index into `action_set.names`.
 
         Returns:
-            Frame uint8 (H, W, 3), reward, terminated, truncated, info.
+            Frame uint8 (H, W, 3), reward, terminated, truncated, info: float32 "reward_probability", that of any reward
+            other than zero, and "end_probability"; where the world reckons (`WorldModel.can_reckon`) "pose", float32
+            (3,): x, y in cells, heading in degrees from 0 to below 360, counted from where the dream began.
 
         Raises:
-            StateError: reset was not called. ActionError: not an integer, or out of range.
+            StateError: reset was not called, or the environment is closed.
+            ActionError: not an integer, or out of range.
         """
         import torch
 
         index = self.action_set.check(action)
+        self._require_open("step")
         if self._state is None:
             raise StateError("step was called before the first reset; call reset(seed=...) first")
         result = self._advance(self._state, torch.tensor([index]))
         self._frame = result.frames[0].cpu().numpy().copy()
         self._steps += 1
         truncated = self.max_episode_steps is not None and self._steps >= self.max_episode_steps
-        return self._frame.copy(), float(result.rewards[0]), bool(result.terminated[0]), truncated, {}
+        info: dict[str, Any] = {
+            "reward_probability": np.float32(result.reward_probability[0].item()),
+            "end_probability": np.float32(result.end_probability[0].item()),
+        }
+        info |= self._pose_info()
+        return self._frame.copy(), float(result.rewards[0]), bool(result.terminated[0]), truncated, info
 
     def _advance(self, state: "WorldState", actions: "torch.Tensor") -> "Step":
         """Take one step of the world in place; where a class derived from this one can watch it."""
@@ -428,8 +384,9 @@ class DreamEnv(gymnasium.Env[np.ndarray, np.int64]):
         """Return the present frame, uint8 (H, W, 3), or None when render_mode is None.
 
         Raises:
-            StateError: reset was not called.
+            StateError: reset was not called, or the environment is closed.
         """
+        self._require_open("render")
         if self.render_mode is None:
             return None
         if self._frame is None:
@@ -443,15 +400,18 @@ class DreamEnv(gymnasium.Env[np.ndarray, np.int64]):
     def snapshot(self) -> DreamSnapshot:
         """Return a copy of the dream's state, for `restore`.
 
-        The step count goes with it, and so does the truncation after this class' own `max_episode_steps`; that of
-        `gymnasium.make(..., max_episode_steps=N)` is counted by a wrapper, which goes on counting.
+        The generator that later resets draw from goes with it. The step count does too, and so does the truncation
+        after this class' own `max_episode_steps`; that of `gymnasium.make(..., max_episode_steps=N)` is counted by a
+        wrapper, which goes on counting.
 
         Raises:
-            StateError: reset was not called.
+            StateError: reset was not called, or the environment is closed.
         """
+        self._require_open("snapshot")
         if self._state is None or self._frame is None:
             raise StateError("snapshot was called before the first reset; call reset(seed=...) first")
-        return DreamSnapshot(self._state.clone(), self._frame.copy(), self._steps, self._dreamer)
+        chance = dict(copy.deepcopy(self.np_random.bit_generator.state))
+        return DreamSnapshot(self._state.clone(), self._frame.copy(), self._steps, self._dreamer.identity, chance)
 
     @property
     def pose(self) -> np.ndarray | None:
@@ -466,12 +426,12 @@ class DreamEnv(gymnasium.Env[np.ndarray, np.int64]):
         return np.asarray(pose, np.float32)
 
     def pack_state(self) -> bytes:
-        """Return the dream as it is now, for `worldmodel.state.WorldState.unpack`.
+        """Return the dream as it is now, for `worldmodel.state.WorldState.from_bytes`.
 
         Raises:
             StateError: reset was not called.
         """
-        return self.snapshot().state.pack()
+        return self.snapshot().state.to_bytes()
 
     def unpack_state(self, content: bytes, frame: np.ndarray) -> np.ndarray:
         """Go to a dream of which `pack_state` made these bytes, in an environment alike; return its frame.
@@ -485,9 +445,8 @@ class DreamEnv(gymnasium.Env[np.ndarray, np.int64]):
         """
         from worldmodel.state import WorldState
 
-        state = WorldState.unpack(content, str(self.device))
-        opening = self._openings["frames"][:1, -2:], self._openings["actions"][:1, -1:].long()
-        mine, theirs = (_fixed_layout(s) for s in (self._model.reset(*opening, [0]), state))
+        state = WorldState.from_bytes(content, str(self.device))
+        mine, theirs = (_fixed_layout(s) for s in (self._begin_shortest(), state))
         if mine != theirs:
             raise CheckpointError(
                 "this dream has other tensors than those dreamt here: take the weights, the memory and the schedule "
@@ -499,17 +458,19 @@ class DreamEnv(gymnasium.Env[np.ndarray, np.int64]):
     def restore(self, snapshot: DreamSnapshot) -> np.ndarray:
         """Go back to a snapshot, or across to that of an environment alike; return its frame uint8 (H, W, 3).
 
-        The snapshot stays usable. Denoising steps, compiling and device may differ.
+        The snapshot stays usable, and what is drawn by later resets is drawn again. Denoising steps, compiling and
+        device may differ.
 
         Raises:
-            StateError: it is no snapshot, or of another bundle, memory, schedule or format of numbers.
+            StateError: the environment is closed; or it is no snapshot, or of another bundle, memory, schedule or
+                format of numbers.
         """
         if not isinstance(snapshot, DreamSnapshot):
             raise StateError(f"restore takes what snapshot returned; got {type(snapshot).__name__}")
-        mine = self._dreamer
-        if other := [name for name in mine if mine[name] != snapshot.of.get(name)]:
-            theirs, ours = (", ".join(f"{name} {of.get(name)}" for name in other) for of in (snapshot.of, mine))
-            raise StateError(f"this snapshot is of {theirs}; this environment has {ours}: make one like it to go there")
+        self._require_open("restore")
+        self._dreamer.check_snapshot(snapshot.of)
         self._state, self._steps = snapshot.state.to(self.device), snapshot.steps
         self._frame = snapshot.frame.copy()
+        if snapshot.np_random is not None:
+            self.np_random.bit_generator.state = copy.deepcopy(snapshot.np_random)
         return self._frame.copy()

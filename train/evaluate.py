@@ -17,7 +17,7 @@ import torch
 from tqdm import tqdm
 
 from envs.data.episodes import open_shards
-from envs.dream import find_world
+from envs.dreamer import find_world
 from train.core.options import parse_options, read_assignments, run_program, save_json
 from train.data.clips import list_episodes
 from train.measures.base import Bench, Measure, why_not

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from envs.data.episodes import open_shards
 from envs.data.video import VideoWriter
-from envs.dream import find_world
+from envs.dreamer import find_world
 from envs.player.headless import parse_actions
 from train.core.options import parse_options, run_program
 from train.data.clips import list_episodes

@@ -121,11 +121,11 @@ class RotaryPosition(Float32Buffers):
         pairs = head_width // 2
         kept = pairs if view_deg is None else pairs // 2
         num_time, num_space = kept // 2, kept // 4
-        time = torch.logspace(0, -3.3, num_time)  # 1 rad a frame down to 1 rad in 2,000 frames
-        space = torch.logspace(0.2, -1.0, num_space)
+        time = torch.logspace(0, -3.3, num_time, dtype=torch.float32)  # 1 rad a frame down to 1 rad in 2,000 frames
+        space = torch.logspace(0.2, -1.0, num_space, dtype=torch.float32)
         row, column = torch.meshgrid(torch.arange(grid), torch.arange(grid), indexing="ij")
         patches = torch.cat([row.reshape(-1, 1) * space, column.reshape(-1, 1) * space], -1)
-        summaries = torch.zeros(num_summary, 2 * num_space)
+        summaries = torch.zeros(num_summary, 2 * num_space, dtype=torch.float32)
         self.has_odometry = view_deg is not None
         num_direction, num_place = (pairs // 4, pairs // 8) if self.has_odometry else (0, 0)
         looks = [look_angles(grid, view_deg or 90.0).repeat(grid), look_angles(num_summary, view_deg or 90.0)]
@@ -133,8 +133,12 @@ class RotaryPosition(Float32Buffers):
         self.register_buffer("space", torch.cat([patches, summaries]).float(), persistent=False)
         self.register_buffer("look", torch.cat(looks), persistent=False)
         # Whole numbers: a full turn is the same direction. 1 to 16 turns a turn tell directions 6 degrees apart.
-        self.register_buffer("direction", torch.logspace(0, 1.204, num_direction).round(), persistent=False)
-        self.register_buffer("place", 2 * math.pi / torch.logspace(0.18, 1.38, num_place), persistent=False)
+        self.register_buffer(
+            "direction", torch.logspace(0, 1.204, num_direction, dtype=torch.float32).round(), persistent=False
+        )
+        self.register_buffer(
+            "place", 2 * math.pi / torch.logspace(0.18, 1.38, num_place, dtype=torch.float32), persistent=False
+        )
 
     @classmethod
     def build(cls, config: DenoiserConfig) -> "RotaryPosition":
@@ -216,6 +220,13 @@ def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, bias: torch.Tensor
     return torch.matmul(scores.softmax(-1).to(v.dtype), v)
 
 
+def attend_joined(
+    q: torch.Tensor, past_k: torch.Tensor, k: torch.Tensor, past_v: torch.Tensor, v: torch.Tensor, bias: torch.Tensor
+) -> torch.Tensor:
+    """Attend as `attend` to what was kept of frames before, (B, H, K, d), and then to new ones."""
+    return attend(q, torch.cat([past_k, k], 2), torch.cat([past_v, v], 2), bias)
+
+
 def visible(query: torch.Tensor, key: torch.Tensor, is_shared: torch.Tensor, reach: int) -> torch.Tensor:
     """Return which keys a query frame sees: all of its own, and the shared tokens of the `reach` frames before it.
 
@@ -231,7 +242,9 @@ def visible(query: torch.Tensor, key: torch.Tensor, is_shared: torch.Tensor, rea
 
 def to_bias(is_visible: torch.Tensor) -> torch.Tensor:
     """Return the additive bias: 0 where visible, -inf elsewhere."""
-    return torch.zeros(is_visible.shape, device=is_visible.device).masked_fill_(~is_visible, float("-inf"))
+    return torch.zeros(is_visible.shape, dtype=torch.float32, device=is_visible.device).masked_fill_(
+        ~is_visible, float("-inf")
+    )
 
 
 class FrameAttention(BlockAttention):
@@ -310,10 +323,15 @@ class FrameAttention(BlockAttention):
         frames, tokens = q.shape[1], q.shape[3]
         q, k, v = (rearrange(y, "b t h n d -> b h (t n) d") for y in (q, k, v))
         if past is None:
-            bias = self.bias(torch.arange(frames, device=q.device)[None], None)
+            out = attend(q, k, v, self.bias(torch.arange(frames, device=q.device)[None], None))
+        elif q.device.type == "cpu":
+            # One dream at a time: what is joined and attended to stays in the cache, and is the same.
+            bias = past.bias.expand(len(q), -1, -1, -1)
+            every = ([part[i : i + 1] for part in (q, past.k, k, past.v, v, bias)] for i in range(len(q)))
+            out = torch.cat([attend_joined(*parts) for parts in every])
         else:
-            k, v, bias = torch.cat([past.k, k], 2), torch.cat([past.v, v], 2), past.bias
-        return rearrange(attend(q, k, v, bias), "b h (t n) d -> b t h n d", n=tokens)
+            out = attend_joined(q, past.k, k, past.v, v, past.bias)
+        return rearrange(out, "b h (t n) d -> b t h n d", n=tokens)
 
     def bias(self, positions: torch.Tensor, held: torch.Tensor | None) -> torch.Tensor:
         """Return the bias; see `BlockAttention`."""

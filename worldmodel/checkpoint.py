@@ -248,7 +248,7 @@ def _load_part(name_or_folder: str | Path, name: str, model: Callable[[Any], Mod
     tensors = _read_tensors(folder, config, name)
     part = _build(model, kind, folder, config.get(name))
     load_weights(part, rename_weights(tensors, part), str(folder / f"{name}.safetensors"))
-    return part.eval()
+    return part.float().eval()  # whatever torch's default number format is
 
 
 def load_codec(name_or_folder: str | Path) -> Codec:

@@ -117,7 +117,7 @@ def compile_step(stepper: Stepper, dreams: DreamState, file: Path) -> None:
 def _chance(stepper: Stepper, dreams: DreamState) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Return actions, noise and shown noise of a step, as `Sampler.step` takes them."""
     batch, _, *shape = dreams.pending.shape
-    noise = torch.randn(batch, 2, *shape, device=stepper.device)
+    noise = torch.randn(batch, 2, *shape, dtype=torch.float32, device=stepper.device)
     return torch.zeros(batch, 1, dtype=torch.int64, device=stepper.device), noise[:, :1], noise[:, 1:]
 
 

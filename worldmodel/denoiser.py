@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from worldmodel.attention import BlockAttention, FrameAttention, LayerInputs, Past, RotaryPosition
 from worldmodel.cache import MemoryCache, Rings
 from worldmodel.config import DenoiserConfig
+from worldmodel.counts import read_whole
 from worldmodel.errors import ActionError, ConfigError, ShapeError
 from worldmodel.inputs import FrameInputs
 from worldmodel.memory.base import Context, Memory, PoseEstimate, Reading, RingShape, frame_positions
@@ -172,11 +173,12 @@ class Denoiser(nn.Module):
         most = self.config.memory_frames
         if memory_frames is None:
             return most
-        if isinstance(memory_frames, bool) or not isinstance(memory_frames, int) or not 1 <= memory_frames <= most:
+        found = read_whole(memory_frames)
+        if found is None or not 1 <= found <= most:
             raise ConfigError(
                 f"memory_frames must be from 1 to {most}, all that this denoiser can see; got {memory_frames}"
             )
-        return memory_frames
+        return found
 
     def new_cache(self, batch: int, memory_frames: int | None = None, dtype: torch.dtype | None = None) -> MemoryCache:
         """Return an empty cache for `batch` dreams on the denoiser's device.
@@ -209,7 +211,7 @@ class Denoiser(nn.Module):
             for name, (layers, *rest) in shapes.items()
         }
         count = torch.zeros(batch, dtype=torch.int64, device=weight.device)
-        pose = torch.zeros(batch, POSE_SIZE, device=weight.device)
+        pose = torch.zeros(batch, POSE_SIZE, dtype=torch.float32, device=weight.device)
         return MemoryCache(rings, count, pose)
 
     def flops_per_frame(self, clip_frames: int) -> float:

@@ -12,7 +12,7 @@ from worldmodel.errors import ShapeError
 
 def level_features(levels: torch.Tensor, width: int) -> torch.Tensor:
     """Return sinusoidal features of levels (...) in [0, 1], float32 (..., width)."""
-    frequencies = torch.exp(torch.linspace(0, math.log(200.0), width // 2, device=levels.device))
+    frequencies = torch.exp(torch.linspace(0, math.log(200.0), width // 2, dtype=torch.float32, device=levels.device))
     angles = levels[..., None].float() * frequencies * math.pi
     return torch.cat([angles.cos(), angles.sin()], -1)
 

@@ -41,5 +41,5 @@ def look_angles(num_columns: int, view_deg: float) -> torch.Tensor:
         num_columns: columns of equal width.
         view_deg: horizontal angle of view, above 0 and below 180.
     """
-    middles = (torch.arange(num_columns) + 0.5) / num_columns * 2 - 1
+    middles = (torch.arange(num_columns, dtype=torch.float32) + 0.5) / num_columns * 2 - 1
     return -torch.atan(middles * math.tan(math.radians(view_deg) / 2))

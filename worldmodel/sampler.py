@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch.nn import functional as F
 
+from worldmodel.counts import check_whole
 from worldmodel.denoiser import Denoiser, Prediction
 from worldmodel.errors import ConfigError, ShapeError
 from worldmodel.inputs import FrameInputs
@@ -44,9 +45,7 @@ class SamplerConfig:
 
     def __post_init__(self) -> None:
         for name in ("num_steps", "num_init_steps"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= 1000:
-                raise ConfigError(f"{name} must be a whole number from 1 to 1000; got {value!r}")
+            object.__setattr__(self, name, check_whole(name, getattr(self, name), 1, 1000))
         if not 0 <= self.context_level < 1:
             raise ConfigError(f"context_level must be in [0, 1); got {self.context_level}")
         if not 0 < self.level_shift < float("inf"):
@@ -275,10 +274,52 @@ class Sampler:
         sight: Sight | None = None,
     ) -> tuple[torch.Tensor, Prediction]:
         """Take the step of `step`, outside of inference mode; `sight` is that of all W frames in flight."""
-        stride, keep = self.window.stride, self.denoiser.config.num_previous
+        stride = self.window.stride
         flight = torch.cat([state.flight, noise], 1)
         flight_actions = torch.cat([state.flight_actions, actions], 1)
         flight, prediction = self._denoise(state, flight, flight_actions, self.grid, sight)
+        self._shift(state, flight, flight_actions, shown_noise, sight)
+        finished = slice(self.window.num_clean, self.window.num_clean + stride)
+        return flight[:, finished], Prediction(*(part[:, finished] for part in prediction))
+
+    def observe(
+        self,
+        state: DreamState,
+        actions: torch.Tensor,
+        latents: torch.Tensor,
+        shown_noise: torch.Tensor,
+        sight: Sight | None = None,
+    ) -> None:
+        """Take a step in place whose frames are given instead of denoised; the window must not look ahead.
+
+        Args:
+            state, actions, shown_noise, sight: as `advance`.
+            latents: float32 (B, S, C, h, w), clean, of the frames that the step finishes.
+        """
+        batch, num_pending = state.pending.shape[:2]
+        if num_pending:
+            shown = state.recent.new_full((batch, num_pending), self.config.context_level)
+            known = torch.cat([state.recent, state.pending], 1)
+            levels = torch.cat([state.recent_levels, shown], 1)
+            beside = (None, None) if sight is None else (state.pending_warped, state.pending_poses)
+            count = self.denoiser.config.num_previous
+            frames = FrameInputs.stack(known, levels, state.pending_actions, count, *beside)
+            _, written = self.denoiser(frames, cache=state.cache)
+            state.cache.commit(*written, num_frames=num_pending)
+
+        flight, flight_actions = torch.cat([state.flight, latents], 1), torch.cat([state.flight_actions, actions], 1)
+        self._shift(state, flight, flight_actions, shown_noise, sight)
+
+    def _shift(
+        self,
+        state: DreamState,
+        flight: torch.Tensor,
+        flight_actions: torch.Tensor,
+        shown_noise: torch.Tensor,
+        sight: Sight | None,
+    ) -> None:
+        """Move on by a stride, in place: the oldest frames of `flight` leave the window, the others stay in flight."""
+        stride, keep = self.window.stride, self.denoiser.config.num_previous
         context = state.recent_levels.new_full(state.pending.shape[:2], self.config.context_level)
         state.recent = torch.cat([state.recent, state.pending], 1)[:, -keep:]
         state.recent_levels = torch.cat([state.recent_levels, context], 1)[:, -keep:]
@@ -287,5 +328,3 @@ class Sampler:
         if sight is not None:
             state.pending_poses, state.pending_warped = sight.poses[:, :stride], sight.warped[:, :stride]
             state.flight_poses = sight.poses[:, stride:].clone()
-        finished = slice(self.window.num_clean, self.window.num_clean + stride)
-        return flight[:, finished], Prediction(*(part[:, finished] for part in prediction))

@@ -1,8 +1,10 @@
 """What a batch of dreams is between two steps: tensors, and the chance of each dream.
 
-Owns copying (a fork, a rewind) and putting some dreams into others' places. Knows no network and no schedule.
+Owns copying (a fork, a rewind), selecting and joining dreams, and putting some into others' places. Knows no network
+and no schedule.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any, NamedTuple
 
@@ -11,6 +13,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 
 from worldmodel.cache import MemoryCache
+from worldmodel.chance import Chance, join_chances, read_chance
+from worldmodel.counts import check_whole
 from worldmodel.errors import CheckpointError, ShapeError
 from worldmodel.memory.pixels import PixelState
 from worldmodel.odometry import POSE_SIZE
@@ -88,6 +92,12 @@ class DreamState:
         copies: dict[str, Any] = {name: None if part is None else part.clone() for name, part in parts.items()}
         return DreamState(**copies)
 
+    def select(self, rows: torch.Tensor) -> "DreamState":
+        """Return a copy of the dreams of `rows`, int64 (n,), in that order."""
+        return DreamState.from_tensors(
+            {name: part.index_select(batch_axis(name), rows) for name, part in self.tensors().items()}
+        )
+
     def put(self, rows: torch.Tensor, other: "DreamState") -> None:
         """Replace the dreams of `rows` (int64 (n,)) by the n dreams of `other`, in place.
 
@@ -120,26 +130,30 @@ class Step(NamedTuple):
 
     Attributes:
         frames: uint8 (B, H, W, 3).
-        rewards: float32 (B,).
-        terminated: bool (B,).
+        rewards: float32 (B,), the likeliest.
+        terminated: bool (B,), whether an end is likelier than none.
+        reward_probability: float32 (B,), of any reward other than zero.
+        end_probability: float32 (B,), that the episode ended.
     """
 
     frames: torch.Tensor
     rewards: torch.Tensor
     terminated: torch.Tensor
+    reward_probability: torch.Tensor
+    end_probability: torch.Tensor
 
 
 @dataclass
 class WorldState:
-    """A batch of dreams and their chance: clone it to fork, keep a clone to rewind.
+    """A batch of dreams and their chance: clone it to fork, keep a clone to rewind, `select` and `cat` as a tensor.
 
     Attributes:
         dream: tensors.
-        generators: one CPU generator a dream.
+        chance: what each dream draws its noise from.
     """
 
     dream: DreamState
-    generators: list[torch.Generator]
+    chance: Chance
 
     def clone(self) -> "WorldState":
         """Return an independent copy that dreams on exactly as this one would."""
@@ -148,18 +162,67 @@ class WorldState:
     def to(self, device: torch.device | str) -> "WorldState":
         """Return an independent copy on a device."""
         moved = {name: part.to(device, copy=True) for name, part in self.dream.tensors().items()}
-        return WorldState(DreamState.from_tensors(moved), [g.clone_state() for g in self.generators])
+        return WorldState(DreamState.from_tensors(moved), self.chance.to(device))
 
-    def pack(self) -> bytes:
-        """Return everything as the bytes of a safetensors file, for another process or the disk."""
-        named = {
-            f"dream.{name}": part.detach().cpu().contiguous().clone() for name, part in self.dream.tensors().items()
-        }
-        return save(named | {f"generator.{i}": g.get_state() for i, g in enumerate(self.generators)})
+    def select(self, rows: Sequence[int] | torch.Tensor) -> "WorldState":
+        """Return a copy of some dreams, in the order given; one named twice is there twice, with equal chance.
+
+        Args:
+            rows: whole numbers from 0 to B - 1, or an int64 tensor of them, which is not checked.
+
+        Raises:
+            ShapeError: a row does not exist.
+        """
+        if not isinstance(rows, torch.Tensor):
+            if not all(0 <= row < self.num_dreams for row in rows):
+                raise ShapeError(f"select takes rows from 0 to {self.num_dreams - 1}; got {list(rows)}")
+            rows = torch.tensor(list(rows), dtype=torch.int64, device=self.dream.pending.device)
+        return WorldState(self.dream.select(rows), self.chance.select(rows))
+
+    def repeat(self, count: int) -> "WorldState":
+        """Return `count` copies of every dream, those of one beside one another; equal actions dream them alike."""
+        rows = torch.arange(self.num_dreams, device=self.dream.pending.device)
+        return self.select(rows.repeat_interleave(check_whole("count", count, 1)))
 
     @staticmethod
-    def unpack(content: bytes, device: str = "cpu") -> "WorldState":
-        """Return the state of which `pack` made these bytes, on a device.
+    def cat(states: "Sequence[WorldState]") -> "WorldState":
+        """Return copies of the dreams of several batches, one after another.
+
+        Raises:
+            ShapeError: no batch, or tensors or chance of other kinds: of another world, schedule or memory, or on
+                other devices.
+        """
+        if not states:
+            raise ShapeError("cat takes at least one state; got none")
+        named = [state.dream.tensors() for state in states]
+        layouts = {tuple((n, *_row_layout(n, part)) for n, part in parts.items()) for parts in named}
+        if len(layouts) > 1 or len({type(state.chance) for state in states}) > 1:
+            raise ShapeError(
+                "dreams of different worlds, schedules, memories, devices or kinds of chance cannot be in one batch: "
+                "begin all with one world"
+            )
+        joined = {name: torch.cat([parts[name] for parts in named], batch_axis(name)) for name in named[0]}
+        return WorldState(DreamState.from_tensors(joined), join_chances([state.chance for state in states]))
+
+    def put(self, rows: torch.Tensor, other: "WorldState") -> None:
+        """Replace the dreams of `rows`, int64 (n,), by copies of the n dreams of `other`, in place.
+
+        Raises:
+            ShapeError: as `DreamState.put`; or their chance is of another kind.
+        """
+        if type(self.chance) is not type(other.chance):
+            raise ShapeError("dreams with chance on the CPU and such with chance on the device cannot be in one batch")
+        self.dream.put(rows, other.dream)
+        self.chance.put(rows, other.chance)
+
+    def to_bytes(self) -> bytes:
+        """Return everything as the bytes of a safetensors file, for another process or the disk."""
+        named = {f"dream.{name}": part for name, part in self.dream.tensors().items()} | self.chance.tensors()
+        return save({name: part.detach().cpu().contiguous().clone() for name, part in named.items()})
+
+    @staticmethod
+    def from_bytes(content: bytes, device: str = "cpu") -> "WorldState":
+        """Return the state of which `to_bytes` made these bytes, on a device.
 
         Raises:
             CheckpointError: they are damaged, of an older version, or something else.
@@ -167,24 +230,34 @@ class WorldState:
         try:
             named = load(content)
             parts = {n.removeprefix("dream."): part.to(device) for n, part in named.items() if n.startswith("dream.")}
-            generators = [torch.Generator() for _ in range(len(named) - len(parts))]
-            for i, generator in enumerate(generators):
-                generator.set_state(named[f"generator.{i}"])
+            chance = read_chance({name: part for name, part in named.items() if not name.startswith("dream.")})
             dream = DreamState.from_tensors(parts)
         except (SafetensorError, KeyError, TypeError, RuntimeError) as error:
-            raise CheckpointError(f"these bytes are not a dream ({error}); keep what WorldState.pack made") from error
+            raise CheckpointError(
+                f"these bytes are not a dream ({error}); keep what WorldState.to_bytes made"
+            ) from error
         if dream.cache.pose.shape[-1] != POSE_SIZE:
             raise CheckpointError(
                 f"these bytes are a dream of an older version, with poses of {dream.cache.pose.shape[-1]} numbers "
                 f"instead of {POSE_SIZE}: begin the dream again"
             )
-        return WorldState(dream, generators)
+        return WorldState(dream, chance.to(device))
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Cross to another process as plain bytes: tensors by themselves would each hold an open file there."""
-        return WorldState.unpack, (self.pack(), str(self.dream.pending.device))
+        return WorldState.from_bytes, (self.to_bytes(), str(self.dream.pending.device))
 
     @property
     def num_dreams(self) -> int:
         """B."""
-        return len(self.generators)
+        return self.chance.num_dreams
+
+
+def batch_axis(name: str) -> int:
+    """Return the axis of the dreams in the tensor of `DreamState.tensors` that has a name."""
+    return 1 if name.startswith("rings.") else 0
+
+
+def _row_layout(name: str, part: torch.Tensor) -> tuple[torch.Size, torch.dtype, torch.device]:
+    """Return shape, format and device of one dream's part of a tensor of a state."""
+    return part.select(batch_axis(name), 0).shape, part.dtype, part.device

@@ -57,6 +57,30 @@ class Stepper(nn.Module):
             self._remember(state, frames, sight[finished])
         return frames, prediction
 
+    def observe(
+        self,
+        state: DreamState,
+        actions: torch.Tensor,
+        frames: torch.Tensor,
+        latents: torch.Tensor,
+        shown_noise: torch.Tensor,
+    ) -> None:
+        """Take one step in place whose frames are given; under a window that does not look ahead.
+
+        Args:
+            state, actions, shown_noise: as `Sampler.step`.
+            frames: uint8 (B, S, H, W, 3), what the step leads to.
+            latents: float32 (B, S, C, h, w), of these frames.
+        """
+        window = self.sampler.window
+        finished = slice(window.num_clean, window.num_clean + window.stride)
+        sight = self._look(state, actions)
+        self.sampler.observe(state, actions, latents, shown_noise, sight)
+        if sight is None or self.pixels is None or state.pixels is None:
+            return
+        for frame, pose in zip(frames.unbind(1), sight.poses[:, finished].unbind(1), strict=True):
+            self.pixels.remember(state.pixels, frame, pose)
+
     def _look(self, state: DreamState, actions: torch.Tensor) -> Sight | None:
         """Return where the frames in flight are seen from, the entering ones among them, and what is known of them."""
         if self.pixels is None or state.pixels is None:

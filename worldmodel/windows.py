@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from worldmodel.counts import read_whole
 from worldmodel.errors import WindowError
 
 if TYPE_CHECKING:
@@ -45,14 +46,15 @@ class Window:
         object.__setattr__(self, "before", before)
         object.__setattr__(self, "after", after)
 
-        size, stride = len(before), self.stride
+        size, stride = len(before), read_whole(self.stride)
         if not 1 <= size <= MAX_SIZE or len(after) != size:
             raise WindowError(
                 f"before and after need one level a frame; got {size} and {len(after)} levels: give two lists of one "
                 f"length, from 1 to {MAX_SIZE}"
             )
-        if isinstance(stride, bool) or not isinstance(stride, int) or not 1 <= stride <= size:
-            raise WindowError(f"stride must be from 1 to the {size} frames in flight; got {stride!r}")
+        if stride is None or not 1 <= stride <= size:
+            raise WindowError(f"stride must be from 1 to the {size} frames in flight; got {self.stride!r}")
+        object.__setattr__(self, "stride", stride)
 
         for name, levels in (("before", before), ("after", after)):
             for j, level in enumerate(levels):
@@ -124,8 +126,8 @@ class Window:
             shift = 1.0
         import torch
 
-        before, after = torch.tensor(self.before), torch.tensor(self.after)
-        left = torch.linspace(1, 0, num_steps + 1)[:, None]  # the share of the way that is left
+        before, after = (torch.tensor(levels, dtype=torch.float32) for levels in (self.before, self.after))
+        left = torch.linspace(1, 0, num_steps + 1, dtype=torch.float32)[:, None]  # the share of the way that is left
         left = shift * left / (1 + (shift - 1) * left)
         levels = before + (1 - left) * (after - before)
         levels[0], levels[-1] = before, after
@@ -271,5 +273,6 @@ def _read_levels(name: str, levels: Sequence[float]) -> tuple[float, ...]:
 
 
 def _check_count(name: str, number: int, least: int, most: int) -> None:
-    if isinstance(number, bool) or not isinstance(number, int) or not least <= number <= most:
+    found = read_whole(number)
+    if found is None or not least <= found <= most:
         raise WindowError(f"{name} must be a whole number from {least} to {most}; got {number!r}")

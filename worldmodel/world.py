@@ -11,13 +11,16 @@ from typing import Any
 
 import torch
 
+from worldmodel.chance import Chance, DeviceChance, HostChance
 from worldmodel.checkpoint import has_part, load_codec, load_denoiser, load_depth, load_info, resolve
 from worldmodel.codec import Codec
 from worldmodel.compiled import BackgroundCompiler, CompiledStep
+from worldmodel.counts import check_whole
 from worldmodel.denoiser import Denoiser
 from worldmodel.devices import has_fast_bfloat16, pick_device
 from worldmodel.errors import ActionError, CheckpointError, CompileError, ConfigError, ShapeError, WindowError
 from worldmodel.frames import to_frames, to_pixels
+from worldmodel.imagination import Imagined, Policy, Shown, play
 from worldmodel.memory.depth import DepthNet
 from worldmodel.memory.pixels import PixelMemory, PixelState
 from worldmodel.odometry import POSE_SIZE
@@ -115,6 +118,8 @@ class WorldModel:
         self.stepper = Stepper(self.codec, self.sampler, self.pixels, self.dtype)
         self.memory_frames = self.sampler.memory_frames
         self.compiled: CompiledStep | None = None  # takes the steps it fits, see `compile`
+        values = self.denoiser.config.reward_values
+        self._reward_values = torch.tensor(values, dtype=torch.float32, device=self.device)
 
     def with_settings(
         self,
@@ -244,22 +249,21 @@ class WorldModel:
         uncommitted = state.dream.pending.shape[1] + self.window.num_clean
         return [min(int(count) + uncommitted, self.memory_frames) for count in state.dream.cache.count]
 
-    def _noise(self, generators: list[torch.Generator], frames: int) -> torch.Tensor:
+    def _noise(self, chance: Chance, frames: int) -> torch.Tensor:
         config = self.denoiser.config
-        shape = (frames, config.latent_channels, config.latent_size, config.latent_size)
-        return torch.stack([torch.randn(shape, generator=g) for g in generators]).to(self.device)
+        return chance.draw((frames, config.latent_channels, config.latent_size, config.latent_size), self.device)
 
-    def _check_actions(self, actions: torch.Tensor) -> torch.Tensor:
+    def _check_actions(self, actions: torch.Tensor, check: bool = True) -> torch.Tensor:
         if actions.is_floating_point() or actions.dtype == torch.bool:
             raise ActionError(f"actions must be integers from 0 to {self.num_actions - 1}; got {actions.dtype}")
-        if actions.numel() and (int(actions.min()) < 0 or int(actions.max()) >= self.num_actions):
+        if check and actions.numel() and (int(actions.min()) < 0 or int(actions.max()) >= self.num_actions):
             raise ActionError(f"actions must be from 0 to {self.num_actions - 1}; got {actions.flatten().tolist()}")
         return actions.to(self.device, torch.int64)
 
-    def _check_step(self, state: WorldState, actions: torch.Tensor) -> torch.Tensor:
+    def _check_step(self, state: WorldState, actions: torch.Tensor, check: bool = True) -> torch.Tensor:
         if tuple(actions.shape) != (state.num_dreams,):
             raise ShapeError(f"step takes one action a dream, ({state.num_dreams},); got {tuple(actions.shape)}")
-        return self._check_actions(actions)
+        return self._check_actions(actions, check)
 
     @torch.inference_mode()
     def encode(self, frames: torch.Tensor) -> torch.Tensor:
@@ -277,7 +281,14 @@ class WorldModel:
 
     @torch.inference_mode()
     def reset(
-        self, frames: torch.Tensor, actions: torch.Tensor, seeds: list[int], ahead: torch.Tensor | None = None
+        self,
+        frames: torch.Tensor,
+        actions: torch.Tensor,
+        seeds: list[int],
+        ahead: torch.Tensor | None = None,
+        *,
+        context_seeds: list[int] | None = None,
+        on_device: bool = False,
     ) -> WorldState:
         """Start dreams from real frames.
 
@@ -287,6 +298,11 @@ class WorldModel:
             seeds: B seeds of the dreams' chance.
             ahead: integer (B, `window.input_lag`), the actions into the frames that a window looking ahead begins
                 before the first step; default action 0. The first `input_lag` steps show those frames.
+            context_seeds: B seeds of the noise on the given frames, and of that in which the frames ahead begin; the
+                seeds of the dreams then are for the steps alone, so that one start serves dreams of any seed. None:
+                the dreams' own chance begins with it.
+            on_device: draw noise where the network computes (`worldmodel.chance`), so that no step waits for the CPU;
+                the noise is other noise.
 
         Raises:
             ShapeError: shapes that do not agree, or a context shorter than the overlap.
@@ -299,20 +315,27 @@ class WorldModel:
             )
         if ahead is None:
             ahead = torch.zeros(frames.shape[0], self.window.input_lag, dtype=torch.int64)
-        return self._begin(self.sampler, frames, actions, seeds, ahead)
+        for name, given in (("seeds", seeds), ("context_seeds", seeds if context_seeds is None else context_seeds)):
+            if len(given) != len(frames):
+                raise ShapeError(f"reset takes one seed a dream; got {len(given)} {name} for {len(frames)} dreams")
+        chance = self.make_chance(seeds, on_device)
+        drawn = chance if context_seeds is None else self.make_chance(context_seeds, on_device)
+        return WorldState(self._begin(self.sampler, frames, actions, drawn, ahead), chance)
+
+    def make_chance(self, seeds: list[int], on_device: bool = False) -> Chance:
+        """Return the chance of new dreams with given seeds, as `reset` does."""
+        return DeviceChance.of_seeds(seeds, self.device) if on_device else HostChance.of_seeds(seeds)
 
     def _begin(
         self,
         sampler: Sampler,
         frames: torch.Tensor,
         actions: torch.Tensor,
-        seeds: list[int],
+        chance: Chance,
         ahead: torch.Tensor,
-    ) -> WorldState:
-        """Run the initialization stage of a sampler; arguments as `reset`."""
+    ) -> DreamState:
+        """Run the initialization stage of a sampler with noise from `chance`; other arguments as `reset`."""
         batch, known, lag = frames.shape[0], frames.shape[1], sampler.window.input_lag
-        if len(seeds) != batch:
-            raise ShapeError(f"reset takes one seed a dream; got {len(seeds)} seeds for {batch} dreams")
         if tuple(ahead.shape) != (batch, lag):
             raise ShapeError(
                 f"ahead must be ({batch}, {lag}), an action into each frame begun before the first step; got "
@@ -328,10 +351,9 @@ class WorldModel:
 
         none = torch.full((batch, 1), self.num_actions, device=self.device, dtype=torch.int64)
         into = torch.cat([none, self._check_actions(actions)], 1)
-        generators = [torch.Generator().manual_seed(int(seed)) for seed in seeds]
-        noise = self._noise(generators, known)
+        noise = self._noise(chance, known)
         flight_actions = self._check_actions(ahead) if lag else None
-        flight_noise = self._noise(generators, 2 * lag) if lag else None
+        flight_noise = self._noise(chance, 2 * lag) if lag else None
 
         latents = self.encode(frames)
         pixels = sight = None
@@ -340,7 +362,7 @@ class WorldModel:
             sight = self._watch(self.pixels, pixels, frames.to(self.device), torch.cat([into, ahead.to(into)], 1))
         dream = sampler.begin(latents, into, noise, flight_actions, flight_noise, sight)
         dream.pixels = pixels
-        return WorldState(dream, generators)
+        return dream
 
     @staticmethod
     def _watch(memory: PixelMemory, state: PixelState, frames: torch.Tensor, actions: torch.Tensor) -> Sight:
@@ -352,7 +374,7 @@ class WorldModel:
             frames: uint8 (B, T, H, W, 3).
             actions: int64 (B, T + L), the action into each frame and into those ahead.
         """
-        pose = torch.zeros(len(frames), POSE_SIZE, device=frames.device)
+        pose = torch.zeros(len(frames), POSE_SIZE, dtype=torch.float32, device=frames.device)
         poses, warped = [], []
         for number, action in enumerate(actions.unbind(1)):
             pose = memory.walk(state, pose, action[:, None])[:, 0]
@@ -363,11 +385,19 @@ class WorldModel:
         return Sight(torch.stack(poses, 1), torch.stack(warped, 1))
 
     def _advance(
-        self, sampler: Sampler, state: WorldState, actions: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Take one auto-regressive step under checked actions (B, S); return S frames, rewards and ends."""
+        self, sampler: Sampler, state: WorldState, actions: torch.Tensor, drawn: torch.Tensor | None = None
+    ) -> Step:
+        """Take one auto-regressive step under checked actions (B, S); every part of what it gives is (B, S, ...).
+
+        Args:
+            sampler: that of the world, or of another schedule.
+            state: changed.
+            actions: int64 (B, S).
+            drawn: noise, float32 (B, 2 S, C, h, w); None: from the dreams' chance.
+        """
         stride = sampler.window.stride
-        noise, shown_noise = self._noise(state.generators, 2 * stride).split(stride, 1)
+        drawn = self._noise(state.chance, 2 * stride) if drawn is None else drawn
+        noise, shown_noise = drawn.split(stride, 1)
         compiled = self.compiled
         if compiled is not None and sampler is self.sampler and compiled.fits(state.dream):
             frames, rewards, terminated = compiled(state.dream, actions, noise, shown_noise)
@@ -377,23 +407,138 @@ class WorldModel:
                 stepper = Stepper(self.codec, sampler, self.pixels, self.dtype)
             frames, prediction = stepper(state.dream, actions, noise, shown_noise)
             rewards, terminated = prediction.reward_logits, prediction.terminated_logit
-        values = torch.tensor(self.denoiser.config.reward_values, device=self.device)
-        return frames, values[rewards.argmax(-1)], terminated > 0
+        return Step(frames, *self.read_heads(rewards, terminated))
+
+    def read_heads(self, rewards: torch.Tensor, terminated: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Return what logits of a `Prediction` say: all but the frames of a `Step`.
+
+        Args:
+            rewards: float (..., R).
+            terminated: float (...).
+        """
+        values = self._reward_values
+        pays = (rewards.float().softmax(-1) * (values != 0)).sum(-1)
+        return values[rewards.argmax(-1)], terminated > 0, pays, terminated.float().sigmoid()
 
     @torch.inference_mode()
-    def step(self, state: WorldState, actions: torch.Tensor) -> Step:
+    def step(self, state: WorldState, actions: torch.Tensor, *, check: bool = True) -> Step:
         """Dream the next frame of every dream, in place.
 
         Args:
             state: from `reset`; changed.
             actions: integer (B,). Under a window that looks ahead they enter with the newest frame of noise, which is
                 shown `window.input_lag` steps later; what is returned now was begun that many steps ago.
+            check: look at the values of the actions. On a GPU that waits for it; unchecked, an action that does not
+                exist ends in an error of CUDA.
 
         Raises:
             ActionError: not integers, or outside the action set. ShapeError: not one action a dream.
         """
-        parts = self._advance(self.sampler, state, self._check_step(state, actions)[:, None])
-        return Step(*(part[:, 0] for part in parts))
+        result = self._advance(self.sampler, state, self._check_step(state, actions, check)[:, None])
+        return Step(*(part[:, 0] for part in result))
+
+    @torch.inference_mode()
+    def observe(self, state: WorldState, actions: torch.Tensor, frames: torch.Tensor) -> None:
+        """Take a step of every dream in place whose frames are given: the truth in the middle of a dream.
+
+        The state then is as if the frames had been dreamt, but that a memory of pixels knows them as true, as it knows
+        those of `reset`. Chance moves on as in `step`.
+
+        Args:
+            state: from `reset`; changed.
+            actions: integer (B,), taken before the frames.
+            frames: uint8 (B, H, W, 3), what they led to.
+
+        Raises:
+            ActionError, ShapeError: as `step`; or frames of another size.
+            ConfigError: the schedule keeps unfinished frames in flight, which were begun without these.
+        """
+        if self.window.input_lag:
+            raise ConfigError(
+                f"this schedule has {self.window.input_lag} frames in flight that were begun before the frames given: "
+                "observe takes a schedule that does not look ahead, such as next"
+            )
+        actions, size = self._check_step(state, actions)[:, None], self.codec.config.image_size
+        want = (state.num_dreams, size, size, 3)
+        if frames.dtype != torch.uint8 or tuple(frames.shape) != want:
+            raise ShapeError(f"observe takes frames uint8 {want}; got {frames.dtype} {tuple(frames.shape)}")
+        _, shown_noise = self._noise(state.chance, 2).split(1, 1)
+        given = frames[:, None].to(self.device)
+        self.stepper.observe(state.dream, actions, given, self.encode(given), shown_noise)
+
+    def imagine(
+        self,
+        state: WorldState,
+        policy: Policy,
+        horizon: int,
+        *,
+        decode: bool = True,
+        in_place: bool = False,
+        noise: torch.Tensor | None = None,
+        grad: bool = False,
+    ) -> Imagined:
+        """Dream on under a policy, all dreams at once.
+
+        Args:
+            state: from `reset`.
+            policy: given frames uint8 (B, H, W, 3) on the device, returns integer actions (B,). First it is given the
+                last frame, drawn from what the dream keeps of it.
+            horizon: steps.
+            decode: draw the frames. Without, the policy is given latents float32 (B, C, h, w); a world with a memory
+                of pixels has to draw, as it remembers frames.
+            in_place: change `state`.
+            noise: standard normal (B, T, 2, C, h, w), what frames are made from and what they are shown with to later
+                ones; None: the dreams' chance.
+            grad: keep the graph, for gradients of probabilities and latents by `noise` or by the weights. A step
+                copies its memory then. Frames are whole numbers: through them, and what is remembered of their
+                pixels, no gradient flows.
+
+        Raises:
+            ConfigError: a setting is out of range or does not go with another. ActionError, ShapeError: the policy
+                gave something else, or the noise has another shape.
+        """
+        horizon, config = check_whole("horizon", horizon, 1), self.denoiser.config
+        if not decode and self.pixels is not None:
+            raise ConfigError("a world with a memory of pixels remembers the frames it draws: leave decode as it is")
+        if in_place and grad:
+            raise ConfigError("imagine with grad dreams on a copy: leave in_place out")
+        size = config.latent_size
+        want = (state.num_dreams, horizon, 2, config.latent_channels, size, size)
+        if noise is not None and tuple(noise.shape) != want:
+            raise ShapeError(f"noise must be {want}; got {tuple(noise.shape)}")
+
+        with torch.inference_mode(not grad), torch.set_grad_enabled(grad):
+            state = state if in_place else state.clone()
+
+            def step(number: int, action: torch.Tensor) -> Shown:
+                if grad:  # what later steps write must not be what earlier ones read
+                    state.dream = state.dream.clone()
+                drawn = None if noise is None else noise[:, number]
+                return self._imagine_step(state, self._check_step(state, action), decode, drawn)
+
+            pictures, actions, parts = play(policy, self._last_picture(state, decode), horizon, step)
+        frames, latents = (pictures, None) if decode else (None, pictures)
+        return Imagined(frames, latents, actions.to(self.device, torch.int64), **parts)
+
+    def _imagine_step(
+        self, state: WorldState, actions: torch.Tensor, decode: bool, drawn: torch.Tensor | None
+    ) -> Shown:
+        """Take one step in place under checked actions (B,), with `drawn` noise (B, 2, C, h, w) or the dreams' own."""
+        if decode:
+            return Shown(*(part[:, 0] for part in self._advance(self.sampler, state, actions[:, None], drawn)))
+        noise, shown_noise = (self._noise(state.chance, 2) if drawn is None else drawn).split(1, 1)
+        latents, prediction = self.sampler.advance(state.dream, actions[:, None], noise, shown_noise)
+        heads = self.read_heads(prediction.reward_logits, prediction.terminated_logit)
+        return Shown(*(part[:, 0] for part in (latents, *heads)))
+
+    def _last_picture(self, state: WorldState, decode: bool) -> torch.Tensor:
+        """Return the last finished frame as the dream keeps it, with some noise; or its latents."""
+        dream, num_clean = state.dream, self.window.num_clean
+        latents = dream.flight[:, num_clean - 1] if num_clean else dream.pending[:, -1]
+        if not decode:
+            return latents
+        known = dream.pending_warped[:, -1] if self.pixels is not None and not num_clean else None
+        return to_frames(self.codec.decode(latents.to(self.dtype), known).float())
 
     @property
     def can_reckon(self) -> bool:
@@ -491,10 +636,13 @@ class WorldModel:
                 f"ask for at least {lag + stride}, or take a schedule with a smaller window"
             )
         to_come = self._check_actions(torch.nn.functional.pad(actions[:, known:], (0, lag + stride)))
-        state = self._begin(sampler, frames, actions[:, :known], seeds, to_come[:, :lag])
+        if len(seeds) != len(frames):
+            raise ShapeError(f"rollout takes one seed a dream; got {len(seeds)} seeds for {len(frames)} dreams")
+        chance = self.make_chance(seeds)
+        state = WorldState(self._begin(sampler, frames, actions[:, :known], chance, to_come[:, :lag]), chance)
         parts = []
         for first in range(0, num_frames, stride):
-            part, _, _ = self._advance(sampler, state, to_come[:, lag + first : lag + first + stride])
+            part = self._advance(sampler, state, to_come[:, lag + first : lag + first + stride]).frames
             parts.append(part[:, : num_frames - first].cpu())
             if on_frames is not None:
                 on_frames(parts[-1].shape[0] * parts[-1].shape[1])
@@ -513,6 +661,4 @@ class WorldModel:
                 f"put takes different rows from 0 to {state.num_dreams - 1}, one for each of the {other.num_dreams} "
                 f"new dreams; got {rows}"
             )
-        state.dream.put(torch.tensor(rows, device=self.device), other.dream)
-        for row, generator in zip(rows, other.generators, strict=True):
-            state.generators[row] = generator.clone_state()
+        state.put(torch.tensor(rows, dtype=torch.int64, device=self.device), other)

@@ -1,6 +1,7 @@
 """The dream as a Gymnasium environment: the contract of the real world, and one clear error for each misuse."""
 
 import copy
+import dataclasses
 import json
 import os
 import pickle
@@ -127,6 +128,64 @@ def test_frames_are_the_callers_own(make_env: Callable[..., DreamEnv]) -> None:
     assert again.any()
 
 
+def test_info_says_how_likely_reward_and_end_are_and_where_one_stands(
+    make_env: Callable[..., DreamEnv], pixel_bundle: Path
+) -> None:
+    env, walker = make_env(), make_env(checkpoint=str(pixel_bundle))
+    for each, names in ((env, set()), (walker, {"pose"})):
+        _, info = each.reset(seed=3)
+        assert info.keys() == {"opening", "dream_seed"} | names
+        assert all(isinstance(value, np.integer | np.ndarray) for value in info.values())
+        _, reward, terminated, _, info = each.step(3)
+        assert info.keys() == {"reward_probability", "end_probability"} | names
+        assert all(isinstance(value, np.float32 | np.ndarray) for value in info.values())
+        assert 0 < info["reward_probability"] < 1 and (info["end_probability"] > 0.5) == terminated
+        assert (reward != 0) == (info["reward_probability"] > 0.5)  # of two values
+    pose, true = info["pose"], walker.pose
+    assert (pose.dtype, pose.shape) == (np.float32, (3,)) and true is not None
+    np.testing.assert_allclose(pose, [true[0], true[1], true[3] % 360], rtol=1e-5)
+    assert np.isclose((walker.step(3)[4]["pose"][2] - pose[2]) % 360, 6, atol=1e-3)
+
+
+def test_a_closed_dream_says_so(make_env: Callable[..., DreamEnv]) -> None:
+    env = make_env()
+    env.reset(seed=1)
+    kept = env.snapshot()
+    env.close()
+    env.close()
+    calls = (lambda: env.step(0), lambda: env.reset(seed=1), env.render, env.snapshot, lambda: env.restore(kept))
+    for call in calls:
+        with pytest.raises(StateError, match="was called after close; make the environment again"):
+            call()
+
+
+def test_a_snapshot_brings_back_what_later_resets_draw(make_env: Callable[..., DreamEnv]) -> None:
+    env = make_env()
+    env.reset(seed=1)
+    kept = env.snapshot()
+    drawn = [env.reset()[1]["dream_seed"] for _ in range(3)]
+    env.restore(pickle.loads(pickle.dumps(kept)))
+    assert [env.reset()[1]["dream_seed"] for _ in range(3)] == drawn
+    bare = dataclasses.replace(kept, np_random=None)
+    env.restore(bare)
+    assert env.reset()[1]["dream_seed"] != drawn[0], "a snapshot without it leaves the generator as it is"
+
+
+def test_torchs_default_number_format_does_not_matter(bundle: Path, pixel_bundle: Path) -> None:
+    def dream(checkpoint: Path) -> bytes:
+        env = DreamEnv(checkpoint=str(checkpoint), device="cpu")
+        env.reset(seed=1)
+        return b"".join(env.step(action)[0].tobytes() for action in (1, 3, 5))
+
+    expected = [dream(each) for each in (bundle, pixel_bundle)]
+    torch.set_default_dtype(torch.float64)
+    try:
+        found = [dream(each) for each in (bundle, pixel_bundle)]
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert found == expected
+
+
 def test_an_episode_is_truncated_after_its_steps_and_can_be_reset(make_env: Callable[..., DreamEnv]) -> None:
     env = make_env(max_episode_steps=3)
     for _ in range(2):
@@ -166,10 +225,10 @@ def test_a_snapshot_crosses_as_plain_bytes(make_env: Callable[..., DreamEnv]) ->
     for found in (pickle.loads(content), copy.deepcopy(snapshot)):
         env.restore(found)
         assert play(env, [3, 3, 1, 0]) == ahead
-    packed = snapshot.state.pack()
+    packed = snapshot.state.to_bytes()
     for damaged in (b"", packed[:1000], save({"pending": torch.zeros(1)})):
         with pytest.raises(CheckpointError, match="these bytes are not a dream"):
-            WorldState.unpack(damaged)
+            WorldState.from_bytes(damaged)
 
 
 @pytest.mark.parametrize(
@@ -273,7 +332,8 @@ def test_a_bad_seed_is_named(seed: Any, make_env: Callable[..., DreamEnv]) -> No
         ({"opening": 3}, ConfigError, "reset option opening must be a whole number from 0 to 2; got 3"),
         ({"opening": "first"}, ConfigError, "reset option opening must be a whole number from 0 to 2; got 'first'"),
         ({"dream_seed": -1}, ConfigError, "reset option dream_seed must be a whole number"),
-        ({"maze": 1}, ConfigError, "reset accepts opening, frames, actions, dream_seed; got maze"),
+        ({"context_seed": 1.5}, ConfigError, "reset option context_seed must be a whole number"),
+        ({"maze": 1}, ConfigError, "reset accepts opening, frames, actions, dream_seed, context_seed; got maze"),
         ({"frames": np.zeros((2, 8, 8, 3), np.uint8)}, ShapeError, r"frames must be uint8 \(T, 32, 32, 3\); got uint8"),
         ({"frames": np.zeros((2, 32, 32, 3))}, ShapeError, "frames must be uint8"),
         ({"actions": [1]}, ShapeError, "frames must be uint8"),
@@ -321,7 +381,11 @@ def test_a_snapshot_of_a_copied_bundle_is_accepted_and_of_other_weights_refused(
     ("settings", "error", "message"),
     [
         ({"render_mode": "human"}, ConfigError, "render_mode 'human' is not accepted"),
-        ({"max_episode_steps": 0}, ConfigError, "max_episode_steps must be at least 1 or None; got 0"),
+        (
+            {"max_episode_steps": 0},
+            ConfigError,
+            "max_episode_steps must be a whole number of at least 1 or None; got 0",
+        ),
         ({"num_steps": 0}, ConfigError, "num_steps must be"),
         ({"memory_frames": 0}, ConfigError, "memory_frames must be"),
         ({"device": "nowhere"}, DeviceError, "unknown device 'nowhere'"),

@@ -201,7 +201,7 @@ def test_a_dream_recorded_from_its_middle_begins_with_its_state(bundle: Path, tm
     assert found.info.source == "dream"
     assert found.info.checkpoint_hash == env.identity["checkpoint_hash"]
     state = read_episode(found.episodes[0], fields=("start_state",))["start_state"]
-    env.restore(dataclasses.replace(env.snapshot(), state=WorldState.unpack(state.tobytes(), "cpu")))
+    env.restore(dataclasses.replace(env.snapshot(), state=WorldState.from_bytes(state.tobytes(), "cpu")))
     assert all(np.array_equal(env.step(action)[0], frame) for action, frame in zip((1, 3, 2), frames, strict=True))
 
 

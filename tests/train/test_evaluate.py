@@ -102,7 +102,8 @@ class StandIn:
             frame = TOY.look(state[i])
             frames.append(cv2.GaussianBlur(frame, (0, 0), self.blur) if self.blur else frame)
         rewards = torch.tensor([float(action == 2) for action in actions.tolist()])  # as recorded below
-        return Step(torch.from_numpy(np.stack(frames)), rewards, torch.zeros(len(state), dtype=torch.bool))
+        nothing = torch.zeros(len(state))
+        return Step(torch.from_numpy(np.stack(frames)), rewards, nothing.bool(), nothing, nothing)
 
     def encode(self, frames: torch.Tensor) -> torch.Tensor:
         return frames

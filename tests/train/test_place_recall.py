@@ -54,9 +54,8 @@ class StandIn:
                 if frame[12, column, 0] not in dream["known"]:
                     frame[6:24, column, 0] = 250
             frames.append(frame)
-        return Step(
-            torch.from_numpy(np.stack(frames)), torch.zeros(len(state)), torch.zeros(len(state), dtype=torch.bool)
-        )
+        nothing = torch.zeros(len(state))
+        return Step(torch.from_numpy(np.stack(frames)), nothing, nothing.bool(), nothing, nothing)
 
     def encode(self, frames: torch.Tensor) -> torch.Tensor:
         return frames

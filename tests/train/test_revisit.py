@@ -75,7 +75,8 @@ class PoseWorld:
             color = [128 + 30 * x, 128 + 30 * y, 128 + 100 * math.sin(math.radians(heading))]
             color = [len(path) % 256] * 3 if self.forgets else color
             frames.append(torch.tensor(color).round().clamp(0, 255).to(torch.uint8).expand(32, 32, 3))
-        return Step(torch.stack(frames), torch.zeros(len(state)), torch.zeros(len(state), dtype=torch.bool))
+        nothing = torch.zeros(len(state))
+        return Step(torch.stack(frames), nothing, nothing.bool(), nothing, nothing)
 
 
 def bench(model: Any, folder: Path) -> Bench:

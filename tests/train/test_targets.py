@@ -73,7 +73,8 @@ class RealStandIn:
                 frame, reward = state[number], 0
             frames.append(torch.from_numpy(frame))
             rewards.append(float(reward))
-        return Step(torch.stack(frames), torch.tensor(rewards), torch.zeros(len(rewards), dtype=torch.bool))
+        nothing = torch.zeros(len(rewards))
+        return Step(torch.stack(frames), torch.tensor(rewards), nothing.bool(), nothing, nothing)
 
     def close(self) -> None:
         for maze in self.mazes:

@@ -35,7 +35,7 @@ class Corridor:
             walker[0] += walk * (abs(walker[1]) < 60)
         self.taken.append(actions.tolist())
         nothing = torch.zeros(len(actions))
-        return Step(torch.zeros(len(actions), 4, 4, 3, dtype=torch.uint8), nothing, nothing.bool())
+        return Step(torch.zeros(len(actions), 4, 4, 3, dtype=torch.uint8), nothing, nothing.bool(), nothing, nothing)
 
 
 def walk(length: float, seeds: list[int], steps: int = 200) -> tuple[Corridor, torch.Tensor, float]:

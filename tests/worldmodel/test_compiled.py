@@ -60,7 +60,12 @@ def test_a_compiled_step_dreams_the_same_and_is_kept(world: WorldModel, bundle: 
     state, other = start(world, openings, 2), start(world, openings, 2)
     world.put(other, [0], start(world, openings))
     action = torch.tensor([1, 2])
-    copies = [state, state.clone(), WorldState.unpack(state.pack()), other]  # all of them other memory, and strides
+    copies = [
+        state,
+        state.clone(),
+        WorldState.from_bytes(state.to_bytes()),
+        other,
+    ]  # all of them other memory, and strides
     all_frames = [torch.stack([world.step(s, action).frames for _ in range(3)]) for s in copies]
     assert all(torch.equal(frames, all_frames[0]) for frames in all_frames)
     assert not torch.equal(all_frames[0][0], all_frames[0][2])
@@ -104,7 +109,7 @@ def test_a_compiled_step_with_a_memory_of_pixels_dreams_the_same(
     assert world.compile(1, wait=True).note == "" and world.compiled is not None
     state = start(world, openings)
     kept = {name: part for name, part in state.dream.tensors().items() if name.startswith("pixels.")}
-    copies = [state, state.clone(), WorldState.unpack(state.pack())]
+    copies = [state, state.clone(), WorldState.from_bytes(state.to_bytes())]
     frames = [torch.stack([world.step(s, torch.tensor([k])).frames for k in range(4)], 1) for s in copies]
     # Rounding may turn a choice between two sources; few pixels are of another.
     away = (frames[0].int() - expected.int()).abs()

@@ -107,7 +107,7 @@ def test_forks_and_snapshots_dream_on_alike(name: str, make_world: Callable, ope
     world = make_world(name)
     state = start(world, openings, [0, 1], [1, 2])
     dream(world, state, 2)
-    fork, kept = state.clone(), WorldState.unpack(state.pack())
+    fork, kept = state.clone(), WorldState.from_bytes(state.to_bytes())
     assert kept.dream.layout == state.dream.layout
     ahead = dream(world, state, 4)
     assert torch.equal(dream(world, fork, 4), ahead) and torch.equal(dream(world, kept, 4), ahead)
@@ -128,7 +128,7 @@ def test_put_replaces_dreams_with_what_they_remember(make_world: Callable, openi
 def test_dreams_with_and_without_pixels_are_not_put_together(make_world: Callable, openings: Openings) -> None:
     world = make_world()
     state, fresh = start(world, openings, [0], [1]), start(world, openings, [1], [2])
-    bare = WorldState(dataclasses.replace(fresh.dream, pixels=None), fresh.generators)
+    bare = WorldState(dataclasses.replace(fresh.dream, pixels=None), fresh.chance)
     before = state.clone()
     for mine, theirs in ((state, bare), (bare, state)):
         with pytest.raises(ShapeError, match="memory of pixels"):

@@ -135,4 +135,5 @@ def step_on(model: WorldModel, state: WorldState, actions: torch.Tensor, on_fram
     for column in actions.long().unbind(1):
         steps.append(model.step(state, column))
         on_frames(len(column))
-    return Dream(*(torch.stack(part, 1).cpu() for part in zip(*steps, strict=True)))
+    shown = ((step.frames, step.rewards, step.terminated) for step in steps)
+    return Dream(*(torch.stack(part, 1).cpu() for part in zip(*shown, strict=True)))

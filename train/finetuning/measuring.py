@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from envs.data.episodes import open_shards
-from envs.dream import find_world
+from envs.dreamer import find_world
 from train.bundle import choose_openings
 from train.data.clips import list_episodes
 from train.finetuning.work import Work

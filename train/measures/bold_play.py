@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from gymnasium.utils.seeding import np_random
 
-from envs.dream import draw_opening
+from envs.dreamer import draw_opening
 from train.measures.base import Bench, Measure
 from train.measures.wander import find_plain
 from train.reports.plots import markdown_row, save_sheet

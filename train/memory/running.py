@@ -11,7 +11,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from envs.dream import find_world
+from envs.dreamer import find_world
 from train.core.options import options_to_json, save_json
 from train.memory.cases import LEAST_CONTEXT, MemoryTest, check_tests, load_tests
 from train.memory.replay import (

@@ -166,7 +166,7 @@ def start_pose(frames: FrameInputs, past: MemoryCache | None) -> torch.Tensor:
     """Return the pose kept of the frame before the first, float32 (B, 5)."""
     if past is not None:
         return past.pose
-    return torch.zeros(frames.actions.shape[0], POSE_SIZE, device=frames.actions.device)
+    return torch.zeros(frames.actions.shape[0], POSE_SIZE, dtype=torch.float32, device=frames.actions.device)
 
 
 def frame_positions(frames: FrameInputs, past: MemoryCache | None) -> torch.Tensor:

@@ -106,7 +106,9 @@ class DepthNet(nn.Module):
             nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
         with torch.no_grad():
             self.head.weight.mul_(0.3)
-            nn.init.constant_(cast(torch.Tensor, self.head.bias), float(config.to_code(torch.tensor(2.0))))
+            nn.init.constant_(
+                cast(torch.Tensor, self.head.bias), float(config.to_code(torch.tensor(2.0, dtype=torch.float32)))
+            )
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # not in its stubs
 
     def codes(self, pixels: torch.Tensor) -> torch.Tensor:

@@ -24,8 +24,10 @@ class Odometry(Memory):
     def __init__(self, config: DenoiserConfig) -> None:
         """Take the displacements of a config."""
         super().__init__()
-        table = torch.tensor([*config.displacements, (0.0, 0.0)])
-        self.register_buffer("displacements", table * torch.tensor([math.pi / 180, 1.0]), persistent=False)
+        table = torch.tensor([*config.displacements, (0.0, 0.0)], dtype=torch.float32)
+        self.register_buffer(
+            "displacements", table * torch.tensor([math.pi / 180, 1.0], dtype=torch.float32), persistent=False
+        )
 
     @classmethod
     def build(cls, config: DenoiserConfig) -> "Odometry | None":

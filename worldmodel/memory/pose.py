@@ -74,8 +74,8 @@ class Surroundings:
     ) -> "Surroundings":
         """Return surroundings of `batch` dreams of which nothing is known; rings of `points`, 64 or more, `places`."""
         return Surroundings(
-            torch.full((batch, points, 2), _FAR, device=device),
-            torch.full((batch, places, 2), _FAR, device=device),
+            torch.full((batch, points, 2), _FAR, dtype=torch.float32, device=device),
+            torch.full((batch, places, 2), _FAR, dtype=torch.float32, device=device),
             torch.zeros(batch, dtype=torch.int64, device=device),
             torch.zeros(batch, dtype=torch.int64, device=device),
         )

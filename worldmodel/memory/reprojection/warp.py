@@ -102,7 +102,9 @@ def _compose(
     held = sources.rows.flatten().index_select(0, pick(which).flatten()).view(views, pixels)
 
     cell = (row * grid).long().clamp(0, grid - 1) * grid + (column * grid).long().clamp(0, grid - 1)
-    invented = keyframes.invented.flatten().index_select(0, (held * grid**2 + cell).flatten()).view_as(mask) / 255
+    invented = (
+        keyframes.invented.flatten().index_select(0, (held * grid**2 + cell).flatten()).view_as(mask).float() / 255
+    )
 
     is_whole = (invented >= rule.whole).float()
     column, row = (torch.lerp(part, ((part * size).floor() + 0.5) / size, is_whole) for part in (column, row))
