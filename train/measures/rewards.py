@@ -112,8 +112,8 @@ class Rewards(Measure):
         return [
             *lines,
             "",
-            f"True: one of the {BEFORE} frames before showed a target of {NEAR_SIZE:g} pixels or more, of a kind that had "
-            "not paid.",
+            f"True: one of the {BEFORE} frames before showed a target of {NEAR_SIZE:g} pixels or more, of a kind that",
+            "had not paid.",
         ]
 
 
