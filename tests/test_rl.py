@@ -17,4 +17,4 @@ def test_an_example_of_the_page_runs(title: str, code: str) -> None:
 
 
 def test_the_page_has_its_examples() -> None:
-    assert [title for title, _ in BLOCKS] == ["many", "torch", "fork", "imagine"]
+    assert [title for title, _ in BLOCKS] == ["many", "torch", "fork", "imagine", "loop"]

@@ -19,7 +19,7 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 pytest.importorskip("mujoco")
 pytest.importorskip("labmaze")
 
-from envs.player.session import find_scalars
+from envs.player.view import find_scalars
 from envs.worlds.labmaze.env import LabMazeEnv
 from worldmodel.errors import ConfigError, SeedError, StateError
 
