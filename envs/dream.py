@@ -16,6 +16,7 @@ from gymnasium import spaces
 from envs.compile_clock import CompileClock
 from envs.dreamer import (
     SEED_LIMIT,
+    DreamTask,
     check_option,
     check_seed,
     draw_opening,
@@ -86,6 +87,7 @@ class DreamEnv(gymnasium.Env[np.ndarray, np.int64]):
             looks ahead answers `input_lag` frames later; the frames before follow action 0.
         compile: "off"; "wait": compile the step before the first dream, two minutes the first time, and kept for later
             ones; "background": play on uncompiled meanwhile. Compiled frames differ from uncompiled ones in rounding.
+        task: what dreams are for (`envs.tasks`): chooses the openings, and may end dreams at a reward.
 
     Raises:
         WindowError: the schedule is not understood, breaks a requirement, or makes more than one frame a step.
@@ -106,6 +108,7 @@ class DreamEnv(gymnasium.Env[np.ndarray, np.int64]):
         max_episode_steps: int | None = None,
         schedule: str = "next",
         compile: str = "off",
+        task: DreamTask | None = None,
     ) -> None:
         if compile not in COMPILE_MODES:
             raise ConfigError(f"compile {compile!r} is not accepted; use one of {', '.join(COMPILE_MODES)}")
@@ -117,7 +120,7 @@ class DreamEnv(gymnasium.Env[np.ndarray, np.int64]):
         self.max_episode_steps = max_episode_steps
 
         name = world.lower() if checkpoint is None else checkpoint
-        self._dreamer = load_dreamer(name, schedule, device, num_steps, memory_frames)
+        self._dreamer = load_dreamer(name, schedule, device, num_steps, memory_frames).prepare(task)
         self._model, self.world = self._dreamer.model, self._dreamer.world
         self.action_set = self.world.actions
         self.metadata = {**self.metadata, "render_fps": self.fps}
@@ -365,7 +368,7 @@ class DreamEnv(gymnasium.Env[np.ndarray, np.int64]):
         self._require_open("step")
         if self._state is None:
             raise StateError("step was called before the first reset; call reset(seed=...) first")
-        result = self._advance(self._state, torch.tensor([index]))
+        result = self._dreamer.judge(self._advance(self._state, torch.tensor([index])))
         self._frame = result.frames[0].cpu().numpy().copy()
         self._steps += 1
         truncated = self.max_episode_steps is not None and self._steps >= self.max_episode_steps

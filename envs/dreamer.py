@@ -5,9 +5,9 @@ Gymnasium: `envs.dream` has one dream of it, `envs.vector` many.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -20,9 +20,23 @@ from worldmodel.windows import parse_schedule
 if TYPE_CHECKING:
     import torch
 
+    from worldmodel.state import Step
     from worldmodel.world import WorldModel
 
 SEED_LIMIT = 2**63
+
+
+class DreamTask(Protocol):
+    """What dreams are for: from where they begin, and whether the first reward ends them."""
+
+    @property
+    def ends_at_reward(self) -> bool:
+        """Whether the first reward ends a dream."""
+        ...
+
+    def choose_openings(self, dreamer: "Dreamer") -> tuple[np.ndarray, np.ndarray]:
+        """Return what dreams begin from: frames uint8 (K, T, H, W, 3), and actions between them uint8 (K, T - 1)."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -38,6 +52,7 @@ class Dreamer:
         schedule: as it was given.
         identity: what a snapshot must agree with, by name: the hash of the weights, the memory, the schedule and the
             format of numbers.
+        ends_at_reward: whether the first reward ends a dream.
     """
 
     model: "WorldModel"
@@ -47,6 +62,20 @@ class Dreamer:
     name: str
     schedule: str
     identity: dict[str, str]
+    ends_at_reward: bool = False
+
+    def prepare(self, task: DreamTask | None) -> "Dreamer":
+        """Return this, dreaming for a task; errors as the task's choice of openings."""
+        if task is None:
+            return self
+        import torch
+
+        frames, actions = (torch.from_numpy(part) for part in task.choose_openings(self))
+        return replace(self, frames=frames, actions=actions, ends_at_reward=task.ends_at_reward)
+
+    def judge(self, step: "Step") -> "Step":
+        """Return a step with the ends that the task says."""
+        return step._replace(terminated=step.terminated | (step.rewards > 0)) if self.ends_at_reward else step
 
     @property
     def num_openings(self) -> int:

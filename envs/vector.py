@@ -16,8 +16,9 @@ from gymnasium.vector import AutoresetMode
 from gymnasium.vector.utils import batch_space
 
 from envs.draws import DeviceDraws, HostDraws
-from envs.dreamer import SEED_LIMIT, check_option, check_seed, load_dreamer, refuse_unknown, to_info_pose
+from envs.dreamer import SEED_LIMIT, DreamTask, check_option, check_seed, load_dreamer, refuse_unknown, to_info_pose
 from envs.starts import CONTEXT_SEED, Starts
+from envs.worlds.vector import read_mode
 from worldmodel.counts import check_whole
 from worldmodel.errors import ActionError, ConfigError, DeviceError, SeedError, ShapeError, StateError
 from worldmodel.state import Step, WorldState
@@ -131,6 +132,7 @@ class DreamVectorEnv(gymnasium.vector.VectorEnv[Any, Any, Any]):
         validate: whether to look at the values of actions that are tensors on the device, which waits for it; None: on
             a CPU. Those of arrays are always looked at.
         compile: "off", or "wait": compile the step for so many dreams first.
+        task: as `DreamEnv`.
 
     Raises:
         WindowError, CheckpointError, ConfigError, DeviceError: as `DreamEnv`. CompileError: it cannot be compiled.
@@ -152,6 +154,7 @@ class DreamVectorEnv(gymnasium.vector.VectorEnv[Any, Any, Any]):
         chance: str = "auto",
         validate: bool | None = None,
         compile: str = "off",
+        task: DreamTask | None = None,
     ) -> None:
         self.num_envs = check_whole("num_envs", num_envs, 1)
         for name, value, accepted in (
@@ -165,14 +168,13 @@ class DreamVectorEnv(gymnasium.vector.VectorEnv[Any, Any, Any]):
         if max_episode_steps is not None:
             max_episode_steps = check_whole("max_episode_steps", max_episode_steps, 1, beside=" or None")
         self.render_mode, self.max_episode_steps, self.output = render_mode, max_episode_steps, output
-        self.autoreset_mode = _read_mode(autoreset_mode)
+        self.autoreset_mode = read_mode(autoreset_mode)
 
         name = world.lower() if checkpoint is None else checkpoint
-        self._dreamer = load_dreamer(name, schedule, device, num_steps, memory_frames)
+        self._dreamer = load_dreamer(name, schedule, device, num_steps, memory_frames).prepare(task)
         self._model, self.world, self.action_set = self._dreamer.model, self._dreamer.world, self._dreamer.world.actions
         self._set_spaces()
-        self.device = self._model.device
-        is_gpu = self.device.type != "cpu"
+        self.device, is_gpu = self._model.device, self._model.device.type != "cpu"
         self._on_device = chance == "device" or (chance == "auto" and is_gpu and output == "torch")
         self._validate = not is_gpu if validate is None else validate
 
@@ -361,7 +363,7 @@ class DreamVectorEnv(gymnasium.vector.VectorEnv[Any, Any, Any]):
             over = moment.is_over.nonzero().flatten().tolist()
             raise StateError(f"dreams {over} have ended: reset them first, with options={{'reset_mask': ...}}")
 
-        result = self._model.step(moment.state, given, check=False)
+        result = self._dreamer.judge(self._model.step(moment.state, given, check=False))
         steps = moment.steps + 1
         limit = self.max_episode_steps
         truncated = torch.zeros_like(moment.is_over) if limit is None else steps >= limit
@@ -617,19 +619,6 @@ class DreamVectorEnv(gymnasium.vector.VectorEnv[Any, Any, Any]):
         if isinstance(value, dict):
             return {name: self._give_value(part) for name, part in value.items()}
         return self._give(value) if isinstance(value, torch.Tensor) else value
-
-
-def _read_mode(mode: AutoresetMode | str) -> AutoresetMode:
-    """Return an autoreset mode by its name, its value or itself.
-
-    Raises:
-        ConfigError: there is no such mode.
-    """
-    for known in AutoresetMode:
-        if mode in (known, known.name, known.value):
-            return known
-    names = ", ".join(known.name for known in AutoresetMode)
-    raise ConfigError(f"autoreset_mode {mode!r} is not accepted; use one of {names}")
 
 
 def check_row(row: Any, num_envs: int) -> int:

@@ -5,19 +5,24 @@ something that pays is in view is the world's (`World.find_reach_start`, `World.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, SupportsFloat
+from typing import TYPE_CHECKING, Any, SupportsFloat
 
 import gymnasium
 import numpy as np
 from gymnasium.envs.registration import EnvSpec
-from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
-from gymnasium.wrappers import TimeLimit
+from gymnasium.vector import VectorEnv
 
+from envs.dreamer import Dreamer, check_seed
 from envs.tasks.starts import Openings, read_starts
-from envs.worlds.registry import TASKS, get_world
-from envs.worlds.vector import make_real_vector, read_mode
-from worldmodel.errors import ConfigError, SeedError
+from envs.worlds.registry import get_world
+from envs.worlds.vector import make_real_vector
+from worldmodel.errors import ConfigError
+
+if TYPE_CHECKING:
+    from envs.dream import DreamEnv
+    from envs.vector import DreamVectorEnv
 
 CHANCE = 0x52454143  # set apart from what the world draws with the same seed
 START_SIZES = {"near": (16.0, 48.0), "far": (8.0, 16.0), "any": (8.0, 48.0)}
@@ -30,7 +35,7 @@ _START_OPTIONS = ("scene_seed", "pose", "targets_reached", "opening", "frames", 
 
 
 class Reach(gymnasium.Wrapper[np.ndarray, np.int64, np.ndarray, np.int64]):
-    """A world, real or dreamt, whose episodes start at a drawn start and end at the first reward.
+    """A world whose episodes start at a drawn start and end at the first reward.
 
     Args:
         env: the world.
@@ -55,10 +60,8 @@ class Reach(gymnasium.Wrapper[np.ndarray, np.int64, np.ndarray, np.int64]):
         Raises:
             SeedError: the seed is negative or not an integer. Others as the world's reset and the choice of a start.
         """
-        if seed is not None:
-            if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or seed < 0:
-                raise SeedError(f"seed {seed!r} is not accepted; take an integer from 0 up")
-            self._chance = np.random.default_rng([int(seed), CHANCE])
+        if (checked := check_seed(seed)) is not None:
+            self._chance = np.random.default_rng([checked, CHANCE])
         options = options or {}
         is_start_given = any(name in options for name in _START_OPTIONS)
         start = {} if is_start_given else self._choose_start(self._chance)
@@ -120,94 +123,87 @@ def make_real_reach(
     return Reach(env, choose)
 
 
+@dataclass(frozen=True)
+class DreamReach:
+    """The task in dreams, as `envs.dreamer.DreamTask`.
+
+    Attributes:
+        sizes_px: smallest size of what pays in the last frame of an opening, and the one too large, pixels of 64.
+        starts: file of `envs.tasks.starts.record_starts`; None: the openings of the bundle.
+    """
+
+    sizes_px: tuple[float, float]
+    starts: str | Path | None = None
+    ends_at_reward: bool = True
+
+    def choose_openings(self, dreamer: Dreamer) -> tuple[np.ndarray, np.ndarray]:
+        """Return the openings of the sizes.
+
+        Raises:
+            ConfigError: none is of these sizes. Others as `read_starts` and `World.find_seen_size`.
+        """
+        world, (low, high) = dreamer.world, self.sizes_px
+        if self.starts is None:
+            frames, actions = dreamer.frames.numpy(), dreamer.actions.numpy()
+            seen_px = [world.find_seen_size(picture) for picture in frames[:, -1]]
+            found = Openings(frames, actions, np.array(seen_px, np.float32))
+        else:
+            found = read_starts(Path(self.starts), world.name, world.actions.names, dreamer.frame_size)
+
+        fitting = found.of_sizes(low, high)
+        if not len(fitting.frames):
+            raise ConfigError(
+                f"none of the {len(found.frames)} openings of {self.starts or dreamer.name} shows what pays at {low:g} "
+                f"to {high:g} pixels: take other sizes, or record starts with train.starts and give starts=PATH"
+            )
+        return fitting.frames, fitting.actions
+
+
 def make_dream_reach(
-    world: str = "labmaze",
     starts: str | Path | None = None,
     start: str = "any",
     min_size_px: float | None = None,
     max_size_px: float | None = None,
     **settings: Any,
-) -> Reach:
+) -> "DreamEnv":
     """Make the task in a dream: the entry point of Dream/NAMEReach-v0.
 
     Args:
-        world: as `DreamEnv`.
         starts: file of `envs.tasks.starts.record_starts`; None: those openings of the bundle that show what pays, which
             are too few to learn from.
         start: "near", "far" or "any", see `START_SIZES`.
         min_size_px: as `make_real_reach`.
         max_size_px: as `make_real_reach`.
-        settings: of `DreamEnv`.
-
-    Raises:
-        ConfigError: a setting is not accepted, or no start is of these sizes. DataError: as `read_starts`. Others as
-            `DreamEnv`.
+        settings: of `DreamEnv`. Errors as there, and as `DreamReach.choose_openings`.
     """
     from envs.dream import DreamEnv
 
-    sizes_px = find_sizes(start, min_size_px, max_size_px)
-    env = DreamEnv(world=world, **settings)
-    openings = find_openings(env, settings.get("checkpoint") or world.lower(), starts, sizes_px)
-
-    def choose(rng: np.random.Generator) -> dict[str, Any]:
-        index = int(rng.integers(len(openings.frames)))
-        return {"frames": openings.frames[index], "actions": openings.actions[index]}
-
-    return Reach(env, choose)
+    return DreamEnv(task=DreamReach(find_sizes(start, min_size_px, max_size_px), starts), **settings)
 
 
-def find_openings(env: Any, bundle: str, starts: str | Path | None, sizes_px: tuple[float, float]) -> Openings:
-    """Return what dreams of the task begin from.
+def make_dream_reach_vector(
+    num_envs: int,
+    starts: str | Path | None = None,
+    start: str = "any",
+    min_size_px: float | None = None,
+    max_size_px: float | None = None,
+    **settings: Any,
+) -> "DreamVectorEnv":
+    """Make the task in many dreams: the vector entry point of Dream/NAMEReach-v0.
 
     Args:
-        env: the dream: what is asked is its `world`, `action_set` and `frame_size`.
-        bundle: its name or folder, whose openings are taken without a file.
-        starts: file, or None.
-        sizes_px: smallest size of what pays in the last frame, and the one that is too large, pixels of 64.
-
-    Raises:
-        ConfigError: none is of these sizes. Others as `read_starts` and `World.find_seen_size`.
+        num_envs: how many.
+        starts, start, min_size_px, max_size_px: as `make_dream_reach`.
+        settings: of `DreamVectorEnv`. Errors as there.
     """
-    if starts is None:
-        from worldmodel.checkpoint import load_openings  # torch: seconds to import
+    from envs.vector import DreamVectorEnv  # torch: seconds to import
 
-        frames, actions = (load_openings(bundle)[name].numpy() for name in ("frames", "actions"))
-        seen_px = [env.world.find_seen_size(picture) for picture in frames[:, -1]]
-        found = Openings(frames, actions, np.array(seen_px, np.float32))
-    else:
-        found = read_starts(Path(starts), env.world.name, env.action_set.names, env.frame_size)
-
-    fitting = found.of_sizes(*sizes_px)
-    if not len(fitting.frames):
-        raise ConfigError(
-            f"none of the {len(found.frames)} openings of {starts or bundle} shows what pays at {sizes_px[0]:g} to "
-            f"{sizes_px[1]:g} pixels: take other sizes, or record starts with train.starts and give starts=PATH"
-        )
-    return fitting
+    return DreamVectorEnv(num_envs, task=DreamReach(find_sizes(start, min_size_px, max_size_px), starts), **settings)
 
 
 def make_real_reach_vector(num_envs: int, world: str, **settings: Any) -> VectorEnv[Any, Any, Any]:
     """Make the task in many real worlds: the vector entry point of Real/NAMEReach-v0; as `make_real_vector`."""
     return make_real_vector(num_envs, world, id="Real/{world}Reach-v0", **settings)
-
-
-def make_dream_reach_vector(
-    num_envs: int,
-    autoreset_mode: str | AutoresetMode = AutoresetMode.NEXT_STEP,
-    max_episode_steps: int | None = None,
-    **settings: Any,
-) -> VectorEnv[Any, Any, Any]:
-    """Make the task in many dreams, one after the other: the vector entry point of Dream/NAMEReach-v0.
-
-    Args:
-        num_envs: how many.
-        autoreset_mode: as `make_real_vector`.
-        max_episode_steps: steps until truncation; None: as registered.
-        settings: as `make_dream_reach`. Errors as there.
-    """
-    limit = TASKS["Reach"] if max_episode_steps is None else max_episode_steps
-    makers = [lambda: TimeLimit(make_dream_reach(**settings), limit)] * num_envs
-    return SyncVectorEnv(makers, autoreset_mode=read_mode(autoreset_mode))
 
 
 # What `gymnasium.make` reads before it makes one: for render_mode="human" it shows frames in a window of its own.
