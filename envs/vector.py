@@ -204,6 +204,12 @@ class DreamVectorEnv(gymnasium.vector.VectorEnv[Any, Any, Any]):
         """Openings that a reset can draw from."""
         return self._dreamer.num_openings
 
+    @property
+    def num_bytes(self) -> int:
+        """Memory that the dreams hold, in bytes, without the kept openings (`starts.num_bytes`); 0 before a reset."""
+        parts = {} if self._moment is None else self._moment.state.dream.tensors()
+        return sum(part.nbytes for part in parts.values())
+
     @property  # type: ignore[misc]  # as SyncVectorEnv: nothing sets it
     def np_random(self) -> Any:
         """The generators that resets draw from, one a dream, with chance on the host; else none."""
