@@ -111,11 +111,12 @@ class DreamVectorEnv(gymnasium.vector.VectorEnv[Any, Any, Any]):
 
     Equal seeds and actions give equal dreams on one machine, in a batch of one size. A dream is what it would be alone
     but for the rounding of larger products: within one level of a pixel for a dozen steps or more; then, as every dream
-    drifts away from one that differs in rounding, it may differ. In another order of the same dreams each is exactly the same.
+    drifts away from one that differs in rounding, it may differ. In another order of the same dreams each is
+    exactly the same.
 
-    An opening is begun once and kept (a megabyte), so that a new dream of it costs a copy. Therefore the noise on its
-    frames is the same for all dreams of it, apart from the chance of each. With `chance="host"` a dream is the one of
-    `DreamEnv.reset(seed=..., options={"context_seed": CONTEXT_SEED})`, seeds as Gymnasium counts them.
+    An opening is begun once and kept (two megabytes), so that a new dream of it costs a copy. Therefore the noise on
+    its frames is the same for all dreams of it, apart from the chance of each. With `chance="host"` a dream is the one
+    of `DreamEnv.reset(seed=..., options={"context_seed": CONTEXT_SEED})`, seeds as Gymnasium counts them.
 
     Args:
         num_envs: dreams.
