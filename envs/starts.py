@@ -4,7 +4,7 @@ Owns: beginning openings with noise of their own, so that one start serves dream
 both ways to copy it, row by row or by a mask that stays on the device. Knows no Gymnasium.
 
 A start is kept without the slots of memories that it left empty: the last slots of a tensor that are all alike are kept
-once. A megabyte instead of eight, without knowing what a memory keeps.
+once. Two megabytes instead of eight, without knowing what a memory keeps.
 """
 
 from collections import OrderedDict

@@ -111,12 +111,13 @@ class DreamVectorEnv(gymnasium.vector.VectorEnv[Any, Any, Any]):
     vectors, `name` (B, ...) beside `_name`, bool (B,). Every step gives arrays of its own.
 
     Equal seeds and actions give equal dreams on one machine, in a batch of one size. A dream is what it would be alone
-    but for the rounding of larger products: within one level of a pixel a step later; as every dream drifts away from
-    one that differs in rounding, far apart long after. In another order of the same dreams each is exactly the same.
+    but for the rounding of larger products: within one level of a pixel for a dozen steps or more; then, as every dream
+    drifts away from one that differs in rounding, it may differ. In another order of the same dreams each is
+    exactly the same.
 
-    An opening is begun once and kept (a megabyte), so that a new dream of it costs a copy. Therefore the noise on its
-    frames is the same for all dreams of it, apart from the chance of each. With `chance="host"` a dream is the one of
-    `DreamEnv.reset(seed=..., options={"context_seed": CONTEXT_SEED})`, seeds as Gymnasium counts them.
+    An opening is begun once and kept (two megabytes), so that a new dream of it costs a copy. Therefore the noise on
+    its frames is the same for all dreams of it, apart from the chance of each. With `chance="host"` a dream is the one
+    of `DreamEnv.reset(seed=..., options={"context_seed": CONTEXT_SEED})`, seeds as Gymnasium counts them.
 
     Args:
         num_envs: dreams.
@@ -205,6 +206,12 @@ class DreamVectorEnv(gymnasium.vector.VectorEnv[Any, Any, Any]):
     def num_openings(self) -> int:
         """Openings that a reset can draw from."""
         return self._dreamer.num_openings
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory that the dreams hold, in bytes, without the kept openings (`starts.num_bytes`); 0 before a reset."""
+        parts = {} if self._moment is None else self._moment.state.dream.tensors()
+        return sum(part.nbytes for part in parts.values())
 
     @property  # type: ignore[misc]  # as SyncVectorEnv: nothing sets it
     def np_random(self) -> Any:

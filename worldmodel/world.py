@@ -481,8 +481,7 @@ class WorldModel:
 
         Args:
             state: from `reset`.
-            policy: given frames uint8 (B, H, W, 3) on the device, returns integer actions (B,). First it is given the
-                last frame, drawn from what the dream keeps of it.
+            policy: given frames uint8 (B, H, W, 3), at first what the dream keeps of the last, returns actions (B,).
             horizon: steps.
             decode: draw the frames. Without, the policy is given latents float32 (B, C, h, w); a world with a memory
                 of pixels has to draw, as it remembers frames.
@@ -497,14 +496,13 @@ class WorldModel:
             ConfigError: a setting is out of range or does not go with another. ActionError, ShapeError: the policy
                 gave something else, or the noise has another shape.
         """
-        horizon, config = check_whole("horizon", horizon, 1), self.denoiser.config
+        horizon = check_whole("horizon", horizon, 1)
         if not decode and self.pixels is not None:
             raise ConfigError("a world with a memory of pixels remembers the frames it draws: leave decode as it is")
         if in_place and grad:
             raise ConfigError("imagine with grad dreams on a copy: leave in_place out")
-        size = config.latent_size
-        want = (state.num_dreams, horizon, 2, config.latent_channels, size, size)
-        if noise is not None and tuple(noise.shape) != want:
+        latent = state.dream.recent.shape[2:]
+        if noise is not None and noise.shape != (want := (state.num_dreams, horizon, 2, *latent)):
             raise ShapeError(f"noise must be {want}; got {tuple(noise.shape)}")
 
         with torch.inference_mode(not grad), torch.set_grad_enabled(grad):

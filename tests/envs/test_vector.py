@@ -415,7 +415,16 @@ def test_calls_that_do_not_fit(make: Callable[..., DreamVectorEnv]) -> None:
         env.reset(options={"maze": 1})
     with pytest.raises(StateError, match="restore takes what snapshot returned; got int"):
         env.restore(3)  # type: ignore[arg-type]
-    other = make(memory_frames=4)
+    env.close()
+    env.close()
+    for call in (lambda: env.step([0, 0, 0]), lambda: env.reset(seed=1), env.render, env.snapshot):
+        with pytest.raises(StateError, match="was called after close; make the environment again"):
+            call()
+
+
+def test_dreams_that_do_not_fit(make: Callable[..., DreamVectorEnv]) -> None:
+    env, other = make(), make(memory_frames=4)
+    env.reset(seed=1)
     other.reset(seed=1)
     with pytest.raises(StateError, match="this snapshot is of memory_frames 4"):
         env.restore(other.snapshot())
@@ -428,11 +437,6 @@ def test_calls_that_do_not_fit(make: Callable[..., DreamVectorEnv]) -> None:
     stopped.step([0, 0, 0])
     with pytest.raises(StateError, match=r"dreams \[0, 1, 2\] have ended: reset them first"):
         stopped.step([0, 0, 0])
-    env.close()
-    env.close()
-    for call in (lambda: env.step([0, 0, 0]), lambda: env.reset(seed=1), env.render, env.snapshot):
-        with pytest.raises(StateError, match="was called after close; make the environment again"):
-            call()
 
 
 @pytest.mark.parametrize(

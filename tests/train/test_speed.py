@@ -12,6 +12,7 @@ from train.core.stopwatch import measure_matrix_speed, peak_memory, time_in_turn
 from train.evaluate import evaluate_world, read_measures
 from train.measures.base import Bench
 from train.measures.speed import Speed, SpeedOptions
+from train.measures.vector import Vector, VectorOptions
 from worldmodel.checkpoint import save_bundle
 from worldmodel.codec import Codec
 from worldmodel.denoiser import Denoiser
@@ -83,6 +84,24 @@ def test_without_openings_there_is_no_env_to_time(tmp_path: Path) -> None:
     found = Speed().run(bench, SpeedOptions(frames=2, deep_frames=3))
     assert found["part_ms"]["env_overhead"] is None and found["ages"] == [3]
     assert "| what the Gymnasium env adds | - | - | - |" in Speed().lines(found)
+
+
+def test_many_dreams_in_one_vector(world: Path, tmp_path: Path) -> None:
+    model, counted = WorldModel.load(world, device="cpu", num_steps=1), list[int]()
+    bench, options = Bench(model, LabMaze(), [], None, tmp_path, on_frames=counted.append), VectorOptions(2, 2)
+    found = Vector().run(bench, options)
+    assert json.loads(json.dumps(found)) == found and found["num_envs"] == 2
+    assert found["times_as_fast"] == pytest.approx(found["vector_frames_per_s"] / found["sync_frames_per_s"])
+    dream = model.begin_gray(1)
+    assert found["dream_bytes"] == pytest.approx(sum(part.nbytes for part in dream.tensors().values()), rel=0.02)
+    assert 0 < found["starts_bytes"] < found["dream_bytes"] and found["autoreset_ms"] > 0
+    assert sum(counted) == Vector().num_frames(bench, options)
+    assert any(line.startswith("| times as fast | ") for line in Vector().lines(found))
+    bench.model.source = None
+    with pytest.raises(ConfigError, match="loaded from a bundle with openings"):
+        Vector().check(bench, options)
+    with pytest.raises(ConfigError, match="num_envs must be a whole number of at least 1; got 0"):
+        VectorOptions(num_envs=0)
 
 
 def test_tasks_are_timed_in_turn_and_by_their_medians() -> None:

@@ -19,6 +19,7 @@ MEASURES: dict[str, str] = {
     "accumulation": "train.measures.accumulation:Accumulation",
     "bottleneck": "train.measures.bottleneck:Bottleneck",
     "speed": "train.measures.speed:Speed",
+    "vector": "train.measures.vector:Vector",
     "memory_costs": "train.measures.memory_costs:MemoryCosts",
     "tradeoff": "train.measures.tradeoff:Tradeoff",
 }
