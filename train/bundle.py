@@ -4,6 +4,7 @@ Owns: the choice of openings, what a bundle says of its world, and the limit on 
 card is `train.reports.card`'s, the file format `worldmodel.checkpoint`'s.
 """
 
+import dataclasses
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -157,6 +158,7 @@ def make_bundle(options: BundleOptions) -> dict[str, Any]:
         "context_level": options.context_level,
         "level_shift": options.level_shift,
         "settings": chosen[0].settings,
+        "reward_rule": dataclasses.asdict(get_world(chosen[0].world).reward_rule(chosen[0].settings)),
         "opening_split": options.split,
         "opening_scene_seeds": scene_seeds,
     }

@@ -18,6 +18,7 @@ from worldmodel.counts import check_whole
 from worldmodel.errors import CheckpointError, ShapeError
 from worldmodel.memory.pixels import PixelState
 from worldmodel.odometry import POSE_SIZE
+from worldmodel.rewards import RewardLog
 
 Layout = tuple[tuple[str, tuple[int, ...], torch.dtype], ...]
 """Name, shape and format of every tensor of a state."""
@@ -150,10 +151,22 @@ class WorldState:
     Attributes:
         dream: tensors.
         chance: what each dream draws its noise from.
+        log: the rewards that each has had; none where it is not given.
     """
 
     dream: DreamState
     chance: Chance
+    log: RewardLog | None = None
+
+    def __post_init__(self) -> None:
+        if self.log is None:
+            self.log = RewardLog.empty(self.num_dreams, self.dream.pending.device)
+
+    @property
+    def rewards(self) -> RewardLog:
+        """The rewards that each dream has had."""
+        assert self.log is not None  # since __post_init__
+        return self.log
 
     def clone(self) -> "WorldState":
         """Return an independent copy that dreams on exactly as this one would."""
@@ -162,7 +175,7 @@ class WorldState:
     def to(self, device: torch.device | str) -> "WorldState":
         """Return an independent copy on a device."""
         moved = {name: part.to(device, copy=True) for name, part in self.dream.tensors().items()}
-        return WorldState(DreamState.from_tensors(moved), self.chance.to(device))
+        return WorldState(DreamState.from_tensors(moved), self.chance.to(device), self.rewards.to(device))
 
     def select(self, rows: Sequence[int] | torch.Tensor) -> "WorldState":
         """Return a copy of some dreams, in the order given; one named twice is there twice, with equal chance.
@@ -177,7 +190,7 @@ class WorldState:
             if not all(0 <= row < self.num_dreams for row in rows):
                 raise ShapeError(f"select takes rows from 0 to {self.num_dreams - 1}; got {list(rows)}")
             rows = torch.tensor(list(rows), dtype=torch.int64, device=self.dream.pending.device)
-        return WorldState(self.dream.select(rows), self.chance.select(rows))
+        return WorldState(self.dream.select(rows), self.chance.select(rows), self.rewards.select(rows))
 
     def repeat(self, count: int) -> "WorldState":
         """Return `count` copies of every dream, those of one beside one another; equal actions dream them alike."""
@@ -202,7 +215,9 @@ class WorldState:
                 "begin all with one world"
             )
         joined = {name: torch.cat([parts[name] for parts in named], batch_axis(name)) for name in named[0]}
-        return WorldState(DreamState.from_tensors(joined), join_chances([state.chance for state in states]))
+        logs = [state.rewards for state in states]
+        log = RewardLog(*(torch.cat([getattr(one, name) for one in logs]) for name in ("places", "count")))
+        return WorldState(DreamState.from_tensors(joined), join_chances([state.chance for state in states]), log)
 
     def put(self, rows: torch.Tensor, other: "WorldState") -> None:
         """Replace the dreams of `rows`, int64 (n,), by copies of the n dreams of `other`, in place.
@@ -214,10 +229,12 @@ class WorldState:
             raise ShapeError("dreams with chance on the CPU and such with chance on the device cannot be in one batch")
         self.dream.put(rows, other.dream)
         self.chance.put(rows, other.chance)
+        self.log = self.rewards.put(rows, other.rewards)
 
     def to_bytes(self) -> bytes:
         """Return everything as the bytes of a safetensors file, for another process or the disk."""
         named = {f"dream.{name}": part for name, part in self.dream.tensors().items()} | self.chance.tensors()
+        named |= {f"rewards.{name}": part for name, part in self.rewards.tensors().items()}
         return save({name: part.detach().cpu().contiguous().clone() for name, part in named.items()})
 
     @staticmethod
@@ -230,7 +247,10 @@ class WorldState:
         try:
             named = load(content)
             parts = {n.removeprefix("dream."): part.to(device) for n, part in named.items() if n.startswith("dream.")}
-            chance = read_chance({name: part for name, part in named.items() if not name.startswith("dream.")})
+            past = {n.removeprefix("rewards."): part for n, part in named.items() if n.startswith("rewards.")}
+            log = RewardLog(**past).to(device) if past else None  # bytes of an older version have none
+            others = {n: part for n, part in named.items() if not n.startswith(("dream.", "rewards."))}
+            chance = read_chance(others)
             dream = DreamState.from_tensors(parts)
         except (SafetensorError, KeyError, TypeError, RuntimeError) as error:
             raise CheckpointError(
@@ -241,7 +261,7 @@ class WorldState:
                 f"these bytes are a dream of an older version, with poses of {dream.cache.pose.shape[-1]} numbers "
                 f"instead of {POSE_SIZE}: begin the dream again"
             )
-        return WorldState(dream, chance.to(device))
+        return WorldState(dream, chance.to(device), log)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Cross to another process as plain bytes: tensors by themselves would each hold an open file there."""

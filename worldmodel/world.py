@@ -24,6 +24,8 @@ from worldmodel.imagination import Imagined, Policy, Shown, play
 from worldmodel.memory.depth import DepthNet
 from worldmodel.memory.pixels import PixelMemory, PixelState
 from worldmodel.odometry import POSE_SIZE
+from worldmodel.reward_rule import RewardRule
+from worldmodel.rewards import settle
 from worldmodel.sampler import Sampler, SamplerConfig, Sight
 from worldmodel.state import DreamState, Step, WorldState
 from worldmodel.step import Stepper
@@ -80,6 +82,7 @@ class WorldModel:
             raise ShapeError(f"codec {codec.config} and denoiser {denoiser.config} disagree on latents")
 
         self.info = dict(info or {})
+        self.reward_rule = RewardRule.of(self.info)
         self.device = pick_device(device) if isinstance(device, str) else device
         if dtype is None:
             dtype = torch.bfloat16 if has_fast_bfloat16(self.device) else torch.float32
@@ -424,6 +427,8 @@ class WorldModel:
     def step(self, state: WorldState, actions: torch.Tensor, *, check: bool = True) -> Step:
         """Dream the next frame of every dream, in place.
 
+        What the heads say of rewards and ends is bounded by the rule of the world (`reward_rule`), where it has one.
+
         Args:
             state: from `reset`; changed.
             actions: integer (B,). Under a window that looks ahead they enter with the newest frame of noise, which is
@@ -435,7 +440,18 @@ class WorldModel:
             ActionError: not integers, or outside the action set. ShapeError: not one action a dream.
         """
         result = self._advance(self.sampler, state, self._check_step(state, actions, check)[:, None])
-        return Step(*(part[:, 0] for part in result))
+        return self._settle(state, Step(*(part[:, 0] for part in result)))
+
+    def _settle(self, state: WorldState, step: Step) -> Step:
+        """Return a step as the world's own rule has it, and take its rewards into the state."""
+        poses = state.dream.pending_poses[:, -1] if self.can_reckon else None
+        state.log, is_repeated, is_over = settle(self.reward_rule, state.rewards, step.rewards, poses)
+        return step._replace(
+            rewards=step.rewards.masked_fill(is_repeated, 0),
+            reward_probability=step.reward_probability.masked_fill(is_repeated, 0),
+            terminated=step.terminated | is_over,
+            end_probability=step.end_probability.masked_fill(is_over, 1),
+        )
 
     @torch.inference_mode()
     def observe(self, state: WorldState, actions: torch.Tensor, frames: torch.Tensor) -> None:
@@ -523,7 +539,8 @@ class WorldModel:
     ) -> Shown:
         """Take one step in place under checked actions (B,), with `drawn` noise (B, 2, C, h, w) or the dreams' own."""
         if decode:
-            return Shown(*(part[:, 0] for part in self._advance(self.sampler, state, actions[:, None], drawn)))
+            result = self._advance(self.sampler, state, actions[:, None], drawn)
+            return Shown(*self._settle(state, Step(*(part[:, 0] for part in result))))
         noise, shown_noise = (self._noise(state.chance, 2) if drawn is None else drawn).split(1, 1)
         latents, prediction = self.sampler.advance(state.dream, actions[:, None], noise, shown_noise)
         heads = self.read_heads(prediction.reward_logits, prediction.terminated_logit)

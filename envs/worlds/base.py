@@ -15,6 +15,7 @@ from envs.actions import ActionSet
 from envs.data.episodes import EpisodeInfo
 from envs.fields import Field
 from worldmodel.errors import ConfigError, DataError
+from worldmodel.reward_rule import RewardRule
 
 MEAN_HELD_STEPS = 6.0
 TEST_SCENE_DIVISOR = 16  # scene seeds that it divides are kept for testing, in every recording and every task
@@ -331,6 +332,10 @@ class World:
             num_steps: for so long.
         """
         return np.ones(len(frames), bool)
+
+    def reward_rule(self, settings: Mapping[str, Any]) -> RewardRule:
+        """Return what is known of the rewards of this world, made with `settings`: what dreams of it keep to."""
+        return RewardRule()
 
     def floor(self, info: Mapping[str, Any]) -> Floor:
         """Return where a walker can go without changing the scene, by the `info` of the last reset or step.

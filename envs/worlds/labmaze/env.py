@@ -14,12 +14,11 @@ import numpy as np
 from gymnasium import spaces
 
 from envs.worlds.labmaze.apart import make_renderer
-from envs.worlds.labmaze.constants import ACTIONS, FPS
+from envs.worlds.labmaze.constants import ACTIONS, FPS, NUM_TARGETS, TARGET_REACH_CELLS
 from envs.worlds.labmaze.maze import WALKER_RADIUS, Maze, make_maze
 from envs.worlds.labmaze.scene import find_palette
 from worldmodel.errors import ConfigError, SeedError, StateError
 
-TARGET_REACH_CELLS = 0.45
 # A step turns first, then walks along the new heading.
 _MOVES = dict(zip(ACTIONS.names, ACTIONS.displacements, strict=True))
 TURN_DEG, WALK_CELLS = _MOVES["turn_left"][0], _MOVES["forward"][1]
@@ -106,7 +105,7 @@ class LabMazeEnv(gymnasium.Env[np.ndarray, np.int64]):
         size: int = 9,
         image_size: int = 64,
         palette: str = "classic",
-        num_targets: int = 4,
+        num_targets: int = NUM_TARGETS,
         max_episode_steps: int | None = 1800,
         max_rooms: int = 4,
         room_min_size: int = 3,

@@ -11,8 +11,8 @@ import cv2
 import numpy as np
 
 from envs.worlds.base import ReachStart, draw_scene_seed
-from envs.worlds.labmaze.constants import ACTIONS, VIEW_DEG
-from envs.worlds.labmaze.env import TARGET_REACH_CELLS, TURN_DEG, LabMazeEnv
+from envs.worlds.labmaze.constants import ACTIONS, TARGET_REACH_CELLS, VIEW_DEG
+from envs.worlds.labmaze.env import TURN_DEG, LabMazeEnv
 from envs.worlds.labmaze.maze import Maze
 from envs.worlds.labmaze.scene import TARGET_RADIUS
 from envs.worlds.labmaze.targets import SAME_COLOR, disc_is_in_sight, project

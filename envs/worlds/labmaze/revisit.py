@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from envs.data.episodes import EpisodeInfo, read_episode, read_shard
-from envs.worlds.labmaze.constants import VIEW_DEG
-from envs.worlds.labmaze.env import TARGET_REACH_CELLS, LabMazeEnv
+from envs.worlds.labmaze.constants import TARGET_REACH_CELLS, VIEW_DEG
+from envs.worlds.labmaze.env import LabMazeEnv
 from envs.worlds.labmaze.scene import SKY_DEPTH
 from worldmodel.errors import DataError
 

@@ -13,8 +13,9 @@ import numpy as np
 from envs.data.episodes import EpisodeInfo
 from envs.fields import DEPTH, POSE, Field
 from envs.worlds.base import Floor, Places, Policy, ReachStart, Revisit, Targets, World
-from envs.worlds.labmaze.constants import ACTIONS, FPS, VIEW_DEG
+from envs.worlds.labmaze.constants import ACTIONS, FPS, NUM_TARGETS, TARGET_REACH_CELLS, VIEW_DEG
 from worldmodel.errors import ConfigError
+from worldmodel.reward_rule import RewardRule
 
 if TYPE_CHECKING:
     import gymnasium
@@ -81,6 +82,11 @@ class LabMaze(World):
         if unknown := sorted({*settings} - {*accepted}):
             raise ConfigError(f"settings {unknown} of LabMaze are unknown; accepted: {', '.join(accepted)}")
         return LabMazeEnv(**settings)
+
+    def reward_rule(self, settings: Mapping[str, Any]) -> RewardRule:
+        """Return that a sphere, which is gone when it is reached, pays once, and that the last one ends it."""
+        given = settings.get("num_targets")
+        return RewardRule(2 * TARGET_REACH_CELLS, NUM_TARGETS if given is None else int(given))
 
     def policy(self, rng: np.random.Generator) -> Policy:
         """Return an explorer of mazes."""
