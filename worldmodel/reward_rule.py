@@ -1,8 +1,9 @@
-"""When a world pays and ends by its own words, beside what the heads of a network say of it.
+"""What a bundle says of rewards and ends beside its heads: the rule of its world, and how far to believe the heads.
 
-Owns: the rule, and reading it from a bundle. Applying it is `worldmodel.rewards`'.
+Owns: both, and reading them from a bundle. Applying the rule is `worldmodel.rewards`'.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -38,3 +39,38 @@ class RewardRule:
         if not is_fine:
             raise CheckpointError(f"the bundle's reward_rule {info['reward_rule']!r} cannot be read: make it again")
         return rule
+
+
+@dataclass(frozen=True)
+class HeadCalibration:
+    """Scale and shift of the logits of the heads that make their probabilities those of what happens (Platt, 1999).
+
+    What the heads decide stays as it is: a reward that comes a step too early is no false one, though a probability
+    that is right of every step must be low there.
+
+    Attributes:
+        reward: scale and shift of the logit of any reward other than zero.
+        terminated: likewise, of an end.
+    """
+
+    reward: tuple[float, float] = (1.0, 0.0)
+    terminated: tuple[float, float] = (1.0, 0.0)
+
+    @staticmethod
+    def of(info: Mapping[str, Any]) -> "HeadCalibration":
+        """Return what a bundle carries; one without leaves the probabilities as they are.
+
+        Raises:
+            CheckpointError: it is damaged.
+        """
+        found = info.get("calibration", {})
+        try:
+            pairs = {name: (float(scale), float(shift)) for name, (scale, shift) in found.items()}
+            calibration = HeadCalibration(**pairs)
+        except (AttributeError, TypeError, ValueError) as error:
+            raise CheckpointError(f"the bundle's calibration {found!r} cannot be read: run train.calibrate") from error
+        if not all(scale > 0 and math.isfinite(scale) and math.isfinite(shift) for scale, shift in pairs.values()):
+            raise CheckpointError(
+                f"the bundle's calibration {found!r} has a scale that is not above 0: run train.calibrate"
+            )
+        return calibration

@@ -133,8 +133,8 @@ class Step(NamedTuple):
         frames: uint8 (B, H, W, 3).
         rewards: float32 (B,), the likeliest.
         terminated: bool (B,), whether an end is likelier than none.
-        reward_probability: float32 (B,), of any reward other than zero.
-        end_probability: float32 (B,), that the episode ended.
+        reward_probability: float32 (B,), of any reward other than zero, calibrated where the bundle says how.
+        end_probability: float32 (B,), that the episode ended, likewise.
     """
 
     frames: torch.Tensor

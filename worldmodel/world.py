@@ -24,7 +24,7 @@ from worldmodel.imagination import Imagined, Policy, Shown, play
 from worldmodel.memory.depth import DepthNet
 from worldmodel.memory.pixels import PixelMemory, PixelState
 from worldmodel.odometry import POSE_SIZE
-from worldmodel.reward_rule import RewardRule
+from worldmodel.reward_rule import HeadCalibration, RewardRule
 from worldmodel.rewards import settle
 from worldmodel.sampler import Sampler, SamplerConfig, Sight
 from worldmodel.state import DreamState, Step, WorldState
@@ -82,7 +82,7 @@ class WorldModel:
             raise ShapeError(f"codec {codec.config} and denoiser {denoiser.config} disagree on latents")
 
         self.info = dict(info or {})
-        self.reward_rule = RewardRule.of(self.info)
+        self.reward_rule, self._calibration = RewardRule.of(self.info), HeadCalibration.of(self.info)
         self.device = pick_device(device) if isinstance(device, str) else device
         if dtype is None:
             dtype = torch.bfloat16 if has_fast_bfloat16(self.device) else torch.float32
@@ -420,8 +420,10 @@ class WorldModel:
             terminated: float (...).
         """
         values = self._reward_values
-        pays = (rewards.float().softmax(-1) * (values != 0)).sum(-1)
-        return values[rewards.argmax(-1)], terminated > 0, pays, terminated.float().sigmoid()
+        pays = (rewards.float().softmax(-1) * (values != 0)).sum(-1).logit(eps=1e-7)
+        logits = (pays, self._calibration.reward), (terminated.float(), self._calibration.terminated)
+        probabilities = [(scale * logit + shift).sigmoid() for logit, (scale, shift) in logits]
+        return values[rewards.argmax(-1)], terminated > 0, *probabilities
 
     @torch.inference_mode()
     def step(self, state: WorldState, actions: torch.Tensor, *, check: bool = True) -> Step:

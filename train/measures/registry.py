@@ -15,6 +15,7 @@ MEASURES: dict[str, str] = {
     "place_recall": "train.measures.place_recall:PlaceRecall",
     "targets": "train.measures.targets:TargetsMeasure",
     "rewards": "train.measures.rewards:Rewards",
+    "calibration": "train.measures.calibration:Calibration",
     "bold_play": "train.measures.bold_play:BoldPlayMeasure",
     "accumulation": "train.measures.accumulation:Accumulation",
     "bottleneck": "train.measures.bottleneck:Bottleneck",
