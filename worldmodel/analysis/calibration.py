@@ -87,8 +87,8 @@ def fit_platt(predicted: Predicted, steps: int = 100) -> tuple[float, float]:
     def closure() -> torch.Tensor:
         optimizer.zero_grad()
         loss = F.binary_cross_entropy_with_logits(log_scale.exp() * logits + shift, target, weight, reduction="sum")
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         return loss
 
-    optimizer.step(closure)  # type: ignore[no-untyped-call]
+    optimizer.step(closure)
     return float(log_scale.detach().exp()), float(shift.detach())
