@@ -15,10 +15,12 @@ import torch
 from envs.dreamer import Dreamer
 from worldmodel.chance import DeviceChance
 from worldmodel.errors import StateError
+from worldmodel.rewards import RewardLog
 from worldmodel.state import WorldState, batch_axis
 
 CONTEXT_SEED = 0  # of the noise on an opening's frames, the same for all dreams of it
 MOST_STARTS = 256  # kept at once, the last ones used
+AT_ONCE = 32  # openings begun in one batch: a dream takes 8 MB before it is trimmed
 
 
 class Starts:
@@ -74,6 +76,7 @@ class Starts:
                 _spread(place, part.select(batch_axis(name), 0), _slot_axis(name, part) - 1)
         places = torch.tensor(list(rows), dtype=torch.int64, device=state.dream.pending.device)
         state.chance.put(places, self._dreamer.model.make_chance(list(seeds), self._on_device))
+        state.log = state.rewards.put(places, RewardLog.empty(len(places), places.device))
 
     @torch.inference_mode()
     def renew(self, state: WorldState, is_new: torch.Tensor, openings: torch.Tensor, seeds: torch.Tensor) -> None:
@@ -91,14 +94,23 @@ class Starts:
         if not isinstance(state.chance, DeviceChance):
             raise StateError("dreams are renewed on the device where their chance is there: begin them with on_device")
         if self._table is None:
-            every = self.begin(range(self._dreamer.num_openings), [0] * self._dreamer.num_openings)
-            self._table = {name: _trim(name, part) for name, part in every.dream.tensors().items()}
+            self._table = self._begin_all()
         for name, part in state.dream.tensors().items():
             found = self._table[name].index_select(batch_axis(name), openings)
             shape = [1] * part.ndim
             shape[batch_axis(name)] = -1
             _spread(part, found, _slot_axis(name, part), is_new.view(shape))
         state.chance.renew(is_new, seeds)
+        state.log = state.rewards.renew(is_new)
+
+    def _begin_all(self) -> dict[str, torch.Tensor]:
+        """Return what dreams are after each opening, begun some at a time, without the slots that all left empty."""
+        parts: dict[str, list[torch.Tensor]] = {}
+        for first in range(0, self._dreamer.num_openings, AT_ONCE):
+            openings = range(first, min(first + AT_ONCE, self._dreamer.num_openings))
+            for name, part in self.begin(openings, [0] * len(openings)).dream.tensors().items():
+                parts.setdefault(name, []).append(_trim(name, part))
+        return {name: _join(name, part) for name, part in parts.items()}
 
     def _find(self, opening: int) -> dict[str, torch.Tensor]:
         """Return a start; each is begun alone, so that it does not depend on which others were."""
@@ -122,6 +134,25 @@ def _trim(name: str, part: torch.Tensor) -> torch.Tensor:
     apart = (part != part.narrow(axis, part.shape[axis] - 1, 1)).permute(axis, *rest).flatten(1).any(1)
     differing = apart.nonzero().flatten().tolist()
     return part.narrow(axis, 0, 2 + differing[-1] if differing else 1).clone()
+
+
+def _join(name: str, parts: list[torch.Tensor]) -> torch.Tensor:
+    """Return tensors that `_trim` left of several batches as one: the shorter ones end in copies of their last slot."""
+    axis = _slot_axis(name, parts[0])
+    if axis == batch_axis(name):
+        return torch.cat(parts)
+    longest = max(part.shape[axis] for part in parts)
+    padded = []
+    for part in parts:
+        last = part.narrow(axis, part.shape[axis] - 1, 1) if part.shape[axis] else part
+        missing = longest - part.shape[axis]
+        padded.append(torch.cat([part, last.expand(*_sized(part, axis, missing))], axis) if missing else part)
+    return torch.cat(padded, batch_axis(name))
+
+
+def _sized(part: torch.Tensor, axis: int, size: int) -> list[int]:
+    """Return the shape of a tensor with another size along an axis."""
+    return [size if number == axis else length for number, length in enumerate(part.shape)]
 
 
 def _spread(place: torch.Tensor, part: torch.Tensor, axis: int, is_new: torch.Tensor | None = None) -> None:

@@ -47,6 +47,11 @@ class RewardLog:
         """Return it with that of the dreams of `rows`, int64 (n,), replaced."""
         return RewardLog(self.places.index_copy(0, rows, other.places), self.count.index_copy(0, rows, other.count))
 
+    def renew(self, is_new: torch.Tensor) -> "RewardLog":
+        """Return it with that of the dreams where bool (B,) holds empty."""
+        places = self.places.masked_fill(is_new[:, None, None], _FAR)
+        return RewardLog(places, self.count.masked_fill(is_new, 0))
+
 
 def settle(
     rule: RewardRule, log: RewardLog, rewards: torch.Tensor, poses: torch.Tensor | None

@@ -25,6 +25,7 @@ from envs.starts import CONTEXT_SEED
 from envs.vector import DreamVectorEnv
 from envs.worlds.registry import WORLDS
 from worldmodel.errors import ActionError, ConfigError, DeviceError, SeedError, ShapeError, StateError
+from worldmodel.reward_rule import RewardRule
 from worldmodel.world import WorldModel
 
 KINDS = [{}, {"chance": "device"}, {"output": "torch"}, {"output": "torch", "chance": "device"}]
@@ -184,6 +185,42 @@ def test_dreams_end_and_begin_anew_each_by_itself(
         for row in np.flatnonzero(is_new):
             assert np.array_equal(frames[row], starts[int(info["opening"][row])])
             assert rewards[row] == 0 or mode == AutoresetMode.SAME_STEP
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+@pytest.mark.parametrize("mode", MODES, ids=str)
+def test_a_dream_begun_anew_has_had_no_rewards(
+    mode: AutoresetMode, kind: dict[str, str], make: Callable[..., DreamVectorEnv], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The world's rule ends a dream with its second reward; what pays in every step does so again and again."""
+    env = make(**kind, autoreset_mode=mode)
+    monkeypatch.setattr(env._model, "reward_rule", RewardRule(ends_after=2))
+    with torch.no_grad():
+        env._model.denoiser.reward_head.bias.copy_(torch.tensor([-50.0, 50.0]))
+        env._model.denoiser.terminated_head.bias.fill_(-50.0)
+    env.reset(seed=3)
+    ends = []
+    for actions in course(3, 7):
+        if mode == AutoresetMode.DISABLED and ends and all(ends[-1]):
+            env.reset(options={"reset_mask": np.ones(3, bool)})
+        ends.append(env.step(torch.from_numpy(actions) if env.output == "torch" else actions)[2].tolist())
+    waits = mode == AutoresetMode.NEXT_STEP  # a step that begins anew pays nothing
+    over = [False, True, False] if waits else [False, True]
+    assert ends == [[over[step % len(over)]] * 3 for step in range(7)]
+
+
+def test_openings_begun_some_at_a_time_are_the_same_starts(
+    make_pixels: Callable[..., DreamVectorEnv], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tables = []
+    for at_once in (32, 1):
+        monkeypatch.setattr("envs.starts.AT_ONCE", at_once)
+        env = make_pixels(chance="device")
+        env.reset(seed=3)
+        tables.append(env.starts._begin_all())
+    for name, part in tables[0].items():
+        assert part.shape == tables[1][name].shape, name
+        assert torch.allclose(part.float(), tables[1][name].float(), atol=1e-4), name
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=str)
