@@ -172,7 +172,7 @@ def test_a_comparison_that_cannot_be_is_refused(changes: dict[str, Any], message
     ("changes", "message"),
     [
         ({"horizon": 0}, "ppo.horizon must be at least 1; got 0"),
-        ({"batch_size": 1000}, "ppo.batch_size must be from 2 to num_envs x horizon, 512; got 1000"),
+        ({"batch_size": 1000}, "ppo.batch_size must be from 2 to num_envs x horizon, 256; got 1000"),
         ({"learning_rate": 0.0}, "ppo.learning_rate must be above 0"),
         ({"discount": 1.5}, "discount and trace from 0 to 1"),
     ],

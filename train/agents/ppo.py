@@ -21,13 +21,13 @@ class PPOSettings:
 
     num_envs: int = 16
     """Worlds at once."""
-    horizon: int = 32
+    horizon: int = 16
     """Steps of each between updates."""
     epochs: int = 8
     """How often an update goes through what was seen."""
     batch_size: int = 128
     """Frames of a step of the optimizer."""
-    learning_rate: float = 5e-4
+    learning_rate: float = 7e-4
     """Of Adam."""
     discount: float = 0.97
     """Of a reward, for each step that it is away."""
