@@ -18,7 +18,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from train.agents.agent import Agent, Player, RandomAgent, load_agent, require_sb3
+from train.agents.agent import Agent, Player, RandomAgent, load_agent, require_packages
 from train.agents.judging import judge, record_video
 from train.agents.ppo import PPOSettings, learn
 from train.agents.worlds import check_alike, make_worlds, read_settings
@@ -99,7 +99,7 @@ def check_options(options: RLOptions) -> int:
         ConfigError: an id, a setting or spaces that do not fit, or the folder holds results of other settings.
         MissingPackageError: a package of a world or of learning is missing. Others as the worlds' own.
     """
-    require_sb3()
+    require_packages(*(["tensorboard"] if options.agents is None else []))
     pick_device(options.device)
     check_folder(options)
     places = ["judge"] if options.agents is not None else ["judge", "control", "train"]
@@ -142,6 +142,13 @@ def name_place(options: RLOptions, place: str) -> str:
     return options.train if place == "train" else options.judge
 
 
+def list_settings(options: RLOptions, place: str) -> list[str]:
+    """Return the settings NAME=VALUE of the world of a place."""
+    if place == "train":
+        return list(options.train_settings)
+    return [*options.judge_settings, *(options.control_settings if place == "control" else ())]
+
+
 @contextlib.contextmanager
 def open_worlds(options: RLOptions, place: str, num_envs: int, mode: str = "DISABLED") -> Iterator[Any]:
     """Make worlds and close them in the end.
@@ -152,10 +159,8 @@ def open_worlds(options: RLOptions, place: str, num_envs: int, mode: str = "DISA
         num_envs: how many.
         mode: of the reset after an end: DISABLED to judge, SAME_STEP to learn.
     """
-    texts = options.train_settings if place == "train" else options.judge_settings
-    if place == "control":
-        texts = (*texts, *options.control_settings)
-    envs = make_worlds(name_place(options, place), num_envs, mode, read_settings(texts))
+    settings = read_settings(list_settings(options, place))
+    envs = make_worlds(name_place(options, place), num_envs, mode, settings)
     try:
         yield envs
     finally:
@@ -183,7 +188,8 @@ def learn_or_load(options: RLOptions, role: str, seed: int) -> Agent:
             envs, options.frames, seed, options.ppo, device=options.device, log=log, on_frames=progress.update
         )
     took = {"seconds": time.monotonic() - started[0], "processor_seconds": time.process_time() - started[1]}
-    agent.about |= {"world": name_place(options, place), **{name: round(value, 1) for name, value in took.items()}}
+    agent.about |= {"world": name_place(options, place), "settings": list_settings(options, place)}
+    agent.about |= {name: round(value, 1) for name, value in took.items()}
     agent.save(folder)
     save_json(folder / "curve.json", dataclasses.asdict(curve))  # last: it says that the agent is whole
     return load_agent(folder)

@@ -20,7 +20,7 @@ from envs.tasks.starts import record_starts
 from envs.worlds.labmaze.constants import ACTIONS
 from envs.worlds.registry import get_world
 from tests.conftest import moving_frames
-from train.agents.agent import Agent, RandomAgent, build_policy, load_agent, require_sb3
+from train.agents.agent import Agent, RandomAgent, build_policy, load_agent
 from train.agents.judging import judge
 from train.agents.ppo import PPOSettings
 from train.agents.scores import summarize
@@ -205,10 +205,14 @@ def test_a_real_world_with_a_wrong_setting_or_without_its_package_says_so(monkey
         make_worlds(REAL, 1, "DISABLED", {}).reset(seed=0)
 
 
-def test_without_stable_baselines3_one_line_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "stable_baselines3", None)
-    with pytest.raises(MissingPackageError, match=r'pip install -e "\.\[rl\]"'):
-        require_sb3()
+@pytest.mark.parametrize("name", ["stable_baselines3", "tensorboard"])
+def test_without_a_package_one_line_says_what_to_install(
+    name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(MissingPackageError, match=r'pip install -e "\.\[rl\]"') as caught:
+        run(RLOptions(out=tmp_path))
+    assert "\n" not in str(caught.value) and not any(tmp_path.iterdir())
 
 
 class FrameEnv(gymnasium.Env[np.ndarray, np.int64]):

@@ -3,6 +3,7 @@
 Owns: the file of weights (safetensors) and the JSON beside it. Does not know how an agent learns.
 """
 
+import importlib
 import json
 from pathlib import Path
 from typing import Any, Protocol
@@ -101,7 +102,7 @@ def build_policy(image_size: int, num_actions: int) -> Any:
     Raises:
         MissingPackageError: stable-baselines3 is not installed.
     """
-    require_sb3()
+    require_packages()
     from stable_baselines3.common.policies import ActorCriticCnnPolicy
 
     pictures = spaces.Box(0, 255, (3, image_size, image_size), np.uint8)
@@ -135,16 +136,15 @@ def load_agent(folder: Path, device: str = "cpu") -> Agent:
     return Agent(policy.to(device), kept["about"])
 
 
-def require_sb3() -> None:
-    """Check that stable-baselines3 is installed.
+def require_packages(*names: str) -> None:
+    """Check that packages of the extra `rl` are installed: stable_baselines3, and those named beside.
 
     Raises:
-        MissingPackageError: it is not.
+        MissingPackageError: one is not.
     """
-    try:
-        import stable_baselines3  # noqa: F401
-    except ImportError as error:
-        raise MissingPackageError(
-            f'agents learn with stable-baselines3 ({error}); run: pip install -e ".[rl]", or pip install '
-            "stable-baselines3"
-        ) from error
+    for name in ("stable_baselines3", *names):
+        try:
+            importlib.import_module(name)
+        except ImportError as error:
+            shown = name.replace("_", "-")
+            raise MissingPackageError(f'agents need {shown} ({error}); run: pip install -e ".[rl]"') from error

@@ -11,7 +11,7 @@ from typing import Any
 
 import gymnasium
 
-from train.agents.agent import Agent, require_sb3
+from train.agents.agent import Agent, require_packages
 from worldmodel.errors import ConfigError
 
 
@@ -94,7 +94,7 @@ def learn(
     Raises:
         MissingPackageError: stable-baselines3 is not installed. ConfigError: another autoreset mode.
     """
-    require_sb3()
+    require_packages()
     from stable_baselines3 import PPO
     from stable_baselines3.common.callbacks import BaseCallback
     from stable_baselines3.common.vec_env import VecMonitor
