@@ -21,7 +21,7 @@ from tqdm import tqdm
 from train.agents.agent import Agent, Player, RandomAgent, load_agent, require_packages
 from train.agents.judging import judge, record_video
 from train.agents.ppo import PPOSettings, learn
-from train.agents.worlds import check_alike, make_worlds, read_settings
+from train.agents.worlds import check_alike, check_player, make_worlds, read_settings
 from train.core.options import options_to_json, parse_options, run_program, save_json
 from train.reports.agents import write_report
 from worldmodel.devices import pick_device
@@ -205,6 +205,7 @@ def judge_player(options: RLOptions, player: Player, role: str, seed: int, place
     seeds = range(first, first + count)
     found = {}
     with open_worlds(options, place, min(JUDGED_AT_ONCE, count)) as envs:
+        check_player(player, name_place(options, place), envs)
         for mode, greedy in MODES.items():
             if mode == "drawn" or (place == "judge" and role != "random"):
                 found[mode] = dataclasses.asdict(judge(player, envs, seeds, greedy=greedy))
@@ -225,8 +226,7 @@ def run(options: RLOptions, command: str = "") -> dict[str, Any]:
         As `check_options`, `learn_or_load` and the writing of files.
     """
     random = RandomAgent(check_options(options))
-    about = {"train_id": options.train, "judge_id": options.judge, "settings": options_to_json(options)}
-    about["command"] = command
+    about = {"judge_id": options.judge, "settings": options_to_json(options), "command": command}
 
     players: dict[tuple[str, int], Player] = {}
     for seed in options.chosen:

@@ -24,7 +24,7 @@ from train.agents.agent import Agent, RandomAgent, build_policy, load_agent
 from train.agents.judging import judge
 from train.agents.ppo import PPOSettings
 from train.agents.scores import summarize
-from train.agents.worlds import check_alike, make_worlds, read_settings
+from train.agents.worlds import check_alike, check_player, make_worlds, read_settings
 from train.rl import RLOptions, main, run
 from worldmodel.checkpoint import save_bundle
 from worldmodel.errors import CheckpointError, ConfigError, DataError, MissingPackageError, ShapeError
@@ -152,6 +152,14 @@ def test_a_damaged_agent_is_refused(agent: Agent, tmp_path: Path, damage: Callab
     damage(tmp_path)
     with pytest.raises(CheckpointError, match=message):
         load_agent(tmp_path)
+
+
+def test_an_agent_that_learned_in_another_world_is_refused(agent: Agent) -> None:
+    check_player(agent, "a", SyncVectorEnv([lambda: FrameEnv(36)]))
+    for size, count in ((64, 7), (36, 3)):
+        envs = SyncVectorEnv([lambda size=size, count=count: FrameEnv(size, count)])
+        with pytest.raises(ConfigError, match=f"takes frames of 36 pixels and has 7 actions; a has {size} and {count}"):
+            check_player(agent, "a", envs)
 
 
 @pytest.mark.parametrize(
@@ -328,7 +336,7 @@ def test_agents_of_a_run_are_judged_elsewhere_without_learning(
     comparison: RLOptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = f"--agents {comparison.out} --out {tmp_path / 'again'} --seeds 1 --episodes 6 --video-episodes 0"
-    words += " --judge-settings start=near max_episode_steps=6 size=5 --ppo.num-envs 4 --train envs:Dream/Gone-v0"
+    words += " --judge-settings start=near max_episode_steps=6 size=5 --train envs:Dream/Gone-v0"
     monkeypatch.setattr("sys.argv", ["train.rl", *words.split()])
     main()
     assert "Share of the gap" in capsys.readouterr().out

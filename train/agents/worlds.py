@@ -9,6 +9,7 @@ from typing import Any
 
 import gymnasium
 
+from train.agents.agent import Agent, Player
 from worldmodel.errors import ConfigError, MissingPackageError, WorldModelError
 
 
@@ -91,3 +92,19 @@ def check_alike(envs: Sequence[tuple[str, gymnasium.vector.VectorEnv[Any, Any, A
                     f"one agent cannot act in both: {first} has {mine}, {second} has {theirs}; give settings that make "
                     "them alike, such as image_size=64"
                 )
+
+
+def check_player(player: Player, id: str, envs: Any) -> None:
+    """Check that an agent, which may have learned elsewhere, takes the frames of a world and has its actions.
+
+    Raises:
+        ConfigError: it does not.
+    """
+    if not isinstance(player, Agent):
+        return
+    size, count = envs.single_observation_space.shape, int(envs.single_action_space.n)
+    if (player.image_size, player.num_actions) != (size[0], count):
+        raise ConfigError(
+            f"this agent takes frames of {player.image_size} pixels and has {player.num_actions} actions; {id} has "
+            f"{size[0]} and {count}: judge it in a world like the one it learned in"
+        )

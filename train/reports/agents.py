@@ -87,7 +87,7 @@ def write_report(out: Path, agents: Path, about: dict[str, Any]) -> dict[str, An
     Args:
         out: folder of the run.
         agents: that of the agents, a folder each.
-        about: what to say of it: `train`, `judge`, `settings`, `command`.
+        about: what to say of it: `judge_id`, `settings`, `command`.
 
     Returns:
         the content of `report.json`.
@@ -104,28 +104,30 @@ def write_report(out: Path, agents: Path, about: dict[str, Any]) -> dict[str, An
 
 def report_lines(report: dict[str, Any]) -> list[str]:
     """Return a report as lines of markdown."""
+    names = {role: name_agent(report, role) for role in COLORS}
     lines = ["# Learned in one world, judged in another", ""]
-    lines += [f"Learned in `{report['train_id']}`, judged in `{report['judge_id']}`; seeds {report['seeds']}."]
+    lines += [f"Judged in `{report['judge_id']}`; seeds {', '.join(map(str, report['seeds'])) or 'none yet'}."]
     for mode, scores in report["judge"].items():
         title = "actions drawn" if mode == "drawn" else "the likeliest actions"
-        lines += ["", f"## Judged, {title}: {report['episodes']} episodes a seed", "", *score_table(scores)]
+        lines += ["", f"## Judged, {title}: {report['episodes']} episodes a seed", "", *score_table(scores, names)]
         lines += ["", describe_gap(scores["gap_closed"])]
     if report["train"] is not None:
         title = f"## In the world that was learned in: {report['train_episodes']} episodes a seed"
-        lines += ["", title, "", *score_table(report["train"])]
+        lines += ["", title, "", *score_table(report["train"], names)]
     if report["learning"]:
         lines += ["", "## Learning", "", *learning_table(report["learning"])]
     lines += ["", "Intervals: 95%, seeds and the episodes of each drawn anew. ![curves](curves.png)"]
     return [*lines, "", f"`{report['command']}`"] if report["command"] else lines
 
 
-def score_table(scores: dict[str, Any]) -> list[str]:
-    """Return scores of agents as a table in markdown."""
-    names = {
-        "trained": "learned in the world to learn in",
-        "control": "learned in the judge's world",
-        "random": "random",
-    }
+def name_agent(report: dict[str, Any], role: str) -> str:
+    """Return what a table calls the agents of a role: it, and where they learned."""
+    worlds = {about["world"] for name, about in report["learning"].items() if name.split("-")[0] == role}
+    return ", ".join([role, *(f"learned in `{world}`" for world in sorted(worlds))])
+
+
+def score_table(scores: dict[str, Any], names: dict[str, str]) -> list[str]:
+    """Return scores of agents as a table in markdown, given what it calls each role."""
     lines = [markdown_row("agent", "mean return", "95% interval", "steps", "by seed"), markdown_row(*["---"] * 5)]
     for role, found in scores["agents"].items():
         low, high = found["interval"]
@@ -172,7 +174,7 @@ def plot_curves(path: Path, agents: Path) -> None:
         if not size:
             continue
         means = np.convolve(returns, np.ones(size) / size, "valid")
-        label = {"trained": "in the world to learn in", "control": "in the judge's world"}[role]
+        label = f"{role}, in {read_json(file.with_name('agent.json'))['about']['world']}"
         axes.plot(
             curve["frames"][size - 1 :], means, color=COLORS[role], alpha=0.8, label=None if role in named else label
         )
