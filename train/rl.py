@@ -21,14 +21,13 @@ from tqdm import tqdm
 from train.agents.agent import Agent, Player, RandomAgent, load_agent, require_packages
 from train.agents.judging import judge, record_video
 from train.agents.ppo import PPOSettings, learn
+from train.agents.scores import ROLES
 from train.agents.worlds import check_alike, check_player, make_worlds, read_settings
 from train.core.options import options_to_json, parse_options, run_program, save_json
 from train.reports.agents import write_report
 from worldmodel.devices import pick_device
 from worldmodel.errors import ConfigError, DataError
 
-ROLES = ("trained", "control", "random")
-"""Who is judged: learned in --train, learned in the judge's world, and acts by chance."""
 MODES = {"drawn": False, "greedy": True}
 JUDGE_SEED, TRAIN_SEED = 1_000_000, 2_000_000  # of episodes to judge by; those to learn from begin at 0
 JUDGED_AT_ONCE = 16
@@ -59,7 +58,7 @@ class RLOptions:
     episodes: int = 128
     """Episodes that each agent is judged by, with actions drawn, and as many with the likeliest ones."""
     train_episodes: int = 32
-    """Episodes in the world to learn in, where what is paid there is compared; 0: none."""
+    """Episodes in the world to learn in, of each agent; what the control earns there says how rightly it pays."""
     video_episodes: int = 6
     """Episodes in each video of the first agent; 0: no videos."""
     agents: Path | None = None
@@ -237,8 +236,7 @@ def run(options: RLOptions, command: str = "") -> dict[str, Any]:
 
     if options.agents is None and options.train_episodes:
         for (role, seed), player in players.items():
-            if role != "control":
-                judge_player(options, player, role, seed, "train")
+            judge_player(options, player, role, seed, "train")
     if options.video_episodes:
         make_videos(options, players["trained", options.chosen[0]])
     return write_report(options.out, options.agents_folder, about)

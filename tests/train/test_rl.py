@@ -299,7 +299,7 @@ def test_the_report_has_all_agents_in_both_worlds(comparison: RLOptions) -> None
         for found in report["judge"][mode]["agents"].values():
             assert 0 <= found["interval"][0] <= found["mean"] <= found["interval"][1] <= 1
             assert 1 <= found["length"] <= 6
-    assert set(report["train"]["agents"]) == {"trained", "random"}
+    assert set(report["train"]["agents"]) == {"trained", "control", "random"}
     assert {about["frames"] for about in report["learning"].values()} == {64}
 
     text = (comparison.out / "report.md").read_text()

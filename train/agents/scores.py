@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 
 NUM_DRAWS = 2000
+ROLES = ("trained", "control", "random")
+"""Who is compared: learned in the world in question, learned in the judge's world, and acts by chance."""
 
 
 def draw_means(rows: Mapping[str, np.ndarray], seed: int = 0, num_draws: int = NUM_DRAWS) -> dict[str, np.ndarray]:
@@ -60,7 +62,7 @@ def summarize(returns: Mapping[str, Sequence[Sequence[float]]]) -> dict[str, Any
         }
         for name, values in rows.items()
     }
-    if not {"trained", "control", "random"} <= set(rows):
+    if not set(ROLES) <= set(rows):
         return {"agents": agents, "gap_closed": None}
 
     gap = rows["control"].mean() - rows["random"].mean()

@@ -10,14 +10,14 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from train.agents.scores import summarize
+from train.agents.scores import ROLES, summarize
 from train.core.options import save_json
 from train.reports.plots import markdown_row, save_figure, show_number
 from worldmodel.errors import DataError
 from worldmodel.files import write_file
 
 WINDOW = 100  # episodes that a point of a curve is the mean of
-COLORS = {"trained": "tab:blue", "control": "tab:green", "random": "tab:gray"}
+COLORS = {"trained": "tab:blue", "control": "tab:green"}
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -67,12 +67,12 @@ def summarize_folder(out: Path, agents: Path) -> dict[str, Any]:
         ready for JSON: `seeds` (those done), `judge` (mode -> scores), `train` (scores in the world that was learned
         in, or None), `learning` (agent -> what its file says).
     """
-    seeds, found = read_judgements(out / "judged", "judge", ("trained", "control", "random"))
+    seeds, found = read_judgements(out / "judged", "judge", ROLES)
     report: dict[str, Any] = {"seeds": seeds, "judge": {}, "train": None, "learning": {}}
     if seeds:
         report["judge"] = {mode: compare(found, mode) for mode in ("drawn", "greedy")}
         report["episodes"] = len(found["trained"][0]["drawn"]["returns"])
-    train_seeds, found = read_judgements(out / "judged", "train", ("trained", "random"))
+    train_seeds, found = read_judgements(out / "judged", "train", ROLES)
     if train_seeds:
         report["train"] = compare(found, "drawn") | {"seeds": train_seeds}
         report["train_episodes"] = len(found["trained"][0]["drawn"]["returns"])
@@ -104,7 +104,7 @@ def write_report(out: Path, agents: Path, about: dict[str, Any]) -> dict[str, An
 
 def report_lines(report: dict[str, Any]) -> list[str]:
     """Return a report as lines of markdown."""
-    names = {role: name_agent(report, role) for role in COLORS}
+    names = {role: name_agent(report, role) for role in ROLES}
     lines = ["# Learned in one world, judged in another", ""]
     lines += [f"Judged in `{report['judge_id']}`; seeds {', '.join(map(str, report['seeds'])) or 'none yet'}."]
     for mode, scores in report["judge"].items():
