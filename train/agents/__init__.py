@@ -1,0 +1,1 @@
+"""Agents that learn in one world and are judged in another: learning, playing, scores. Knows no options."""
