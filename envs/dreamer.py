@@ -203,9 +203,10 @@ def check_option(name: str, value: Any, limit: int) -> int:
 
 def to_info_pose(poses: "torch.Tensor") -> "torch.Tensor":
     """Return poses of dreams, float32 (..., 5), as info has them: (..., 3), x and y in cells, heading in degrees."""
-    heading = poses[..., 3:4].rad2deg().remainder(360)
     import torch
 
+    heading = poses[..., 3:4].rad2deg().remainder(360)
+    heading = torch.where(heading < 360, heading, 0.0)  # the remainder of a little less than nothing is rounded up
     return torch.cat([poses[..., :2], heading], -1)
 
 

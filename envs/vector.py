@@ -281,8 +281,10 @@ class DreamVectorEnv(gymnasium.vector.VectorEnv[Any, Any, Any]):
         found = {}
         for name in ("opening", "dream_seed", "frames", "actions"):
             value = options.pop(name, None)
-            is_one = name in ("opening", "dream_seed") and np.ndim(value) == 0
-            values = [value] * self.num_envs if value is None or is_one else list(value)
+            is_many = _is_many(value)
+            if not is_many and value is not None and name in ("frames", "actions"):
+                raise ShapeError(f"option {name} must have one entry a dream, {self.num_envs}; got {value!r}")
+            values = list(value) if is_many else [value] * self.num_envs
             if len(values) != self.num_envs:
                 raise ShapeError(f"option {name} must have one entry a dream, {self.num_envs}; got {len(values)}")
             found[name] = values
@@ -575,7 +577,7 @@ class DreamVectorEnv(gymnasium.vector.VectorEnv[Any, Any, Any]):
 
     def _read_seeds(self, seed: Any) -> list[int | None]:
         """Return a seed a dream."""
-        if seed is None or isinstance(seed, str) or not isinstance(seed, Sequence | np.ndarray):
+        if not _is_many(seed):
             first = check_seed(seed)
             return [None if first is None else first + number for number in range(self.num_envs)]
         if len(seed) != self.num_envs:
@@ -638,6 +640,13 @@ def check_row(row: Any, num_envs: int) -> int:
         return check_whole("dream", row, 0, num_envs - 1)
     except ConfigError as error:
         raise ShapeError(str(error)) from error
+
+
+def _is_many(value: Any) -> bool:
+    """Whether a value is one a dream, and not one for all."""
+    if isinstance(value, np.ndarray):
+        return value.ndim > 0
+    return isinstance(value, Sequence) and not isinstance(value, str)
 
 
 def _read_array(actions: Any, accepted: str) -> np.ndarray:

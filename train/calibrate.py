@@ -63,8 +63,8 @@ def calibrate(options: CalibrateOptions) -> dict[str, Any]:
     after = {name: _compose(before[name], fits[name]) for name in KINDS}
 
     temporary = options.out.with_name(f".{options.out.name}.{os.getpid()}.tmp")
-    options.out.parent.mkdir(parents=True, exist_ok=True)
     try:
+        options.out.parent.mkdir(parents=True, exist_ok=True)
         shutil.copytree(resolve(options.checkpoint), temporary)
         save_bundle(temporary, info=info | {"calibration": after})
         temporary.rename(options.out)

@@ -32,11 +32,14 @@ def pick_device(name: str) -> torch.device:
     Args:
         name: "auto" (a GPU where there is one), "cpu", "cuda", "cuda:N" or "mps".
 
+    Returns:
+        a device as tensors on it name it: with its number, but for the CPU.
+
     Raises:
         DeviceError: no such device on this machine.
     """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
     except RuntimeError as error:
@@ -48,6 +51,8 @@ def pick_device(name: str) -> torch.device:
         raise DeviceError("device 'mps' asked for, but this torch has no Metal; use --device cpu or auto")
     if device.type not in ("cpu", "cuda", "mps"):
         raise DeviceError(f"device {name!r} is not supported; accepted: auto, cpu, cuda, cuda:N, mps")
+    if name in ("cuda", "mps"):  # tensors name theirs, so that devices can be compared
+        device = torch.device(device.type, torch.cuda.current_device() if device.type == "cuda" else 0)
     return device
 
 

@@ -16,8 +16,8 @@ class RewardRule:
     """What a world says of its rewards.
 
     Attributes:
-        apart: what pays is gone then, so that nothing pays twice: a reward nearer than this to the place of an earlier
-            one is none, in the unit of poses; 0 where the world does not say so.
+        apart: what pays is gone then, so that nothing pays twice: a reward nearer than this to where an earlier one was
+            paid is none, in the unit of poses; 0 where the world does not say so.
         ends_after: rewards after which an episode ends; 0 where it does not.
     """
 

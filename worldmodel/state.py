@@ -216,7 +216,7 @@ class WorldState:
             )
         joined = {name: torch.cat([parts[name] for parts in named], batch_axis(name)) for name in named[0]}
         logs = [state.rewards for state in states]
-        log = RewardLog(*(torch.cat([getattr(one, name) for one in logs]) for name in ("places", "count")))
+        log = RewardLog(*(torch.cat([getattr(one, name) for one in logs]) for name in logs[0].tensors()))
         return WorldState(DreamState.from_tensors(joined), join_chances([state.chance for state in states]), log)
 
     def put(self, rows: torch.Tensor, other: "WorldState") -> None:

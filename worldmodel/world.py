@@ -460,7 +460,7 @@ class WorldModel:
         """Take a step of every dream in place whose frames are given: the truth in the middle of a dream.
 
         The state then is as if the frames had been dreamt, but that a memory of pixels knows them as true, as it knows
-        those of `reset`. Chance moves on as in `step`.
+        those of `reset`; what it pays is not counted. Chance moves on as in `step`.
 
         Args:
             state: from `reset`; changed.
@@ -546,7 +546,7 @@ class WorldModel:
         noise, shown_noise = (self._noise(state.chance, 2) if drawn is None else drawn).split(1, 1)
         latents, prediction = self.sampler.advance(state.dream, actions[:, None], noise, shown_noise)
         heads = self.read_heads(prediction.reward_logits, prediction.terminated_logit)
-        return Shown(*(part[:, 0] for part in (latents, *heads)))
+        return Shown(*self._settle(state, Step(*(part[:, 0] for part in (latents, *heads)))))
 
     def _last_picture(self, state: WorldState, decode: bool) -> torch.Tensor:
         """Return the last finished frame as the dream keeps it, with some noise; or its latents."""

@@ -223,6 +223,27 @@ def test_openings_begun_some_at_a_time_are_the_same_starts(
         assert torch.allclose(part.float(), tables[1][name].float(), atol=1e-4), name
 
 
+@pytest.mark.parametrize(
+    ("given", "error"),
+    [
+        ({"options": {"frames": 5}}, ShapeError),
+        ({"options": {"opening": [[1, 2], [3], [4]]}}, ConfigError),
+        ({"options": {"opening": "one"}}, ConfigError),
+        ({"seed": np.array(-5)}, SeedError),
+        ({"seed": np.array([1, 2])}, SeedError),
+        ({"seed": 1.5}, SeedError),
+    ],
+    ids=str,
+)
+def test_a_reset_that_cannot_be_read_is_refused(
+    given: dict[str, Any], error: type[Exception], make: Callable[..., DreamVectorEnv]
+) -> None:
+    env = make()
+    with pytest.raises(error):
+        env.reset(**given)
+    assert len(env.reset(seed=np.array(5))[0]) == 3
+
+
 @pytest.mark.parametrize("kind", KINDS, ids=str)
 def test_a_dream_begun_anew_is_the_one_that_reset_begins(
     kind: dict[str, str], make_pixels: Callable[..., DreamVectorEnv]

@@ -115,3 +115,20 @@ def test_the_report_has_both_heads(bundle: Path, played: Path) -> None:
     found = predict_events(WorldModel.load(bundle, device="cpu"), episodes, SMALL, 4, 0)
     lines = Calibration().lines({name: score_probabilities(part) for name, part in found.items()})
     assert sum(line.startswith("| reward") for line in lines) >= 2 and json.dumps(lines)
+
+
+def test_what_has_no_event_and_what_has_a_rule_is_predicted(played: Path, bundle: Path) -> None:
+    """All pieces of one kind are no fault; the rule of a world does not touch what its heads are judged by."""
+    episodes = list_episodes(open_shards(played))
+    world = WorldModel.load(bundle, device="cpu")
+    plain = predict_events(world, episodes, SMALL, 4, 0)
+    ruled = WorldModel(world.codec, world.denoiser, device="cpu", info={"reward_rule": {"ends_after": 1}})
+    found = predict_events(ruled, episodes, SMALL, 4, 0)
+    assert torch.equal(found["terminated"].probability, plain["terminated"].probability)
+    assert ruled.reward_rule.ends_after == 1
+    for options in (
+        CalibrationOptions(dreams=2, context=20, horizon=9),
+        CalibrationOptions(dreams=2, context=4, horizon=19),
+    ):
+        pieces, weights = choose_pieces(episodes, options, np.random.default_rng(0))
+        assert len(pieces) == len(weights) > 0

@@ -36,6 +36,10 @@ def test_nothing_pays_twice_and_the_last_reward_ends_a_dream() -> None:
     log, is_repeated, is_over = settle(RULE, log, torch.zeros(2), at((0, 0), (5, 0)))  # without a reward
     assert not is_repeated.any() and is_over.tolist() == [True, False]
     assert settle(RULE, log, torch.ones(2), at((0, 0.85), (5, 0.95)))[1].tolist() == [True, False]
+    # Who walks on about what did not go away is not paid on its other side.
+    for y in (0.6, 1.2, 1.8):
+        log, is_repeated, _ = settle(RULE, log, torch.ones(2), at((7, 0), (5, y)))
+        assert is_repeated.tolist() == [y > 0.6, True]
 
 
 def test_without_poses_rewards_are_counted_and_without_a_rule_all_is_as_the_heads_say() -> None:
@@ -96,5 +100,6 @@ def test_a_dream_ends_with_its_last_reward_and_a_state_keeps_the_count(paying: W
         assert step.terminated.all() and (step.end_probability == 1).all() and step.rewards.all()
     paying.put(state, [0], begin(paying, 1))
     assert paying.step(state, stand).terminated.tolist() == [False, True]
-    imagined = paying.imagine(begin(paying), lambda frames: stand, 4)
-    assert imagined.terminated.tolist() == [[False, False, True, True]] * 2
+    for decode in (True, False):
+        imagined = paying.imagine(begin(paying), lambda frames: stand, 4, decode=decode)
+        assert imagined.terminated.tolist() == [[False, False, True, True]] * 2

@@ -20,6 +20,7 @@ from train.measures.base import Bench, Measure
 from train.reports.plots import markdown_row, show_number
 from worldmodel.analysis.calibration import Predicted, score_probabilities
 from worldmodel.errors import ConfigError, DataError
+from worldmodel.reward_rule import RewardRule
 from worldmodel.world import WorldModel
 
 KINDS = {"reward": "rewards", "terminated": "terminated"}
@@ -105,13 +106,15 @@ def choose_pieces(
             ahead = slice(start + options.context - 1, start + length - 1)
             found[bool(happens[ahead].any())].append(Piece(episode, start, length))
     if not found[True] and not found[False]:
-        raise DataError(f"no held-out episode has {length} frames: lower calibration.context or calibration.horizon")
+        raise DataError(f"no episode has {length} frames: lower calibration.context or calibration.horizon")
 
     counts = {True: min(options.dreams // 2, len(found[True]))}
     counts[False] = min(options.dreams - counts[True], len(found[False]))
     pieces: list[Piece] = []
     weights: list[float] = []
     for kind, count in counts.items():
+        if not count:
+            continue
         pieces += [found[kind][int(i)] for i in rng.permutation(len(found[kind]))[:count]]
         weights += [len(found[kind]) / count] * count
     return pieces, weights
@@ -127,9 +130,13 @@ def predict_events(
 ) -> dict[str, Predicted]:
     """Dream along recorded play; return what the heads say of every step, and what was recorded, by `KINDS`.
 
+    The rule of the world is left out: it bounds what the heads say, whatever that is.
+
     Raises:
         DataError: as `choose_pieces`, or a file is damaged or gone.
     """
+    model = model.with_settings()
+    model.reward_rule = RewardRule()
     pieces, weights = choose_pieces(episodes, options, np.random.default_rng([seed, 16]))
     known = options.context - 1
     parts: dict[str, list[torch.Tensor]] = {}

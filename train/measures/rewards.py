@@ -20,7 +20,7 @@ from train.data.rollouts import Piece, in_batches, read_pieces, spread_over
 from train.measures.base import Bench, Measure
 from train.reports.plots import markdown_row, show_number
 from worldmodel.analysis.recall import wilson_interval
-from worldmodel.errors import ConfigError
+from worldmodel.errors import ConfigError, DataError
 
 NEAR_SIZE = 12.0  # pixels at 64 a frame: a target that is reached by walking to it is larger before
 BEFORE, AFTER = 6, 8  # frames in which it must have been seen, and must not be seen any more
@@ -134,10 +134,18 @@ def judge(targets: Targets, first: np.ndarray, play: Play) -> dict[str, list[boo
     return found
 
 
-def dream(bench: Bench, pieces: Sequence[Piece], walkers: Sequence[Walker], num_frames: int) -> list[Play]:
-    """Let players walk in dreams that start with the pieces; a dream goes on after it said that it ended."""
+def dream(bench: Bench, pieces: Sequence[Piece], walkers: Sequence[Walker], num_frames: int, first: int) -> list[Play]:
+    """Let players walk in dreams that start with the pieces; a dream goes on after it said that it ended.
+
+    Args:
+        bench: with the model.
+        pieces: real frames before each dream.
+        walkers: one a dream.
+        num_frames: steps.
+        first: number of the first of these dreams, for their seeds.
+    """
     given = read_pieces(pieces)
-    seeds = [bench.seed + 7919 * number for number in range(len(pieces))]
+    seeds = [bench.seed + 7919 * (first + number) for number in range(len(pieces))]
     state = bench.model.reset(given["frames"], given["actions"].long(), seeds)
     frames = given["frames"][:, -1]
     steps = []
@@ -185,6 +193,8 @@ def measure_rewards(bench: Bench, options: RewardsOptions) -> dict[str, Any]:
     found: dict[str, Any] = {}
     with bench.world.targets(bench.episodes[0], bench.model.codec.config.image_size) as targets:
         starts = targets.find(bench.episodes, options.context, 4, options.cases, rng)
+        if not starts:
+            raise DataError("no held-out frame has a target in view that later frames show again: record more episodes")
         in_view = [Piece(start.episode, start.frame - options.context + 1, options.context) for start in starts]
         anywhere = spread_over(bench.episodes, options.context, options.cases, rng)
 
@@ -199,7 +209,7 @@ def measure_rewards(bench: Bench, options: RewardsOptions) -> dict[str, Any]:
             real: list[Play] = []
             firsts = [read_pieces([piece], ("frames",))["frames"][0, -1].numpy() for piece in pieces]
             for batch in in_batches(pieces, bench.batch_size):
-                dreams += dream(bench, batch, walkers(who, len(batch), len(dreams)), options.frames)
+                dreams += dream(bench, batch, walkers(who, len(batch), len(dreams)), options.frames, len(dreams))
             for number, (piece, first) in enumerate(zip(pieces, firsts, strict=True)):
                 (walker,) = walkers(who, 1, number)
                 last = piece.start + piece.num_frames - 1
