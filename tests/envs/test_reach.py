@@ -1,5 +1,7 @@
 """The Reach task: what is in view at its starts, when it ends, files of starts, and dreams begun from them."""
 
+import copy
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -78,6 +80,34 @@ def test_equal_seeds_give_equal_starts_and_the_next_is_another() -> None:
             first.reset(seed=seed)
     for env in (first, second):
         env.close()
+
+
+@pytest.mark.parametrize("how", ["pickle", "copy"])
+def test_a_copy_goes_on_as_the_task_does_and_leaves_it_alone(how: str) -> None:
+    env = gymnasium.make("envs:Real/LabMazeReach-v0", image_size=16)
+    env.reset(seed=3)
+    other = pickle.loads(pickle.dumps(env)) if how == "pickle" else copy.deepcopy(env)
+    frame = env.render()
+    begun = [other.reset() for _ in range(2)]
+    assert np.array_equal(env.render(), frame)
+    for theirs, info in begun:
+        mine, own = env.reset()
+        assert np.array_equal(mine, theirs) and own["scene_seed"] == info["scene_seed"]
+    for one in (env, other):
+        one.close()
+
+
+def test_starts_drawn_after_a_restore_are_those_drawn_before_it() -> None:
+    env = gymnasium.make("envs:Real/LabMazeReach-v0", image_size=16)
+    env.reset(seed=3)
+    moment = env.unwrapped.snapshot()
+    begun = [env.reset() for _ in range(2)]
+    env.unwrapped.restore(moment)
+    again = [env.reset() for _ in range(2)]
+    for (frame, info), (other, told) in zip(begun, again, strict=True):
+        assert np.array_equal(frame, other) and info["scene_seed"] == told["scene_seed"]
+    assert begun[0][1]["scene_seed"] != begun[1][1]["scene_seed"]
+    env.close()
 
 
 def test_gymnasium_accepts_it_and_truncates_it_after_a_hundred_steps() -> None:
@@ -161,7 +191,7 @@ class Row(World):
 
 
 def test_a_world_of_ones_own_has_the_task_by_telling_starts(tmp_path: Path) -> None:
-    env = Reach(PaidEnv(), lambda rng: Row().find_reach_start(None, rng, "any", (8, 9), 0).options)
+    env = Reach(PaidEnv(), lambda env, rng: Row().find_reach_start(env, rng, "any", (8, 9), 0).options)
     place = int(env.reset(seed=3)[0][0, 0, 0])
     assert [env.step(1)[1:3] for _ in range(9 - place)] == [(0.0, False)] * (8 - place) + [(1.0, True)]
     record_starts(Row(), 3, tmp_path / "row.h5", num_frames=4, image_size=8)
@@ -261,12 +291,12 @@ def test_the_shipped_world_has_openings_with_a_sphere_in_view() -> None:
 def test_a_file_that_is_no_file_of_starts_is_refused(
     starts: Path, tmp_path: Path, change: Callable[[Any], Any], message: str
 ) -> None:
-    copy = tmp_path / "copy.h5"
-    copy.write_bytes(starts.read_bytes())
-    with h5py.File(copy, "r+") as file:
+    changed = tmp_path / "changed.h5"
+    changed.write_bytes(starts.read_bytes())
+    with h5py.File(changed, "r+") as file:
         change(file)
     with pytest.raises((ConfigError, DataError), match=message):
-        read_starts(copy, "LabMaze", ACTIONS.names, 32)
+        read_starts(changed, "LabMaze", ACTIONS.names, 32)
 
 
 def test_starts_of_another_size_and_a_file_that_is_not_there_are_refused(starts: Path, tmp_path: Path) -> None:
