@@ -88,15 +88,23 @@ def find_sizes(start: str, min_size_px: float | None, max_size_px: float | None)
         max_size_px: in place of the latter.
 
     Raises:
-        ConfigError: no such name, or the sizes leave nothing.
+        ConfigError: no such name, a size is no number, or the sizes leave nothing.
     """
     if start not in START_SIZES:
         raise ConfigError(f"start {start!r} is not accepted; use one of {', '.join(START_SIZES)}")
     low, high = START_SIZES[start]
-    low, high = low if min_size_px is None else float(min_size_px), high if max_size_px is None else float(max_size_px)
+    low, high = _read_size("min_size_px", min_size_px, low), _read_size("max_size_px", max_size_px, high)
     if not 0 < low < high:
         raise ConfigError(f"sizes from {low:g} to {high:g} pixels leave nothing; take min_size_px below max_size_px")
     return low, high
+
+
+def _read_size(name: str, value: float | None, default: float) -> float:
+    """Return a size as a float, and `default` for None; ConfigError where it is no number."""
+    try:
+        return default if value is None else float(value)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise ConfigError(f"{name} {value!r} is not accepted; take pixels of 64, such as {default:g}") from error
 
 
 @dataclass(frozen=True)

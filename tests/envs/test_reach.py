@@ -131,6 +131,8 @@ def test_a_start_that_is_given_is_taken() -> None:
     [
         ({"start": "here"}, "start 'here' is not accepted; use one of near, far, any"),
         ({"min_size_px": 20, "max_size_px": 9}, "sizes from 20 to 9 pixels leave nothing"),
+        ({"min_size_px": "a"}, "min_size_px 'a' is not accepted; take pixels of 64, such as 8"),
+        ({"max_size_px": [9, 10]}, r"max_size_px \[9, 10\] is not accepted; take pixels of 64, such as 48"),
         ({"min_size_px": 1}, "sizes from 1.0 to 48.0 pixels are not accepted; take .* from 3 to 48"),
         ({"split": "new"}, "split 'new' is not accepted; use one of train, test, any"),
         ({"num_targets": 0}, "num_targets 0 leaves nothing to reach"),
@@ -279,13 +281,27 @@ def test_the_shipped_world_has_openings_with_a_sphere_in_view() -> None:
     env.close()
 
 
+def put(file: Any, name: str, values: np.ndarray) -> None:
+    """Put other values in the place of those of a file."""
+    del file[name]
+    file[name] = values
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         (lambda file: file.attrs.update(format="other"), "is no file of starts of version 1"),
         (lambda file: file.attrs.update(world="Row"), "holds starts of Row; this dream is of LabMaze"),
         (lambda file: file.__delitem__("actions"), "cannot be read as a file of starts"),
-        (lambda file: (file.__delitem__("sizes_px"), file.create_dataset("sizes_px", data=[1.0])), "is damaged"),
+        (lambda file: put(file, "sizes_px", np.ones(1, np.float32)), "is damaged: its frames, actions and sizes do"),
+        (lambda file: put(file, "frames", np.zeros((6, 8), np.uint8)), r"is damaged: its frames have shape \(6, 8\)"),
+        (
+            lambda file: put(file, "frames", file["frames"][..., :1]),
+            r"shape \(6, 8, 32, 32, 1\), not \(N, T, H",
+        ),
+        (lambda file: put(file, "frames", file["frames"][:] / 255), "its frames are float64, not uint8; record it"),
+        (lambda file: put(file, "actions", file["actions"][:] + 0.0), "its actions are float.*, not uint8; record it"),
+        (lambda file: file.attrs.update(action_names=3), "cannot be read as a file of starts"),
     ],
 )
 def test_a_file_that_is_no_file_of_starts_is_refused(

@@ -241,9 +241,18 @@ def test_many_are_made_with_the_reset_that_is_asked_for(processes: bool) -> None
 
 
 def test_many_refuse_what_they_do_not_know() -> None:
-    for name, value in {"num_envs": 0, "autoreset_mode": "now", "palette": "neon"}.items():
+    for name, value in {"autoreset_mode": "now", "palette": "neon"}.items():
         with pytest.raises(ConfigError, match=f"{name} {value!r} is"):
             gymnasium.make_vec("envs:Real/LabMaze-v0", **{"num_envs": 1, **SMALL, name: value})
+    for count in (0, 1.5, True):
+        with pytest.raises(ConfigError, match=f"num_envs must be a whole number of at least 1; got {count!r}"):
+            gymnasium.make_vec("envs:Real/LabMaze-v0", num_envs=count, **SMALL)
+
+
+def test_how_many_may_be_a_number_of_numpy() -> None:
+    many = gymnasium.make_vec("envs:Real/LabMaze-v0", num_envs=np.int64(2), **SMALL)
+    assert many.reset(seed=0)[0].shape == (2, 16, 16, 3)
+    many.close()
 
 
 def play(env: LabMazeEnv, actions: list[int]) -> list[tuple[Any, ...]]:
