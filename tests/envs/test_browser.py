@@ -231,9 +231,8 @@ def test_what_is_downloaded_is_the_file(
             assert await answer.read() == (tmp_path / name).read_bytes()
         for path in (f"/{kind}/..%2f..%2fetc%2fpasswd", f"/{kind}/{name}", f"/{name}", "/page.js", other):
             assert (await place.client.get(path)).status == 404
-        assert (await end(page, await begin(page)))[
-            f"finished_{kind}"
-        ] == f"{kind}-2.{suffix}"  # stopping takes a name as well
+        hud = await end(page, await begin(page))
+        assert hud[f"finished_{kind}"] == f"{kind}-2.{suffix}"  # stopping takes a name as well
 
     monkeypatch.chdir(tmp_path)
     run(test, Path())  # a folder that is told of by a name of its own when something is saved
