@@ -16,6 +16,7 @@ from gymnasium.vector import VectorEnv
 
 from envs.dreamer import Dreamer, check_seed
 from envs.tasks.starts import Openings, read_starts
+from envs.worlds.base import World
 from envs.worlds.registry import get_world
 from envs.worlds.vector import make_real_vector
 from worldmodel.errors import ConfigError
@@ -28,8 +29,8 @@ CHANCE = 0x52454143  # set apart from what the world draws with the same seed
 START_SIZES = {"near": (16.0, 48.0), "far": (8.0, 16.0), "any": (8.0, 48.0)}
 """By the argument `start`: smallest size of what pays and the one that is too large, pixels of 64 a frame."""
 
-StartChooser = Callable[[np.random.Generator], dict[str, Any]]
-"""Draws where an episode starts: options of the environment's reset."""
+StartChooser = Callable[[gymnasium.Env[np.ndarray, np.int64], np.random.Generator], dict[str, Any]]
+"""Draws where an episode of a world, which it may reset, starts: options of the environment's reset."""
 
 _START_OPTIONS = ("scene_seed", "pose", "targets_reached", "opening", "frames", "actions")
 
@@ -37,15 +38,17 @@ _START_OPTIONS = ("scene_seed", "pose", "targets_reached", "opening", "frames", 
 class Reach(gymnasium.Wrapper[np.ndarray, np.int64, np.ndarray, np.int64]):
     """A world whose episodes start at a drawn start and end at the first reward.
 
+    It keeps no chance of its own: a seed or the world's `np_random` draws a start, so a snapshot of the world is one of
+    the task. It can be pickled and copied as far as the world and `choose_start` can.
+
     Args:
         env: the world.
-        choose_start: draws a start; all its chance comes from the generator that it is given.
+        choose_start: draws a start in the world; all its chance comes from the generator that it is given.
     """
 
     def __init__(self, env: gymnasium.Env[np.ndarray, np.int64], choose_start: StartChooser) -> None:
         super().__init__(env)
         self._choose_start = choose_start
-        self._chance = np.random.default_rng()
 
     @property
     def spec(self) -> EnvSpec | None:  # type: ignore[override]
@@ -57,14 +60,17 @@ class Reach(gymnasium.Wrapper[np.ndarray, np.int64, np.ndarray, np.int64]):
     ) -> tuple[np.ndarray, dict[str, Any]]:
         """Start at a start drawn by the seed; or where `options` say, as the world's reset takes them.
 
+        Without a seed, the start is drawn by what the world's `np_random` gives next.
+
         Raises:
             SeedError: the seed is negative or not an integer. Others as the world's reset and the choice of a start.
         """
-        if (checked := check_seed(seed)) is not None:
-            self._chance = np.random.default_rng([checked, CHANCE])
-        options = options or {}
-        is_start_given = any(name in options for name in _START_OPTIONS)
-        start = {} if is_start_given else self._choose_start(self._chance)
+        checked, options = check_seed(seed), options or {}
+        if any(name in options for name in _START_OPTIONS):
+            return self.env.reset(seed=seed, options=options)
+
+        drawn = int(self.env.unwrapped.np_random.integers(2**63 - 1)) if checked is None else checked
+        start = self._choose_start(self.env, np.random.default_rng([drawn, CHANCE]))
         return self.env.reset(seed=seed, options=start | options)
 
     def step(self, action: np.int64) -> tuple[np.ndarray, SupportsFloat, bool, bool, dict[str, Any]]:
@@ -82,15 +88,42 @@ def find_sizes(start: str, min_size_px: float | None, max_size_px: float | None)
         max_size_px: in place of the latter.
 
     Raises:
-        ConfigError: no such name, or the sizes leave nothing.
+        ConfigError: no such name, a size is no number, or the sizes leave nothing.
     """
     if start not in START_SIZES:
         raise ConfigError(f"start {start!r} is not accepted; use one of {', '.join(START_SIZES)}")
     low, high = START_SIZES[start]
-    low, high = low if min_size_px is None else float(min_size_px), high if max_size_px is None else float(max_size_px)
+    low, high = _read_size("min_size_px", min_size_px, low), _read_size("max_size_px", max_size_px, high)
     if not 0 < low < high:
         raise ConfigError(f"sizes from {low:g} to {high:g} pixels leave nothing; take min_size_px below max_size_px")
     return low, high
+
+
+def _read_size(name: str, value: float | None, default: float) -> float:
+    """Return a size as a float, and `default` for None; ConfigError where it is no number."""
+    try:
+        return default if value is None else float(value)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise ConfigError(f"{name} {value!r} is not accepted; take pixels of 64, such as {default:g}") from error
+
+
+@dataclass(frozen=True)
+class RealStarts:
+    """Draws starts in a real world: a `StartChooser` that can be pickled.
+
+    Attributes:
+        world: whose starts.
+        split: of the scenes, as `World.find_reach_start`.
+        sizes_px: smallest size of what pays and the one that is too large, pixels of 64 a frame.
+    """
+
+    world: World
+    split: str
+    sizes_px: tuple[float, float]
+
+    def __call__(self, env: gymnasium.Env[np.ndarray, np.int64], rng: np.random.Generator) -> dict[str, Any]:
+        """Draw a start; errors as `World.find_reach_start`."""
+        return self.world.find_reach_start(env, rng, self.split, self.sizes_px, num_actions=0).options
 
 
 def make_real_reach(
@@ -114,13 +147,8 @@ def make_real_reach(
     Raises:
         ConfigError: a setting is not accepted. MissingPackageError: a package of the world is not installed.
     """
-    sizes_px, place = find_sizes(start, min_size_px, max_size_px), get_world(world)
-    env = place.make(**({"max_episode_steps": None} | settings))
-
-    def choose(rng: np.random.Generator) -> dict[str, Any]:
-        return place.find_reach_start(env, rng, split, sizes_px, num_actions=0).options
-
-    return Reach(env, choose)
+    choose_start = RealStarts(get_world(world), split, find_sizes(start, min_size_px, max_size_px))
+    return Reach(choose_start.world.make(**({"max_episode_steps": None} | settings)), choose_start)
 
 
 @dataclass(frozen=True)

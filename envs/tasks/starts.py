@@ -21,6 +21,7 @@ from worldmodel.files import write_file
 
 FORMAT, VERSION = "worldmodel-starts", 1
 NUM_FRAMES = 8
+_DTYPES = {"frames": "uint8", "actions": "uint8", "sizes_px": "float32", "scene_seeds": "int64"}
 
 
 class Openings(NamedTuple):
@@ -94,7 +95,6 @@ def record_starts(
 
 def _to_bytes(world: World, rows: dict[str, list[Any]], said: dict[str, Any]) -> bytes:
     """Return the content of a file."""
-    kinds = {"frames": "uint8", "actions": "uint8", "sizes_px": "float32", "scene_seeds": "int64"}
     header = {"format": FORMAT, "version": VERSION, "world": world.name}
     header |= {"action_names": json.dumps(list(world.actions.names))} | said
     content = io.BytesIO()
@@ -102,7 +102,7 @@ def _to_bytes(world: World, rows: dict[str, list[Any]], said: dict[str, Any]) ->
         file.attrs.update(header)
         for name, values in rows.items():
             packed = {"compression": "gzip", "compression_opts": 1} if name == "frames" else {}
-            file.create_dataset(name, data=np.asarray(values, kinds[name]), **packed)
+            file.create_dataset(name, data=np.asarray(values, _DTYPES[name]), **packed)
     return content.getvalue()
 
 
@@ -125,14 +125,35 @@ def read_starts(path: Path, world: str, action_names: Sequence[str], image_size:
                 raise DataError(f"{path} is no file of starts of version {VERSION}: record one with train.starts")
             openings = Openings(*(file[name][:] for name in Openings._fields))
             names, found_world = tuple(json.loads(file.attrs["action_names"])), str(file.attrs["world"])
-    except (OSError, KeyError, ValueError) as error:
+    except (OSError, KeyError, TypeError, ValueError) as error:
         raise DataError(f"{path} cannot be read as a file of starts ({error}): record one with train.starts") from error
 
-    count, num_frames, height, *_ = openings.frames.shape
-    if openings.actions.shape != (count, num_frames - 1) or openings.sizes_px.shape != (count,):
-        raise DataError(f"{path} is damaged: its frames, actions and sizes do not fit; record it with train.starts")
-    mine, theirs = (world, tuple(action_names), image_size), (found_world, names, height)
+    _check_arrays(path, openings)
+    mine = (world, tuple(action_names), image_size)
+    theirs = (found_world, names, openings.frames.shape[2])
     for what, wanted, found in zip(("of", "with actions", "in frames of size"), mine, theirs, strict=True):
         if wanted != found:
             raise ConfigError(f"{path} holds starts {what} {found}; this dream is {what} {wanted}: record others")
     return openings
+
+
+def _check_arrays(path: Path, openings: Openings) -> None:
+    """Check the shapes and dtypes of what a file holds.
+
+    Raises:
+        DataError: they are not those of a file of starts, or do not fit each other.
+    """
+    for name, part in openings._asdict().items():
+        if part.dtype != _DTYPES[name]:
+            raise DataError(
+                f"{path} is damaged: its {name} are {part.dtype}, not {_DTYPES[name]}; record it with train.starts"
+            )
+
+    shape = openings.frames.shape
+    if len(shape) != 5 or shape[2] != shape[3] or shape[4] != 3:
+        raise DataError(
+            f"{path} is damaged: its frames have shape {shape}, not (N, T, H, H, 3); record it with train.starts"
+        )
+    count, num_frames, *_ = shape
+    if openings.actions.shape != (count, num_frames - 1) or openings.sizes_px.shape != (count,):
+        raise DataError(f"{path} is damaged: its frames, actions and sizes do not fit; record it with train.starts")

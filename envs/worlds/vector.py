@@ -9,6 +9,7 @@ from typing import Any
 import gymnasium
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
 
+from worldmodel.counts import check_whole
 from worldmodel.errors import ConfigError
 
 
@@ -36,11 +37,10 @@ def make_real_vector(
     Raises:
         ConfigError: a setting is not accepted. MissingPackageError: as `World.make`.
     """
-    if isinstance(num_envs, bool) or not isinstance(num_envs, int) or num_envs < 1:
-        raise ConfigError(f"num_envs {num_envs!r} is not accepted; take an integer from 1 up")
+    count = check_whole("num_envs", num_envs, 1)
     mode = read_mode(autoreset_mode)
     name = "envs:" + id.format(world=world)
-    makers = [functools.partial(gymnasium.make, name, max_episode_steps=max_episode_steps, **settings)] * num_envs
+    makers = [functools.partial(gymnasium.make, name, max_episode_steps=max_episode_steps, **settings)] * count
     if processes:
         # A forked process inherits an OpenGL that waits for threads which are not there.
         return AsyncVectorEnv(makers, context="spawn", autoreset_mode=mode)

@@ -203,10 +203,13 @@ def test_what_is_downloaded_is_the_file(
 
     name, other = f"{kind}-0.{suffix}", {"session": "/video", "video": "/session"}[kind]
 
-    async def record(page: Page) -> dict[str, Any]:
-        """Record ten steps; return the counters afterwards."""
+    async def begin(page: Page) -> int:
+        """Begin to record; return the first step that is."""
         await page.ask(kind)
-        step = (await page.hud(lambda hud: hud[mark]))["step"]
+        return int((await page.hud(lambda hud: hud[mark]))["step"])
+
+    async def end(page: Page, step: int) -> dict[str, Any]:
+        """End what records since a step, ten steps later at the earliest; return the counters afterwards."""
         await page.hud(lambda hud: hud["step"] > step + 10)
         await page.ask(kind)
         return await page.hud(lambda hud: not hud[mark])
@@ -214,10 +217,9 @@ def test_what_is_downloaded_is_the_file(
     async def test(place: Place) -> None:
         page = await place.play()
         assert (await place.client.get(f"/{kind}")).status == 404
-        recording = asyncio.create_task(record(page))
-        await asyncio.sleep(0.1)
-        assert (await place.client.get(f"/{kind}")).status == 404
-        hud = await recording
+        first = await begin(page)
+        assert (await place.client.get(f"/{kind}")).status == 404  # nothing ends it before the page asks
+        hud = await end(page, first)
         assert hud[f"finished_{kind}"] == name
         assert hud["notice"]["text"] == f"{kind} saved: {name}"
         for path in (f"/{kind}", f"/{kind}?file=/etc/passwd", f"/{kind}?path=../x"):
@@ -229,7 +231,8 @@ def test_what_is_downloaded_is_the_file(
             assert await answer.read() == (tmp_path / name).read_bytes()
         for path in (f"/{kind}/..%2f..%2fetc%2fpasswd", f"/{kind}/{name}", f"/{name}", "/page.js", other):
             assert (await place.client.get(path)).status == 404
-        assert (await record(page))[f"finished_{kind}"] == f"{kind}-2.{suffix}"  # stopping takes a name as well
+        hud = await end(page, await begin(page))
+        assert hud[f"finished_{kind}"] == f"{kind}-2.{suffix}"  # stopping takes a name as well
 
     monkeypatch.chdir(tmp_path)
     run(test, Path())  # a folder that is told of by a name of its own when something is saved

@@ -1,5 +1,7 @@
 """The Reach task: what is in view at its starts, when it ends, files of starts, and dreams begun from them."""
 
+import copy
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -80,6 +82,34 @@ def test_equal_seeds_give_equal_starts_and_the_next_is_another() -> None:
         env.close()
 
 
+@pytest.mark.parametrize("how", ["pickle", "copy"])
+def test_a_copy_goes_on_as_the_task_does_and_leaves_it_alone(how: str) -> None:
+    env = gymnasium.make("envs:Real/LabMazeReach-v0", image_size=16)
+    env.reset(seed=3)
+    other = pickle.loads(pickle.dumps(env)) if how == "pickle" else copy.deepcopy(env)
+    frame = env.render()
+    begun = [other.reset() for _ in range(2)]
+    assert np.array_equal(env.render(), frame)
+    for theirs, info in begun:
+        mine, own = env.reset()
+        assert np.array_equal(mine, theirs) and own["scene_seed"] == info["scene_seed"]
+    for one in (env, other):
+        one.close()
+
+
+def test_starts_drawn_after_a_restore_are_those_drawn_before_it() -> None:
+    env = gymnasium.make("envs:Real/LabMazeReach-v0", image_size=16)
+    env.reset(seed=3)
+    moment = env.unwrapped.snapshot()
+    begun = [env.reset() for _ in range(2)]
+    env.unwrapped.restore(moment)
+    again = [env.reset() for _ in range(2)]
+    for (frame, info), (other, told) in zip(begun, again, strict=True):
+        assert np.array_equal(frame, other) and info["scene_seed"] == told["scene_seed"]
+    assert begun[0][1]["scene_seed"] != begun[1][1]["scene_seed"]
+    env.close()
+
+
 def test_gymnasium_accepts_it_and_truncates_it_after_a_hundred_steps() -> None:
     env = gymnasium.make("envs:Real/LabMazeReach-v0", image_size=16)
     check_env(env.env.env, skip_render_check=True)
@@ -101,6 +131,8 @@ def test_a_start_that_is_given_is_taken() -> None:
     [
         ({"start": "here"}, "start 'here' is not accepted; use one of near, far, any"),
         ({"min_size_px": 20, "max_size_px": 9}, "sizes from 20 to 9 pixels leave nothing"),
+        ({"min_size_px": "a"}, "min_size_px 'a' is not accepted; take pixels of 64, such as 8"),
+        ({"max_size_px": [9, 10]}, r"max_size_px \[9, 10\] is not accepted; take pixels of 64, such as 48"),
         ({"min_size_px": 1}, "sizes from 1.0 to 48.0 pixels are not accepted; take .* from 3 to 48"),
         ({"split": "new"}, "split 'new' is not accepted; use one of train, test, any"),
         ({"num_targets": 0}, "num_targets 0 leaves nothing to reach"),
@@ -161,7 +193,7 @@ class Row(World):
 
 
 def test_a_world_of_ones_own_has_the_task_by_telling_starts(tmp_path: Path) -> None:
-    env = Reach(PaidEnv(), lambda rng: Row().find_reach_start(None, rng, "any", (8, 9), 0).options)
+    env = Reach(PaidEnv(), lambda env, rng: Row().find_reach_start(env, rng, "any", (8, 9), 0).options)
     place = int(env.reset(seed=3)[0][0, 0, 0])
     assert [env.step(1)[1:3] for _ in range(9 - place)] == [(0.0, False)] * (8 - place) + [(1.0, True)]
     record_starts(Row(), 3, tmp_path / "row.h5", num_frames=4, image_size=8)
@@ -249,24 +281,38 @@ def test_the_shipped_world_has_openings_with_a_sphere_in_view() -> None:
     env.close()
 
 
+def put(file: Any, name: str, values: np.ndarray) -> None:
+    """Put other values in the place of those of a file."""
+    del file[name]
+    file[name] = values
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         (lambda file: file.attrs.update(format="other"), "is no file of starts of version 1"),
         (lambda file: file.attrs.update(world="Row"), "holds starts of Row; this dream is of LabMaze"),
         (lambda file: file.__delitem__("actions"), "cannot be read as a file of starts"),
-        (lambda file: (file.__delitem__("sizes_px"), file.create_dataset("sizes_px", data=[1.0])), "is damaged"),
+        (lambda file: put(file, "sizes_px", np.ones(1, np.float32)), "is damaged: its frames, actions and sizes do"),
+        (lambda file: put(file, "frames", np.zeros((6, 8), np.uint8)), r"is damaged: its frames have shape \(6, 8\)"),
+        (
+            lambda file: put(file, "frames", file["frames"][..., :1]),
+            r"shape \(6, 8, 32, 32, 1\), not \(N, T, H",
+        ),
+        (lambda file: put(file, "frames", file["frames"][:] / 255), "its frames are float64, not uint8; record it"),
+        (lambda file: put(file, "actions", file["actions"][:] + 0.0), "its actions are float.*, not uint8; record it"),
+        (lambda file: file.attrs.update(action_names=3), "cannot be read as a file of starts"),
     ],
 )
 def test_a_file_that_is_no_file_of_starts_is_refused(
     starts: Path, tmp_path: Path, change: Callable[[Any], Any], message: str
 ) -> None:
-    copy = tmp_path / "copy.h5"
-    copy.write_bytes(starts.read_bytes())
-    with h5py.File(copy, "r+") as file:
+    changed = tmp_path / "changed.h5"
+    changed.write_bytes(starts.read_bytes())
+    with h5py.File(changed, "r+") as file:
         change(file)
     with pytest.raises((ConfigError, DataError), match=message):
-        read_starts(copy, "LabMaze", ACTIONS.names, 32)
+        read_starts(changed, "LabMaze", ACTIONS.names, 32)
 
 
 def test_starts_of_another_size_and_a_file_that_is_not_there_are_refused(starts: Path, tmp_path: Path) -> None:

@@ -1,9 +1,12 @@
 """Real worlds at scale: in forked and spawned processes, with windows, as values."""
 
+import contextlib
 import copy
 import json
 import os
 import pickle
+import select
+import signal
 import subprocess
 import sys
 import time
@@ -26,6 +29,7 @@ from worldmodel.errors import ConfigError, SeedError, StateError
 ROOT = Path(__file__).parents[2]
 TIMEOUT_S = 60
 SMALL = {"size": 5, "num_targets": 1, "image_size": 16}
+asks_proc = pytest.mark.skipif(sys.platform != "linux", reason="asks /proc")
 
 
 @pytest.fixture
@@ -88,7 +92,7 @@ def processes_with(mark: str) -> list[int]:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(sys.platform != "linux", reason="asks /proc")
+@asks_proc
 @pytest.mark.parametrize("how", ["vectorization_mode='async'", "processes=True"])
 def test_children_do_not_outlive_a_parent_that_is_killed(how: str) -> None:
     mark = f"WORLD_TEST_{os.getpid()}"
@@ -101,15 +105,24 @@ def test_children_do_not_outlive_a_parent_that_is_killed(how: str) -> None:
         stderr=subprocess.DEVNULL,
         text=True,
     )
-    assert parent.stdout is not None
-    assert parent.stdout.readline() == "ready\n"
-    assert len(processes_with(mark)) >= 3
-    parent.kill()
-    parent.wait()
-    deadline_s = time.monotonic() + 20
-    while processes_with(mark) and time.monotonic() < deadline_s:
-        time.sleep(0.2)
-    assert processes_with(mark) == []
+    try:
+        assert parent.stdout is not None
+        assert select.select([parent.stdout], [], [], TIMEOUT_S)[0], "it does not get ready"
+        assert parent.stdout.readline() == "ready\n"
+        assert len(processes_with(mark)) >= 3
+        parent.kill()
+        parent.wait()
+
+        deadline_s = time.monotonic() + 20
+        while processes_with(mark) and time.monotonic() < deadline_s:
+            time.sleep(0.2)
+        assert processes_with(mark) == []
+    finally:
+        parent.kill()
+        parent.wait()
+        for process in processes_with(mark):  # a test that fails leaves none
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process, signal.SIGKILL)
 
 
 FORKED = """
@@ -132,6 +145,53 @@ def test_an_environment_that_was_made_before_a_fork_says_so() -> None:
     done = run_program(FORKED)
     assert done.stdout.startswith("StateError this environment was made before its process was forked"), done.stderr
     assert done.stdout.endswith("True\n")
+
+
+APART = """
+import os, signal
+from envs.worlds.labmaze import apart
+from envs.worlds.labmaze.env import LabMazeEnv
+apart.must_draw_elsewhere = lambda: True
+env = LabMazeEnv(size=5, num_targets=1, image_size=16)
+env.reset(seed=0)
+signal.alarm(30)  # one that hangs is ended, and its child by the end of the pipe
+is_told, tell = os.pipe()
+until_end, end = os.pipe()
+child = os.fork()
+if not child:
+    os.close(end)
+    try:
+        env.step(0)
+    except Exception as error:
+        print(type(error).__name__, error, flush=True)
+    env.close()
+    os.write(tell, b".")
+    os.read(until_end, 1)
+    os._exit(0)
+os.read(is_told, 1)
+print(env.step(0)[0].std() > 10, flush=True)
+env.close()
+print("closed", os.waitpid(child, os.WNOHANG) == (0, 0), flush=True)
+"""
+
+
+def test_what_draws_apart_is_its_makers_and_ends_while_a_forked_process_lives() -> None:
+    done = run_program(APART)
+    assert done.stdout.startswith("StateError this environment was made before its process was forked"), done.stderr
+    assert done.stdout.endswith("True\nclosed True\n"), done.stderr
+
+
+@asks_proc
+def test_what_draws_apart_is_made_to_end_where_it_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("envs.worlds.labmaze.apart.must_draw_elsewhere", lambda: True)
+    monkeypatch.setattr("envs.worlds.labmaze.apart.END_S", 0.1)
+    mark = f"WORLD_TEST_APART_{os.getpid()}"
+    monkeypatch.setenv(mark, "1")
+    env = LabMazeEnv(**SMALL)
+    (process,) = processes_with(mark)
+    os.kill(process, signal.SIGSTOP)
+    env.close()
+    assert processes_with(mark) == []
 
 
 WINDOW = """
@@ -181,9 +241,18 @@ def test_many_are_made_with_the_reset_that_is_asked_for(processes: bool) -> None
 
 
 def test_many_refuse_what_they_do_not_know() -> None:
-    for name, value in {"num_envs": 0, "autoreset_mode": "now", "palette": "neon"}.items():
+    for name, value in {"autoreset_mode": "now", "palette": "neon"}.items():
         with pytest.raises(ConfigError, match=f"{name} {value!r} is"):
             gymnasium.make_vec("envs:Real/LabMaze-v0", **{"num_envs": 1, **SMALL, name: value})
+    for count in (0, 1.5, True):
+        with pytest.raises(ConfigError, match=f"num_envs must be a whole number of at least 1; got {count!r}"):
+            gymnasium.make_vec("envs:Real/LabMaze-v0", num_envs=count, **SMALL)
+
+
+def test_how_many_may_be_a_number_of_numpy() -> None:
+    many = gymnasium.make_vec("envs:Real/LabMaze-v0", num_envs=np.int64(2), **SMALL)
+    assert many.reset(seed=0)[0].shape == (2, 16, 16, 3)
+    many.close()
 
 
 def play(env: LabMazeEnv, actions: list[int]) -> list[tuple[Any, ...]]:

@@ -17,15 +17,20 @@ from envs.worlds.labmaze.maze import Maze
 from envs.worlds.labmaze.scene import MazeRenderer, must_draw_elsewhere
 from worldmodel.errors import StateError, WorldModelError
 
+END_S = 5.0  # a process that is asked to end has so long before it is made to
+_CLOSE = "close"
+
 
 class RendererApart:
     """A `MazeRenderer` in another process; arguments, methods and errors are those of `MazeRenderer`.
 
-    The process ends when this is closed, dropped, or when its own process ends, however it does.
+    The process ends when this is closed, dropped, or when its own process ends, however it does; in the last case, not
+    before the processes forked from that one. In those, all calls but `close` are refused.
     """
 
     def __init__(self, num_cells: int, num_targets: int, palette: str, image_size: int) -> None:
         self._pipe: Connection | None
+        self._owner = os.getpid()
         self._pipe, theirs = Pipe()
         command = [sys.executable, "-c", f"from {__name__} import serve; serve({theirs.fileno()})"]
         # A new process, not a fork: nothing of this one's OpenGL gets into it.
@@ -61,7 +66,7 @@ class RendererApart:
         return np.asarray(self._ask("render_depth", x, y, heading_deg))
 
     def close(self) -> None:
-        """End the process; calling it again does nothing."""
+        """End the process; calling it again does nothing. In a forked process: leave it to the one that made it."""
         self._end()
 
     def __del__(self) -> None:
@@ -69,9 +74,18 @@ class RendererApart:
             self._end()
 
     def _ask(self, call: str, *arguments: Any) -> Any:
-        """Have the process do a call. Raises as `_receive`."""
+        """Have the process do a call.
+
+        Raises:
+            StateError: this is closed, or was made by another process. Others as `_receive`.
+        """
         if self._pipe is None:
             raise StateError("the environment is closed; make a new one")
+        if os.getpid() != self._owner:
+            raise StateError(
+                "this environment was made before its process was forked, and answers to one process only: make it in "
+                "the process that steps it"
+            )
         with contextlib.suppress(OSError):  # that it has ended is told below
             self._pipe.send((call, arguments))
         return self._receive(self._pipe)
@@ -92,14 +106,27 @@ class RendererApart:
         return result
 
     def _end(self) -> None:
-        if self._pipe is not None:
-            self._pipe.close()
-            self._pipe = None
+        """End the process, also where processes that were forked from this one still hold the pipe."""
+        if self._pipe is None:
+            return
+        is_owner = os.getpid() == self._owner
+        if is_owner:
+            with contextlib.suppress(OSError):  # it has ended
+                self._pipe.send((_CLOSE, ()))
+        self._pipe.close()
+        self._pipe = None
+        if not is_owner:
+            return
+
+        try:
+            self._process.wait(END_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
             self._process.wait()
 
 
 def serve(handle: int) -> None:
-    """Answer the calls of a `RendererApart` until its end of the pipe closes.
+    """Answer the calls of a `RendererApart` until it says so, or its end of the pipe closes.
 
     Args:
         handle: of this process' end of the pipe, a file descriptor.
@@ -115,6 +142,8 @@ def serve(handle: int) -> None:
     with contextlib.suppress(EOFError, OSError):
         while True:
             call, arguments = pipe.recv()
+            if call == _CLOSE:
+                break
             try:
                 result = getattr(renderer, call)(*arguments)
             except WorldModelError as error:
