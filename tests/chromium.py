@@ -16,7 +16,7 @@ from selenium.webdriver import ActionChains
 ROOT = Path(__file__).parents[1]
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 DRIVER = shutil.which("chromedriver")
-WAIT_S = 60
+WAIT_S = 120
 
 needs_chromium = pytest.mark.skipif(
     not CHROMIUM or not DRIVER, reason="no Chromium: apt-get install chromium chromium-driver"

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-WAIT_S = 60
+WAIT_S = 120
 
 needs_screen = pytest.mark.skipif(
     not shutil.which("Xvfb") or not shutil.which("xdotool"), reason="no X server: apt-get install xvfb xdotool"
