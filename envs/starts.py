@@ -76,7 +76,7 @@ class Starts:
                 _spread(place, part.select(batch_axis(name), 0), _slot_axis(name, part) - 1)
         places = torch.tensor(list(rows), dtype=torch.int64, device=state.dream.pending.device)
         state.chance.put(places, self._dreamer.model.make_chance(list(seeds), self._on_device))
-        state.log = state.rewards.put(places, RewardLog.empty(len(places), places.device))
+        state.rewards = state.rewards.put(places, RewardLog.empty(len(places), places.device))
 
     @torch.inference_mode()
     def renew(self, state: WorldState, is_new: torch.Tensor, openings: torch.Tensor, seeds: torch.Tensor) -> None:
@@ -101,7 +101,7 @@ class Starts:
             shape[batch_axis(name)] = -1
             _spread(part, found, _slot_axis(name, part), is_new.view(shape))
         state.chance.renew(is_new, seeds)
-        state.log = state.rewards.renew(is_new)
+        state.rewards = state.rewards.renew(is_new)
 
     def _begin_all(self) -> dict[str, torch.Tensor]:
         """Return what dreams are after each opening, begun some at a time, without the slots that all left empty."""

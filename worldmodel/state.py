@@ -151,22 +151,12 @@ class WorldState:
     Attributes:
         dream: tensors.
         chance: what each dream draws its noise from.
-        log: the rewards that each has had; none where it is not given.
+        rewards: what each has been paid.
     """
 
     dream: DreamState
     chance: Chance
-    log: RewardLog | None = None
-
-    def __post_init__(self) -> None:
-        if self.log is None:
-            self.log = RewardLog.empty(self.num_dreams, self.dream.pending.device)
-
-    @property
-    def rewards(self) -> RewardLog:
-        """The rewards that each dream has had."""
-        assert self.log is not None  # since __post_init__
-        return self.log
+    rewards: RewardLog
 
     def clone(self) -> "WorldState":
         """Return an independent copy that dreams on exactly as this one would."""
@@ -229,7 +219,7 @@ class WorldState:
             raise ShapeError("dreams with chance on the CPU and such with chance on the device cannot be in one batch")
         self.dream.put(rows, other.dream)
         self.chance.put(rows, other.chance)
-        self.log = self.rewards.put(rows, other.rewards)
+        self.rewards = self.rewards.put(rows, other.rewards)
 
     def to_bytes(self) -> bytes:
         """Return everything as the bytes of a safetensors file, for another process or the disk."""
@@ -248,7 +238,7 @@ class WorldState:
             named = load(content)
             parts = {n.removeprefix("dream."): part.to(device) for n, part in named.items() if n.startswith("dream.")}
             past = {n.removeprefix("rewards."): part for n, part in named.items() if n.startswith("rewards.")}
-            log = RewardLog(**past).to(device) if past else None  # bytes of an older version have none
+            log = RewardLog(**past).to(device) if past else None
             others = {n: part for n, part in named.items() if not n.startswith(("dream.", "rewards."))}
             chance = read_chance(others)
             dream = DreamState.from_tensors(parts)
@@ -261,6 +251,8 @@ class WorldState:
                 f"these bytes are a dream of an older version, with poses of {dream.cache.pose.shape[-1]} numbers "
                 f"instead of {POSE_SIZE}: begin the dream again"
             )
+        if log is None:  # bytes of an older version have none
+            log = RewardLog.empty(chance.num_dreams, device)
         return WorldState(dream, chance.to(device), log)
 
     def __reduce__(self) -> tuple[Any, ...]:

@@ -25,7 +25,7 @@ from worldmodel.memory.depth import DepthNet
 from worldmodel.memory.pixels import PixelMemory, PixelState
 from worldmodel.odometry import POSE_SIZE
 from worldmodel.reward_rule import HeadCalibration, RewardRule
-from worldmodel.rewards import settle
+from worldmodel.rewards import RewardLog, settle
 from worldmodel.sampler import Sampler, SamplerConfig, Sight
 from worldmodel.state import DreamState, Step, WorldState
 from worldmodel.step import Stepper
@@ -323,7 +323,8 @@ class WorldModel:
                 raise ShapeError(f"reset takes one seed a dream; got {len(given)} {name} for {len(frames)} dreams")
         chance = self.make_chance(seeds, on_device)
         drawn = chance if context_seeds is None else self.make_chance(context_seeds, on_device)
-        return WorldState(self._begin(self.sampler, frames, actions, drawn, ahead), chance)
+        log = RewardLog.empty(len(frames), self.device)
+        return WorldState(self._begin(self.sampler, frames, actions, drawn, ahead), chance, log)
 
     def make_chance(self, seeds: list[int], on_device: bool = False) -> Chance:
         """Return the chance of new dreams with given seeds, as `reset` does."""
@@ -447,7 +448,7 @@ class WorldModel:
     def _settle(self, state: WorldState, step: Step) -> Step:
         """Return a step as the world's own rule has it, and take its rewards into the state."""
         poses = state.dream.pending_poses[:, -1] if self.can_reckon else None
-        state.log, is_repeated, is_over = settle(self.reward_rule, state.rewards, step.rewards, poses)
+        state.rewards, is_repeated, is_over = settle(self.reward_rule, state.rewards, step.rewards, poses)
         return step._replace(
             rewards=step.rewards.masked_fill(is_repeated, 0),
             reward_probability=step.reward_probability.masked_fill(is_repeated, 0),
@@ -656,7 +657,8 @@ class WorldModel:
         if len(seeds) != len(frames):
             raise ShapeError(f"rollout takes one seed a dream; got {len(seeds)} seeds for {len(frames)} dreams")
         chance = self.make_chance(seeds)
-        state = WorldState(self._begin(sampler, frames, actions[:, :known], chance, to_come[:, :lag]), chance)
+        dream = self._begin(sampler, frames, actions[:, :known], chance, to_come[:, :lag])
+        state = WorldState(dream, chance, RewardLog.empty(len(frames), self.device))
         parts = []
         for first in range(0, num_frames, stride):
             part = self._advance(sampler, state, to_come[:, lag + first : lag + first + stride]).frames

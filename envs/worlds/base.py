@@ -253,8 +253,8 @@ class HeldActions:
         self._num_actions, self._rng = num_actions, rng
         self._action = self._left = 0
 
-    def act(self, info: dict[str, Any]) -> int:
-        """Return the action that is held now."""
+    def act(self, seen: Any) -> int:
+        """Return the action that is held now; what is seen, `info` or a frame, is not looked at."""
         if not self._left:
             self._action = int(self._rng.integers(self._num_actions))
             self._left = int(self._rng.geometric(1.0 / MEAN_HELD_STEPS))

@@ -128,7 +128,7 @@ def test_put_replaces_dreams_with_what_they_remember(make_world: Callable, openi
 def test_dreams_with_and_without_pixels_are_not_put_together(make_world: Callable, openings: Openings) -> None:
     world = make_world()
     state, fresh = start(world, openings, [0], [1]), start(world, openings, [1], [2])
-    bare = WorldState(dataclasses.replace(fresh.dream, pixels=None), fresh.chance)
+    bare = WorldState(dataclasses.replace(fresh.dream, pixels=None), fresh.chance, fresh.rewards)
     before = state.clone()
     for mine, theirs in ((state, bare), (bare, state)):
         with pytest.raises(ShapeError, match="memory of pixels"):

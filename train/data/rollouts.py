@@ -36,11 +36,15 @@ class Dream:
         frames: uint8 (B, N, H, W, 3), the dreamt frames only.
         rewards: float32 (B, N).
         terminated: bool (B, N).
+        reward_probability: float32 (B, N).
+        end_probability: float32 (B, N).
     """
 
     frames: torch.Tensor
     rewards: torch.Tensor
     terminated: torch.Tensor
+    reward_probability: torch.Tensor
+    end_probability: torch.Tensor
 
 
 def spread(
@@ -135,5 +139,4 @@ def step_on(model: WorldModel, state: WorldState, actions: torch.Tensor, on_fram
     for column in actions.long().unbind(1):
         steps.append(model.step(state, column))
         on_frames(len(column))
-    shown = ((step.frames, step.rewards, step.terminated) for step in steps)
-    return Dream(*(torch.stack(part, 1).cpu() for part in zip(*shown, strict=True)))
+    return Dream(*(torch.stack(part, 1).cpu() for part in zip(*steps, strict=True)))

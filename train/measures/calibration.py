@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from envs.data.episodes import EpisodeInfo, read_episode
-from train.data.rollouts import Piece, in_batches, read_pieces
+from train.data.rollouts import Piece, dream_on, in_batches, read_pieces
 from train.measures.base import Bench, Measure
 from train.reports.plots import markdown_row, show_number
 from worldmodel.analysis.calibration import Predicted, score_probabilities
@@ -143,22 +143,16 @@ def predict_events(
     for number, batch in enumerate(in_batches(pieces, batch_size)):
         first = number * batch_size
         given = read_pieces(batch, ("frames", "actions", "rewards", "terminated"))
-        actions = given["actions"].long()
-        state = model.reset(
-            given["frames"][:, : known + 1], actions[:, :known], [seed + first + i for i in range(len(batch))]
-        )
-        weight = torch.tensor(weights[first : first + len(batch)])
-        for step in range(options.horizon):
-            found = model.step(state, actions[:, known + step])
-            on_frames(len(batch))
-            values = {
-                "reward": found.reward_probability.cpu(),
-                "true_reward": given["rewards"][:, known + step] != 0,
-                "terminated": found.end_probability.cpu(),
-                "true_terminated": given["terminated"][:, known + step],
-                "weight": weight,
-            }
-            for name, value in values.items():
-                parts.setdefault(name, []).append(value)
+        seeds = [seed + first + number for number in range(len(batch))]
+        found = dream_on(model, given["frames"][:, : known + 1], given["actions"], seeds, on_frames)
+        values = {
+            "reward": found.reward_probability,
+            "true_reward": given["rewards"][:, known:] != 0,
+            "terminated": found.end_probability,
+            "true_terminated": given["terminated"][:, known:],
+            "weight": torch.tensor(weights[first : first + len(batch)])[:, None].expand(-1, options.horizon),
+        }
+        for name, value in values.items():
+            parts.setdefault(name, []).append(value.flatten())
     all_of = {name: torch.cat(part) for name, part in parts.items()}
     return {name: Predicted(all_of[name], all_of[f"true_{name}"].bool(), all_of["weight"]) for name in KINDS}

@@ -15,17 +15,16 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 
-from envs.worlds.base import Targets, Walker
+from envs.worlds.base import HeldActions, Targets, Walker
 from train.data.rollouts import Piece, in_batches, read_pieces, spread_over
 from train.measures.base import Bench, Measure
+from train.measures.targets import count_share
 from train.reports.plots import markdown_row, show_number
-from worldmodel.analysis.recall import wilson_interval
 from worldmodel.errors import ConfigError, DataError
 
 NEAR_SIZE = 12.0  # pixels at 64 a frame: a target that is reached by walking to it is larger before
 BEFORE, AFTER = 6, 8  # frames in which it must have been seen, and must not be seen any more
 GONE_SIZE = 8.0
-HELD_STEPS = 6.0
 
 
 @dataclass(frozen=True)
@@ -61,21 +60,6 @@ class Play:
     frames: np.ndarray
     rewards: np.ndarray
     ends: np.ndarray
-
-
-class HeldKeys:
-    """Presses keys at random and holds each for a while."""
-
-    def __init__(self, num_actions: int, rng: np.random.Generator) -> None:
-        self._num_actions, self._rng, self._action, self._left = num_actions, rng, 0, 0
-
-    def act(self, frame: np.ndarray) -> int:
-        """Return the next action; the frame is not looked at."""
-        if self._left <= 0:
-            self._action = int(self._rng.integers(self._num_actions))
-            self._left = 1 + int(self._rng.geometric(1 / HELD_STEPS))
-        self._left -= 1
-        return self._action
 
 
 class Rewards(Measure):
@@ -172,14 +156,9 @@ def summarize(targets: Targets, firsts: Sequence[np.ndarray], plays: Sequence[Pl
         "false": true.count(False),
         "false_per_1000": 1000 * true.count(False) / steps,
         "most_in_one": max(counts),
-        "gone": _share([is_gone for one in judged for is_gone in one["gone"]]),
-        "ended": _share([bool(play.ends.any()) for play in plays]),
+        "gone": count_share(np.array([is_gone for one in judged for is_gone in one["gone"]], bool)),
+        "ended": count_share(np.array([play.ends.any() for play in plays])),
     }
-
-
-def _share(values: list[bool]) -> dict[str, Any]:
-    count, of = sum(values), len(values)
-    return {"count": count, "of": of, "interval": [round(end, 4) for end in wilson_interval(count, of)]}
 
 
 def measure_rewards(bench: Bench, options: RewardsOptions) -> dict[str, Any]:
@@ -202,7 +181,7 @@ def measure_rewards(bench: Bench, options: RewardsOptions) -> dict[str, Any]:
             chances = [np.random.default_rng([bench.seed, first + number]) for number in range(count)]
             if who == "seeker":
                 return [targets.seeker(chance) for chance in chances]
-            return [HeldKeys(bench.model.num_actions, chance) for chance in chances]
+            return [HeldActions(bench.model.num_actions, chance) for chance in chances]
 
         for who, pieces in (("seeker", in_view), ("random", anywhere)):
             dreams: list[Play] = []

@@ -197,10 +197,11 @@ def measure_targets(bench: Bench, options: TargetsOptions) -> tuple[dict[str, An
 def summarize_verdicts(found: dict[str, np.ndarray]) -> dict[str, Any]:
     """Return count, share and Wilson interval of each verdict, and of dreams among those that the real world pays."""
     named = found | {"collected_dream_where_real_is": found["collected_dream"][found["collected_real"]]}
-    return {name: _share(values) for name, values in named.items()}
+    return {name: count_share(values) for name, values in named.items()}
 
 
-def _share(values: np.ndarray) -> dict[str, Any]:
+def count_share(values: np.ndarray) -> dict[str, Any]:
+    """Return how many of bool (N,) hold, of how many, as a share, and its Wilson interval."""
     count, of = int(values.sum()), len(values)
     low, high = wilson_interval(count, of)
     share = round(count / of, 4) if of else None
