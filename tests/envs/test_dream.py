@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import json
+import math
 import os
 import pickle
 import shutil
@@ -21,6 +22,7 @@ from gymnasium.utils.env_checker import check_env
 from safetensors.torch import save
 
 from envs.dream import DreamEnv
+from envs.dreamer import to_info_pose
 from envs.worlds.labmaze.constants import ACTIONS as LABMAZE_ACTIONS
 from worldmodel.checkpoint import save_bundle
 from worldmodel.denoiser import Denoiser
@@ -411,3 +413,10 @@ def test_a_bundle_that_is_no_dream_of_a_known_world(
     save_bundle(other, denoiser=make_denoiser(num_actions=4))
     with pytest.raises(CheckpointError, match="takes 4 actions; LabMaze has 7"):
         make_env(checkpoint=str(other))
+
+
+def test_a_heading_is_below_360_degrees() -> None:
+    poses = torch.zeros(3, 5)
+    poses[:, 3] = torch.tensor([-1e-8, 0.0, math.pi])
+    heading = to_info_pose(poses)[:, 2]
+    assert (heading < 360).all() and heading.tolist() == pytest.approx([0, 0, 180], abs=1e-3)

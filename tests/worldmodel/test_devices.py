@@ -45,3 +45,13 @@ def test_fast_bfloat16_is_a_claim_about_the_machine(monkeypatch: pytest.MonkeyPa
     assert has_fast_bfloat16(torch.device("cpu")) is False
     monkeypatch.delattr(torch.cpu, "_is_amx_tile_supported", raising=False)
     assert has_fast_bfloat16(torch.device("cpu")) is False
+
+
+@pytest.mark.parametrize("name", ["auto", "cuda", "cuda:1"])
+def test_a_device_is_named_as_tensors_on_it_name_it(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A tensor on a GPU says cuda:0, which is not equal to cuda."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    assert pick_device(name) == torch.device("cuda", 1 if name == "cuda:1" else 0)
+    assert pick_device("cpu") == torch.zeros(1).device
