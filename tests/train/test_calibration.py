@@ -1,5 +1,6 @@
 """Calibration: scores of probabilities, Platt's fit, dreams along a recording, and a world that carries the fit."""
 
+import dataclasses
 import json
 import math
 from collections.abc import Callable
@@ -15,7 +16,7 @@ from train.calibrate import CalibrateOptions, calibrate
 from train.data.clips import list_episodes
 from train.measures.calibration import Calibration, CalibrationOptions, choose_pieces, predict_events
 from worldmodel.analysis.calibration import Predicted, fit_platt, log_loss, score_probabilities
-from worldmodel.checkpoint import load_info
+from worldmodel.checkpoint import load_info, save_bundle
 from worldmodel.errors import CheckpointError, ConfigError
 from worldmodel.reward_rule import HeadCalibration
 from worldmodel.world import WorldModel
@@ -91,6 +92,11 @@ def test_a_world_is_calibrated_and_only_its_probabilities_change(bundle: Path, p
     assert carried.reward == pytest.approx((found["reward"]["scale"], found["reward"]["shift"]), abs=1e-3)
     with pytest.raises(ConfigError, match="there already"):
         calibrate(options)
+    save_bundle(out, info=load_info(out) | {"calibration": {"reward": [0.5, -1.0], "terminated": [2.0, 0.5]}})
+    again = calibrate(dataclasses.replace(options, checkpoint=str(out), out=tmp_path / "again"))["reward"]
+    both = HeadCalibration.of(load_info(tmp_path / "again")).reward
+    assert both == pytest.approx((0.5 * again["scale"], again["shift"] - again["scale"]), abs=1e-3)
+    assert again["scale"] != 1 or again["shift"] != 0
     assert sorted(path.name for path in out.parent.iterdir()) == ["world"]
 
     episodes = list_episodes(open_shards(played))
@@ -121,6 +127,8 @@ def test_what_has_no_event_and_what_has_a_rule_is_predicted(played: Path, bundle
     """All pieces of one kind are no fault; the rule of a world does not touch what its heads are judged by."""
     episodes = list_episodes(open_shards(played))
     world = WorldModel.load(bundle, device="cpu")
+    with torch.no_grad():
+        world.denoiser.reward_head.bias.copy_(torch.tensor([-50.0, 50.0]))  # so that the rule has something to say
     plain = predict_events(world, episodes, SMALL, 4, 0)
     ruled = WorldModel(world.codec, world.denoiser, device="cpu", info={"reward_rule": {"ends_after": 1}})
     found = predict_events(ruled, episodes, SMALL, 4, 0)

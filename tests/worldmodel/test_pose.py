@@ -108,6 +108,20 @@ def test_points_that_are_seen_through_are_forgotten() -> None:
     assert {(0.3, 0.8), (0.9, 0.0), (-0.5, 0.0)} <= kept
 
 
+def test_an_edge_takes_no_point_away() -> None:
+    """Beside a near wall's edge the picture shows what lies behind it, and the wall's own points are still there."""
+    known, columns = Surroundings.empty(1), 32
+    depth = torch.full((1, columns, columns), 1.0)
+    depth[:, :, : columns // 2] = 0.5
+    known.num_points += 2
+    half = math.tan(math.radians(35)) * 2 / columns
+    known.points[0, :2] = torch.tensor(
+        [[0.55, -0.5 * half * 0.55], [0.55, -6.5 * half * 0.55]]
+    )  # at the edge; far from it
+    observe(known, CAMERA, at(0, 0, 0), depth.reciprocal())
+    assert (known.points[0, :2, 0] > 100).tolist() == [False, True]
+
+
 def test_one_wrong_row_of_depth_makes_no_obstacle() -> None:
     pose = at(0, 0, 0)
     first, last = (int(share * 32) for share in BODY.rows)

@@ -37,7 +37,7 @@ def test_nothing_pays_twice_and_the_last_reward_ends_a_dream() -> None:
     assert not is_repeated.any() and is_over.tolist() == [True, False]
     assert settle(RULE, log, torch.ones(2), at((0, 0.85), (5, 0.95)))[1].tolist() == [True, False]
     # Who walks on about what did not go away is not paid on its other side.
-    for y in (0.6, 1.2, 1.8):
+    for y in (0.6, 1.2, 1.8, 2.4, 3.0, 1.5):
         log, is_repeated, _ = settle(RULE, log, torch.ones(2), at((7, 0), (5, y)))
         assert is_repeated.tolist() == [y > 0.6, True]
 
