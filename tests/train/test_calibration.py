@@ -84,7 +84,9 @@ def test_pieces_with_and_without_events_weigh_what_there_is_of_them(played: Path
     }
 
 
-def test_a_world_is_calibrated_and_only_its_probabilities_change(bundle: Path, played: Path, tmp_path: Path) -> None:
+def test_a_world_is_calibrated_and_only_its_probabilities_change(
+    bundle: Path, played: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     out = tmp_path / "new" / "world"
     options = CalibrateOptions(checkpoint=str(bundle), data=played, out=out, dreams=SMALL, batch_size=3)
     found = calibrate(options)
