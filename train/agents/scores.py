@@ -7,6 +7,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import torch
+
+from worldmodel.analysis.bootstrap import find_interval
 
 NUM_DRAWS = 2000
 ROLES = ("trained", "control", "random")
@@ -39,7 +42,7 @@ def draw_means(rows: Mapping[str, np.ndarray], seed: int = 0, num_draws: int = N
 
 def find_bounds(draws: np.ndarray) -> list[float]:
     """Return the 2.5 and 97.5 percentiles of figures (num_draws,)."""
-    return [round(float(bound), 3) for bound in np.quantile(draws, [0.025, 0.975])]
+    return [round(float(bound), 3) for bound in find_interval(torch.from_numpy(draws))]
 
 
 def summarize(returns: Mapping[str, Sequence[Sequence[float]]]) -> dict[str, Any]:
